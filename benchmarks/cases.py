@@ -1,0 +1,308 @@
+"""What is timed: a case is one problem, one pass, one dtype, with the list it came from and how often it occurs there.
+
+The layer lists are the CSV files in shapes/ (their README names the sources). Identical layers are timed once: the
+`*N` of a name and repeats across the chosen lists become the case's `occurrences`, the weight in totals per network.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from benchmarks.problems import ConvProblem, FusedProblem, PoolProblem, Problem, ReluProblem
+
+SHAPES = Path(__file__).parent / "shapes"
+
+PASSES: dict[str, tuple[str, ...]] = {
+    "conv2d": ("forward", "forward_relu", "grad_input", "grad_weight"),
+    "max_pool2d": ("forward", "forward_codes", "forward_indices", "backward", "backward_indices"),
+    "relu": ("forward", "forward_out", "backward"),
+    "conv2d_relu_max_pool2d": ("forward", "backward"),
+}
+PROBLEMS: dict[str, type[Problem]] = {
+    "conv2d": ConvProblem,
+    "max_pool2d": PoolProblem,
+    "relu": ReluProblem,
+    "conv2d_relu_max_pool2d": FusedProblem,
+}
+ITEMSIZE = {"float32": 4, "float64": 8}
+
+# The batch of lists that stand for whole networks; the others were written with the batch that they are about.
+NETWORK_BATCH = 8
+NETWORKS = (
+    "alexnet", "mobilenet_v1", "mobilenet_v2", "pool", "pool_2x2", "resnet18", "resnet50", "resnet50_v1_5",
+    "squeezenet_v11", "vgg11", "vgg19",
+)  # fmt: skip
+
+# From inside the first-level cache to several times any last-level cache.
+RELU_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 26)
+
+# The order in which classes appear in tables and plots.
+CLASSES = (
+    "first layer", "3x3 at 112 and up", "3x3 at 56", "3x3 at 28", "3x3 at 14", "3x3 at 7", "1x1", "strided",
+    "depthwise", "grouped", "other kernels", "small", "photo", "float64", "fused", "pool", "relu", "overhead",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time. `occurrences` says how often the layer occurs in each list that was asked for.
+
+    `rotate` marks layers of a network: between two visits of one layer, training touches far more than a cache holds,
+    so weights and saved arrays are rotated through copies; the array that the neighbouring layer has just written is
+    not (it is as warm in real use as its size allows).
+    """
+
+    op: str
+    passname: str
+    problem: Problem
+    dtype: str
+    name: str
+    occurrences: dict[str, int] = field(default_factory=dict, compare=False, hash=False)
+    rotate: bool = False
+
+    @property
+    def flops(self) -> int:
+        return self.problem.flops(self.passname)
+
+    @property
+    def bytes(self) -> int:
+        return self.problem.bytes(self.passname, ITEMSIZE[self.dtype])
+
+    @property
+    def key(self) -> str:
+        """Names the cell across result files: what is computed, not which list it was found in."""
+        return f"{self.op}.{self.passname} {self.dtype} {self.problem.describe()}"
+
+    @property
+    def kind(self) -> str:
+        """The class of the case, one of CLASSES."""
+        if "overhead" in self.occurrences:
+            return "overhead"
+        if self.dtype == "float64":
+            return "float64"
+        if isinstance(self.problem, ConvProblem):
+            return classify_conv(self.problem)
+        return {"max_pool2d": "pool", "relu": "relu", "conv2d_relu_max_pool2d": "fused"}[self.op]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the arrays that `rotate` is about: weights, and what a training step saves for backward."""
+        size, problem = ITEMSIZE[self.dtype], self.problem
+        if isinstance(problem, FusedProblem):
+            saved = prod(problem.input_shape) * size + prod(problem.output_shape) if self.passname == "backward" else 0
+            return prod(problem.conv.weight_shape) * size + saved
+        if isinstance(problem, ConvProblem):
+            weight, saved = prod(problem.weight_shape) * size, prod(problem.input_shape) * size
+            return {"grad_input": weight, "grad_weight": saved}.get(self.passname, weight)
+        if isinstance(problem, PoolProblem):
+            return problem.bytes(self.passname, 0)
+        return prod(problem.output_shape) * size if self.passname == "backward" else 0
+
+    def copies(self, cache_bytes: int, most: int = 8) -> int:
+        """How many copies of the stored arrays take turns, so that together they exceed twice the last-level cache.
+
+        `most` bounds the set-up time of libraries that compile a model per weight; small weights then stay within the
+        last-level cache, where reading them costs next to nothing beside their arithmetic.
+        """
+        if not self.rotate or self.stored_bytes == 0 or self.bytes >= 2 * cache_bytes:
+            return 1
+        return min(most, -(-2 * cache_bytes // self.stored_bytes))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Case:
+        problem = data["problem"]
+        if "conv" in problem:
+            problem = {**problem, "conv": ConvProblem(**as_tuples(problem["conv"]))}
+        kind = PROBLEMS[data["op"]]
+        return Case(**{**data, "problem": kind(**as_tuples(problem))})
+
+
+def as_tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+
+
+def classify_conv(problem: ConvProblem) -> str:
+    if problem.groups > 1:
+        return "depthwise" if problem.groups == problem.c else "grouped"
+    if problem.c <= 4 and problem.k <= 4:
+        return "photo"
+    if problem.c < 32 and problem.k < 32:
+        return "small"
+    if problem.c <= 4:
+        return "first layer"
+    if problem.stride != (1, 1):
+        return "strided"
+    if problem.kernel == (1, 1):
+        return "1x1"
+    if problem.kernel == (3, 3) and problem.dilation == (1, 1):
+        for least, plane in ((80, "112 and up"), (40, "56"), (20, "28"), (10, "14")):
+            if min(problem.h, problem.w) >= least:
+                return f"3x3 at {plane}"
+        return "3x3 at 7"
+    return "other kernels"
+
+
+def read_rows(name: str) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """Rows of shapes/NAME.csv as (layer name, occurrences, numbers)."""
+    with (SHAPES / f"{name}.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            layer, _, times = row.pop("name").partition("*")
+            yield layer, int(times or 1), {column: int(value) for column, value in row.items()}
+
+
+def available_lists() -> list[str]:
+    return sorted(path.stem for path in SHAPES.glob("*.csv"))
+
+
+def pair(row: dict[str, int], first: str, second: str) -> tuple[int, int]:
+    return row[first], row[second]
+
+
+def conv_problem(row: dict[str, int], n: int) -> ConvProblem:
+    return ConvProblem(
+        n, row["c"], row["h"], row["w"], row["k"], pair(row, "r", "s"), pair(row, "stride_h", "stride_w"),
+        pair(row, "pad_h", "pad_w"), pair(row, "dil_h", "dil_w"), row["groups"],
+    )  # fmt: skip
+
+
+def fused_problem(row: dict[str, int], n: int) -> FusedProblem:
+    return FusedProblem(
+        conv_problem(row, n), pair(row, "pool_r", "pool_s"), pair(row, "pool_stride_h", "pool_stride_w"),
+        pair(row, "pool_pad_h", "pool_pad_w"),
+    )  # fmt: skip
+
+
+def pool_problem(row: dict[str, int], n: int) -> PoolProblem | str:
+    """The problem, or why there is none: libraries pad symmetrically, by half the kernel at most."""
+    kernel, padding = pair(row, "r", "s"), pair(row, "pad_h", "pad_w")
+    if any(p > k // 2 for p, k in zip(padding, kernel, strict=True)):
+        return "padding of more than half the kernel"
+    for ceil_mode in (False, True):
+        problem = PoolProblem(
+            n, row["c"], row["h"], row["w"], kernel, pair(row, "stride_h", "stride_w"), padding, ceil_mode
+        )
+        if problem.output_shape[2:] == pair(row, "out_h", "out_w"):
+            return problem
+    return "padding that differs between the sides"
+
+
+def problems(op: str, name: str, batch: int | None) -> Iterator[tuple[str, int, Problem | str]]:
+    """(layer, occurrences, problem) of the rows about the operation; a text in place of a problem says why not."""
+    for layer, times, row in read_rows(name):
+        n = batch or row["n"]
+        if op == "conv2d" and "k" in row:
+            yield layer, times, conv_problem(row, n)
+        elif op == "conv2d_relu_max_pool2d" and "pool_r" in row:
+            yield layer, times, fused_problem(row, n)
+        elif op == "max_pool2d" and "out_h" in row:
+            average = any(word in layer for word in ("ave_", "avg_"))
+            yield layer, times, "average pooling" if average else pool_problem(row, n)
+
+
+def left_out(op: str, lists: Sequence[str]) -> dict[str, str]:
+    """Rows of the lists that the operation cannot express, with the reason."""
+    return {
+        f"{name} row {row}: {layer}": problem
+        for name in lists
+        for row, (layer, _, problem) in enumerate(problems(op, name, None), 1)
+        if isinstance(problem, str)
+    }
+
+
+def layer_cases(
+    op: str,
+    lists: Sequence[str],
+    batches: Sequence[int | None] = (None,),
+    passes: Sequence[str] | None = None,
+    dtypes: Sequence[str] = ("float32",),
+    network_batch: int = NETWORK_BATCH,
+) -> list[Case]:
+    """Cases of the given lists.
+
+    Batch None takes `network_batch` for networks and the list's own for others; 0 takes the list's own for all.
+    """
+    cases: list[Case] = []
+    for name in lists:
+        if name not in available_lists():
+            raise ValueError(f"no layer list {name!r}; there are {', '.join(available_lists())}")
+        network = name in NETWORKS
+        for batch in batches:
+            chosen = (network_batch if network else None) if batch is None else batch or None
+            cases += [
+                Case(op, passname, problem, dtype, layer, {name: times}, rotate=network)
+                for layer, times, problem in problems(op, name, chosen)
+                if not isinstance(problem, str)
+                for dtype in dtypes
+                for passname in passes or PASSES[op]
+            ]
+    return merge(cases)
+
+
+def relu_cases(
+    sizes: Iterable[int] = RELU_SIZES,
+    passes: Sequence[str] = PASSES["relu"],
+    dtypes: Sequence[str] = ("float32",),
+) -> list[Case]:
+    return [
+        Case("relu", passname, ReluProblem(size), dtype, "relu", {"relu": 1})
+        for dtype in dtypes
+        for size in sizes
+        for passname in passes
+    ]
+
+
+def overhead_cases() -> list[Case]:
+    """Calls whose arithmetic is nothing: what is timed is the way from Python to the kernel and back."""
+    conv = ConvProblem(1, 1, 8, 8, 1, (3, 3), padding=(1, 1))
+    wider = ConvProblem(1, 8, 8, 8, 8, (3, 3), padding=(1, 1))
+    pool = PoolProblem(1, 1, 8, 8, (2, 2), (2, 2))
+    tiny: list[tuple[str, str, Problem]] = [
+        ("relu", "forward", ReluProblem(8)),
+        ("relu", "forward_out", ReluProblem(8)),
+        ("conv2d", "forward", conv),
+        ("conv2d", "forward_relu", conv),
+        ("conv2d", "forward", wider),
+        ("conv2d", "grad_input", wider),
+        ("conv2d", "grad_weight", wider),
+        ("max_pool2d", "forward", pool),
+        ("max_pool2d", "backward", pool),
+    ]
+    return [Case(op, passname, problem, "float32", "overhead", {"overhead": 1}) for op, passname, problem in tiny]
+
+
+def merge(cases: Iterable[Case]) -> list[Case]:
+    """Identical problems once, in the order of their first appearance, with the occurrences of each list added up."""
+    merged: dict[str, Case] = {}
+    for case in cases:
+        first = merged.get(case.key)
+        if first is None:
+            merged[case.key] = dataclasses.replace(case, occurrences=dict(case.occurrences))
+        else:
+            for name, times in case.occurrences.items():
+                first.occurrences[name] = first.occurrences.get(name, 0) + times
+            if case.rotate and not first.rotate:
+                merged[case.key] = dataclasses.replace(first, rotate=True)
+    return list(merged.values())
+
+
+def thin(cases: Sequence[Case], each: int = 1) -> list[Case]:
+    """At most `each` layers of every class and operation, with all their passes, and every overhead: for --quick."""
+    chosen: dict[tuple[str, str, str], list[str]] = {}
+    kept = []
+    for case in cases:
+        layers = chosen.setdefault((case.kind, case.op, case.dtype), [])
+        layer = case.problem.describe()
+        if layer not in layers and (len(layers) < each or case.kind == "overhead"):
+            layers.append(layer)
+        if layer in layers:
+            kept.append(case)
+    return kept

@@ -1,0 +1,200 @@
+"""The command line of the benchmarks: which cases, which libraries, where the result goes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import cases as catalogue
+from benchmarks import floor, machine, plots, report
+from benchmarks.cases import Case
+from benchmarks.display import LiveDisplay
+from benchmarks.results import FOLDER, Results, file_name
+from benchmarks.runners import MODULES, PEERS
+from benchmarks.session import Session, Settings, instruction_sets
+
+# The commands that go by layer lists: the operation, and the lists where --lists names none.
+OPS = {"layers": "conv2d", "pool": "max_pool2d", "fused": "conv2d_relu_max_pool2d"}
+LISTS: dict[str, Sequence[str]] = {
+    "layers": ("resnet50", "vgg19", "mobilenet_v1", "small"),
+    "pool": ("pool_2x2", "pool"),
+    "fused": ("conv_relu_pool",),
+}
+EVERY_PEER = (*PEERS, "convx-separate", "reference")
+RUNNERS: dict[str, Sequence[str]] = {
+    "layers": (*PEERS[:4], "reference"),
+    "pool": (*PEERS[:4], "reference"),
+    "relu": (*PEERS, "reference"),
+    "fused": EVERY_PEER,
+    "overhead": (*PEERS, "reference"),
+    "all": EVERY_PEER,
+    "floor": ("torch", "numpy"),
+}
+# Start-up, the cell in progress at the deadline, and the plots take the rest of the minute.
+QUICK: dict[str, Any] = {
+    "seconds": 0.03, "rounds": 3, "warm_up": 0.1, "most_copies": 2, "peak_seconds": 0.1, "deadline": 42.0,
+}  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def batches(text: str) -> list[int]:
+    """Numbers, or `list` for the list's own batch."""
+    return [0 if word == "list" else int(word) for word in words(text)]
+
+
+def names_of(allowed: Sequence[str]) -> Any:
+    """An argparse type: comma-separated names, each of which must be one of `allowed`."""
+
+    def parse(text: str) -> list[str]:
+        for word in words(text):
+            if word.partition("@")[0] not in allowed:
+                raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed)}")
+        return words(text)
+
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    peers = [name for name in MODULES if name != "convx"]
+    passes = list(dict.fromkeys(name for each in catalogue.PASSES.values() for name in each))
+    run = argparse.ArgumentParser(add_help=False)
+    run.add_argument("--threads", type=int, default=machine.cpu_count(), help="for every library (default: every CPU)")
+    run.add_argument("--isa", help="the instruction set that convx is forced to: portable, avx2, avx512")
+    run.add_argument("--peers", type=names_of([*peers, "convx"]), metavar="A,B", help=f"{', '.join(peers)}, convx@ISA")
+    run.add_argument("--dtype", type=names_of(list(catalogue.ITEMSIZE)), default=["float32"], help="default: float32")
+    run.add_argument("--passes", type=names_of(passes), metavar="A,B", help=f"of {', '.join(passes)} (default: all)")
+    run.add_argument("--quick", action="store_true", help="a layer of each class, short samples: under a minute")
+    run.add_argument("--seconds", type=float, help="of timing for each cell and library (default: 0.5)")
+    run.add_argument("--rounds", type=int, help="turns of all libraries that these seconds are cut into (default: 5)")
+    run.add_argument("--memory", choices=("keep", "default"), default="keep", help="default: malloc as it comes")
+    run.add_argument("--cache", choices=("auto", "warm"), default="auto", help="warm: no rotation of arrays")
+    run.add_argument("--output", type=Path, help="default: benchmarks/results/MACHINE-DATE-COMMAND.json")
+    by_list = argparse.ArgumentParser(add_help=False)
+    lists = catalogue.available_lists()
+    by_list.add_argument("--lists", type=names_of(lists), metavar="A,B", help=f"of {', '.join(lists)}")
+    by_list.add_argument(
+        "--batch", type=batches, metavar="N,M", help="or `list`: the list's own (default: 8 in networks)"
+    )
+
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description="Times convx beside other libraries.")
+    commands = top.add_subparsers(dest="command", required=True)
+    for name, about in (
+        ("layers", "conv2d: forward, with ReLU, both gradients"),
+        ("pool", "max_pool2d: forward and backward"),
+        ("fused", "conv2d_relu_max_pool2d against separate operations"),
+    ):
+        commands.add_parser(name, parents=[run, by_list], help=about)
+    commands.add_parser("relu", parents=[run], help="relu by size: forward and backward")
+    commands.add_parser("overhead", parents=[run], help="calls on tiny arrays")
+    commands.add_parser("all", parents=[run], help="all of these in one file")
+    commands.add_parser("floor", parents=[run], help="the figures of the speed floor, and whether they are met")
+    again = commands.add_parser("report", help="tables and plots of a result file")
+    again.add_argument("file", type=Path)
+    compare = commands.add_parser("compare", help="what changed from one result file to another")
+    compare.add_argument("before", type=Path)
+    compare.add_argument("after", type=Path)
+    return top
+
+
+def list_cases(options: argparse.Namespace, command: str) -> list[Case]:
+    op = OPS[command]
+    sizes, passes = getattr(options, "batch", None) or [None], chosen_passes(options, op)
+    batch = 1 if options.quick else catalogue.NETWORK_BATCH
+    lists = chosen_lists(options, command)
+    return catalogue.layer_cases(op, lists, sizes, passes, options.dtype, batch) if passes else []
+
+
+def chosen_lists(options: argparse.Namespace, command: str) -> Sequence[str]:
+    return getattr(options, "lists", None) or LISTS[command]
+
+
+def chosen_passes(options: argparse.Namespace, op: str) -> list[str]:
+    return [name for name in catalogue.PASSES[op] if not options.passes or name in options.passes]
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    found: list[Case] = []
+    for command in (*LISTS, "relu", "overhead") if options.command == "all" else [options.command]:
+        if command in LISTS:
+            found += list_cases(options, command)
+        elif command == "relu":
+            found += catalogue.relu_cases(passes=chosen_passes(options, "relu"), dtypes=options.dtype)
+        elif command == "overhead":
+            found += catalogue.overhead_cases()
+        else:
+            found += floor.cases()
+    if not found:
+        raise ValueError("nothing to time: these lists have no layer with these passes")
+    # Cheap ones first: what the deadline cuts off is then as little as can be.
+    return sorted(catalogue.thin(found), key=lambda case: case.flops) if options.quick else found
+
+
+def left_out(options: argparse.Namespace) -> dict[str, str]:
+    """Rows of the chosen lists that an operation cannot express."""
+    rows: dict[str, str] = {}
+    for command in LISTS if options.command == "all" else [options.command]:
+        if command in LISTS:
+            rows |= catalogue.left_out(OPS[command], chosen_lists(options, command))
+    return rows
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    chosen = dict(QUICK) if options.quick else {}
+    chosen |= {name: value for name in ("seconds", "rounds") if (value := getattr(options, name)) is not None}
+    if options.cache == "warm":
+        chosen["most_copies"] = 1
+    return Settings(options.threads, isa=options.isa, memory=options.memory, **chosen)
+
+
+def measure(options: argparse.Namespace, console: Console) -> Path:
+    """Runs the command and saves its results; the file's path."""
+    cases, chosen = chosen_cases(options), settings(options)
+    peers = options.peers if options.peers is not None else RUNNERS[options.command]
+    names = ["convx", *peers]
+    if options.command == "floor" and {"avx2", "avx512"} <= set(instruction_sets(chosen)):
+        names += ["convx@avx2", "convx@avx512"]
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    with LiveDisplay(console) as display, Session(list(dict.fromkeys(names)), chosen, display) as session:
+        if "convx" in session.missing:
+            raise ValueError(f"convx itself does not start: {session.missing['convx']}")
+        results = session.run(cases, options.command, command, left_out(options))
+    path: Path = options.output or FOLDER / f"{'quick-' if options.quick else ''}{file_name(results.about)}.json"
+    results.save(path)
+    return path
+
+
+def tell(path: Path, console: Console) -> None:
+    """Tables on the console and in a text file beside the JSON, and the plots."""
+    results = Results.load(path)
+    more = [floor.summary(results)] if results.about["kind"] == "floor" else []
+    report.show(results, console, more)
+    text = path.with_suffix(".txt")
+    with text.open("w") as file:
+        report.show(results, Console(file=file, width=report.FILE_WIDTH), more)
+    for written in (path, text, *plots.draw(results, path.with_suffix(""))):
+        console.print(f"wrote {written}", soft_wrap=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=report.FILE_WIDTH)
+    try:
+        if options.command == "compare":
+            report.compare(Results.load(options.before), Results.load(options.after), console)
+        else:
+            tell(options.file if options.command == "report" else measure(options, console), console)
+    except (ValueError, FileNotFoundError) as error:
+        console.print(str(error), style="bold red", markup=False)
+        return 2
+    return 0

@@ -1,0 +1,170 @@
+"""Plots of a result file: the ratio to the best peer by layer, and the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from benchmarks.cases import CLASSES
+from benchmarks.results import Cell, Results
+from benchmarks.runners import PEERS
+
+# One colour per class, in the order of CLASSES: neighbours differ, the 3x3 family is a ramp.
+COLOURS = dict(
+    zip(
+        CLASSES,
+        ("#8c564b", "#08306b", "#08519c", "#2171b5", "#4292c6", "#6baed6", "#2ca02c", "#ff7f0e", "#9467bd", "#e377c2",
+         "#7f7f7f", "#bcbd22", "#dbab00", "#393b79", "#d62728", "#17becf", "#637939", "#444444"),
+        strict=True,
+    )
+)  # fmt: skip
+
+
+def draw(results: Results, stem: Path) -> list[Path]:
+    """Writes STEM-ratio-OP.png and STEM-roofline.png where the file has what they show; the paths written."""
+    written = []
+    for op in dict.fromkeys(cell.case.op for cell in results.cells):
+        cells = [cell for cell in results.cells if cell.case.op == op and cell.case.kind != "overhead"]
+        if any(cell.ratio() for cell in cells):
+            written.append(ratio_plot(results, op, cells, stem.with_name(f"{stem.name}-ratio-{op}.png")))
+    if on_the_roof(results):
+        written.append(roofline(results, stem.with_name(f"{stem.name}-roofline.png")))
+    return written
+
+
+def subtitle(results: Results) -> str:
+    about = results.about
+    peers = ", ".join(f"{name} {about['libraries'][name]['version']}" for name in results.runners if name in PEERS)
+    isa = about["libraries"].get("convx", {}).get("isa", "")
+    run = f"{about['machine']['cpu']}, {about['settings']['threads']} threads, {isa}, {about['date'][:10]}"
+    return f"{run}; against {peers}" if peers else run
+
+
+def row_label(cell: Cell) -> str:
+    dtype = " float64" if cell.case.dtype == "float64" else ""
+    return f"{cell.case.problem.describe()}{dtype}"
+
+
+def ratio_plot(results: Results, op: str, cells: Sequence[Cell], path: Path) -> Path:
+    """A panel per pass, a bar per layer: how many times faster convx is than the fastest peer."""
+    passes = [name for name in dict.fromkeys(c.case.passname for c in cells) if any(
+        c.ratio() for c in cells if c.case.passname == name)]  # fmt: skip
+    order = sorted(cells, key=lambda cell: CLASSES.index(cell.case.kind))
+    rows = list(dict.fromkeys((row_label(cell), cell.case.kind) for cell in order if cell.ratio()))
+    position = {label: index for index, (label, _) in enumerate(rows)}
+    figure, axes = plt.subplots(
+        1, len(passes), sharex=True, sharey=True, squeeze=False, layout="constrained",
+        figsize=(4.2 + 2.6 * len(passes), 1.5 + 0.2 * len(rows)),
+    )  # fmt: skip
+    values = [ratio for cell in cells if (ratio := cell.ratio())]
+    low, high = min(*values, 0.8), max(*values, 1.25)
+    for axis, passname in zip(axes[0], passes, strict=True):
+        panel = [(cell, ratio) for cell in order if cell.case.passname == passname and (ratio := cell.ratio())]
+        for cell, ratio in panel:
+            y = position[row_label(cell)]
+            axis.barh(y, ratio - 1, left=1, height=0.78, color=COLOURS[cell.case.kind])
+            axis.annotate(
+                f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}", (ratio, y), (3 if ratio >= 1 else -3, 0),
+                textcoords="offset points", va="center", ha="left" if ratio >= 1 else "right", fontsize=6.5,
+            )  # fmt: skip
+        mean = float(np.exp(np.mean(np.log([ratio for _, ratio in panel]))))
+        axis.set_title(f"{passname}\ngeomean {mean:.2f}x", fontsize=10)
+        axis.axvline(1, color="black", linewidth=0.9)
+        axis.set_xscale("log")
+        axis.set_xlim(low / 1.45, high * 1.45)
+        ratio_ticks(axis, low / 1.45, high * 1.45)
+        axis.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=7)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="x", which="major", color="#dddddd", linewidth=0.7)
+        axis.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axis.spines[side].set_visible(False)
+    for tick, (_, kind) in zip(axes[0][0].get_yticklabels(), rows, strict=True):
+        tick.set_color(COLOURS[kind])
+    figure.suptitle(f"{op}: times faster than the fastest peer (log axis)\n{subtitle(results)}", fontsize=9)
+    kinds = dict.fromkeys(kind for _, kind in rows)
+    handles = [Patch(color=COLOURS[kind]) for kind in kinds]
+    if len(kinds) > 1:
+        figure.legend(handles, kinds, loc="outside lower center", ncols=min(6, len(kinds)), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def ratio_ticks(axis: Axes, low: float, high: float) -> None:
+    """Ticks at 1, 2, 5 times powers of ten (or finer on a short axis), written as plain numbers."""
+    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 100 else (1,)
+    ticks = [step * 10.0**power for power in range(-3, 4) for step in steps]
+    axis.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
+
+
+def on_the_roof(results: Results) -> list[Cell]:
+    """The cells that a roofline can show: arithmetic was counted, and convx has a time."""
+    return [
+        cell for cell in results.cells
+        if cell.case.dtype == "float32" and cell.case.kind != "overhead" and results.of_peak(cell)
+    ]  # fmt: skip
+
+
+def roofline(results: Results, path: Path) -> Path:
+    """GFLOP/s over FLOP per byte, under the two measured bounds: convx filled, the best peer hollow."""
+    peak, bandwidth = results.peak("float32"), results.bandwidth
+    assert peak is not None and bandwidth is not None
+    cells = on_the_roof(results)
+    passes = list(dict.fromkeys((cell.case.op, cell.case.passname) for cell in cells))
+    columns = min(2, len(passes))
+    lines = -(-len(passes) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, sharex=True, sharey=True, squeeze=False, layout="constrained",
+        figsize=(1 + 5 * columns, 1.2 + 3.6 * lines),
+    )  # fmt: skip
+    intensity = [cell.case.flops / cell.case.bytes for cell in cells]
+    x = np.geomspace(min(*intensity, peak / bandwidth / 4) / 1.6, max(*intensity, peak / bandwidth * 4) * 1.6, 200)
+    for axis, (op, passname) in zip(axes.flat, passes, strict=False):
+        axis.plot(x, np.minimum(peak, x * bandwidth) / 1e9, color="black", linewidth=1.2)
+        for cell in (cell for cell in cells if (cell.case.op, cell.case.passname) == (op, passname)):
+            case, best, ours = cell.case, cell.best_peer(), cell.seconds("convx")
+            assert ours is not None
+            at, colour = case.flops / case.bytes, COLOURS[case.kind]
+            if best:
+                both = [case.flops / ours / 1e9, case.flops / best[1] / 1e9]
+                axis.plot([at, at], both, color=colour, linewidth=0.6, alpha=0.5, zorder=2)
+                axis.plot(at, both[1], "o", markersize=4.5, markerfacecolor="white", markeredgecolor=colour, zorder=3)
+            axis.plot(at, case.flops / ours / 1e9, "o", markersize=4.5, color=colour, zorder=4)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(f"{op}.{passname}", fontsize=10)
+        axis.grid(which="major", color="#dddddd", linewidth=0.7)
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axis in axes.flat[len(passes) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("FLOP per byte that must move", fontsize=9)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("GFLOP/s", fontsize=9)
+    figure.suptitle(
+        f"Roofline: {peak / 1e9:.0f} GFLOP/s FMA, {bandwidth / 1e9:.1f} GB/s copy, both measured in the run; "
+        f"filled: convx, hollow: the best peer\n{subtitle(results)}",
+        fontsize=9,
+    )
+    kinds = [kind for kind in CLASSES if any(cell.case.kind == kind for cell in cells)]
+    handles = [Line2D([], [], marker="o", linestyle="", color=COLOURS[kind]) for kind in kinds]
+    figure.legend(handles, kinds, loc="outside lower center", ncols=min(6, len(kinds)), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

@@ -1,0 +1,237 @@
+"""Tables of a result file: the run in words, every cell by class, and the summaries by class and by network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.cases import available_lists, problems
+from benchmarks.display import duration
+from benchmarks.results import Cell, Results, geometric_mean, median
+
+# A log or a file has no width of its own; this holds every column.
+FILE_WIDTH = 190
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f}" if value >= 0.0995 else f"{100 * value:.1f}"
+
+
+def times(value: float | None) -> Text:
+    """A ratio, coloured: green from 1 up."""
+    if value is None:
+        return Text("")
+    return Text(f"{value:.2f}" if value < 9.995 else f"{value:.1f}", style="green" if value >= 1 else "red")
+
+
+def table(title: str, columns: Sequence[str], left: int = 1) -> Table:
+    """A table whose first `left` columns are text and the others numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        made.add_column(name, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
+    return made
+
+
+def header(results: Results) -> list[RenderableType]:
+    about, machine = results.about, results.about["machine"]
+    cache = ", ".join(f"{name} {size >> 10} KiB" for name, size in machine["caches"].items())
+    commit = about["git"]["commit"][:12] or "no commit"
+    lines = [
+        f"{about['command']}",
+        f"{about['date']}, {about['seconds']} s; commit {commit}{' with changes' if about['git']['changed'] else ''}",
+        f"{machine['cpu']} at {machine['clock_mhz'] or '?'} MHz, {machine['cpus']} CPUs ({cache}); "
+        f"{machine['system']}, Python {machine['python']}",
+        f"{about['settings']['threads']} threads; load average {machine['load_average']:.1f} before, "
+        f"{machine['load_average_after']:.1f} after",
+    ]
+    peaks = about["peaks"]
+    if peaks:
+        fma = {dtype: [each["fma"][dtype]["all"] / 1e9 for each in peaks] for dtype in ("float32", "float64")}
+        one, copy = max(each["fma"]["float32"]["one"] for each in peaks) / 1e9, [p["copy"]["all"] / 1e9 for p in peaks]
+        lines.append(
+            f"FMA peak {max(fma['float32']):.0f} GFLOP/s float32 (the highest of {len(peaks)} measurements in the run, "
+            f"the lowest {min(fma['float32']):.0f}; {one:.0f} on one thread), {max(fma['float64']):.0f} float64; "
+            f"copy {max(copy):.1f} GB/s (lowest {min(copy):.1f})"
+        )
+    for name, library in about["libraries"].items():
+        details = ", ".join(f"{library[key]}" for key in ("isa", "layout") if library.get(key))
+        lines.append(f"{name} {library['version']}{f' ({details})' if details else ''}; outputs {library['outputs']}")
+    lines += [f"{name}: missing ({why})" for name, why in about["missing"].items()]
+    return [Text("\n".join(lines)), Text("")]
+
+
+def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
+    """One class: a row per layer and pass, our figures first, then every other library's time."""
+    others = [name for name in results.runners if name != "convx" and any("median" in c.timings[name] for c in cells)]
+    counted = any(cell.case.flops for cell in cells) and kind != "overhead"
+    columns = ["layer", "problem", "pass", "convx", "+-%"]
+    columns += (["GFLOP/s", "% peak"] if counted else []) + (["% copy"] if kind != "overhead" else [])
+    made = table(kind, [*columns, "ratio", "best peer", *others], left=3)
+    before = None
+    for cell in sorted(cells, key=lambda cell: cell.case.dtype):
+        case = cell.case
+        # A layer's name and sizes stand at its first pass only.
+        same, before = before == (case.name, case.problem), (case.name, case.problem)
+        ours, best = cell.seconds("convx"), cell.best_peer()
+        made.add_row(
+            "" if same else case.name,
+            "" if same else case.problem.describe(),
+            case.passname if kind not in ("fused", "overhead") else f"{case.op}.{case.passname}",
+            entry(cell, "convx"),
+            percent(cell.spread("convx")) if ours else "",
+            *([f"{case.flops / ours / 1e9:.0f}" if ours else "", percent(results.of_peak(cell))] if counted else []),
+            *([percent(results.of_bandwidth(cell))] if kind != "overhead" else []),
+            times(cell.ratio()),
+            best[0] if best else "",
+            *(entry(cell, name) for name in others),
+        )
+    return made
+
+
+def entry(cell: Cell, name: str) -> Text:
+    """The time of a runner, or a dash; what failed or gave another result than the others is said in red."""
+    timing = cell.timings.get(name, {})
+    if "error" in timing:
+        return Text("failed", style="bold red")
+    if "median" not in timing:
+        return Text("-", style="dim")
+    if not timing.get("agrees", True):
+        return Text(f"{duration(timing['median'])} differs", style="bold red")
+    return Text(duration(timing["median"]))
+
+
+def class_summary(results: Results) -> Table:
+    """By class and pass: how many cells, the ratio to the best peer, and the share of what the machine can do."""
+    columns = ["class", "pass", "cells", "ratio (geomean)", "worst", "in layer", "% peak (median)", "% copy (median)"]
+    made = table("Ratio to the best peer, by class (above 1: convx is faster)", columns, left=2)
+    for kind, cells in results.by_class().items():
+        first = True
+        for op, passname in dict.fromkeys((cell.case.op, cell.case.passname) for cell in cells):
+            chosen = [cell for cell in cells if (cell.case.op, cell.case.passname) == (op, passname)]
+            ratios = [(ratio, cell.case.name) for cell in chosen if (ratio := cell.ratio()) is not None]
+            worst = min(ratios, default=None)
+            made.add_row(
+                kind if first else "",
+                f"{op}.{passname}",
+                str(len(chosen)),
+                times(geometric_mean(ratio for ratio, _ in ratios)),
+                times(worst[0] if worst else None),
+                worst[1] if worst else "",
+                percent(median(map(results.of_peak, chosen))) if kind != "overhead" else "",
+                percent(median(map(results.of_bandwidth, chosen))) if kind != "overhead" else "",
+            )
+            first = False
+    return made
+
+
+def network_summary(results: Results) -> Table | None:
+    """Sums over whole lists, each layer as often as it occurs, of the libraries that ran every layer."""
+    columns = ["list", "pass", *results.runners]
+    made = table("All layers of a list, each as often as it occurs", columns, left=2)
+    groups: dict[tuple[str, str, str, str, int], list[Cell]] = {}
+    for cell in results.cells:
+        case = cell.case
+        for name in case.occurrences:
+            if name in available_lists():
+                groups.setdefault((name, case.op, case.passname, case.dtype, batch(cell)), []).append(cell)
+    for (name, op, passname, dtype, n), cells in groups.items():
+        measured = sum(cell.case.occurrences[name] for cell in cells)
+        rows = [times for _, times, problem in problems(op, name, n) if not isinstance(problem, str)]
+        if len(rows) > 1 and measured == sum(rows):
+            label = f"{op}.{passname} {dtype} N={n}"
+            made.add_row(name, label, *(total(cells, name, runner) for runner in results.runners))
+    return made if made.row_count else None
+
+
+def batch(cell: Cell) -> int:
+    return int(cell.case.problem.input_shape[0])
+
+
+def total(cells: Iterable[Cell], name: str, runner: str) -> str:
+    amount = 0.0
+    for cell in cells:
+        seconds = cell.seconds(runner)
+        if seconds is None:
+            return "-"
+        amount += seconds * cell.case.occurrences[name]
+    return duration(amount)
+
+
+def troubles(results: Results) -> list[str]:
+    """What a reader must know: failures, results that differ, cells left out."""
+    found = []
+    for cell in results.cells:
+        for name, timing in cell.timings.items():
+            if "error" in timing:
+                found.append(f"{name} failed in {cell.case.key}: {timing['error']}")
+            elif not timing.get("agrees", True):
+                found.append(f"{name} differs from the others by {timing['difference']:.1e} in {cell.case.key}")
+    left = results.about["left_out"]
+    for reason in dict.fromkeys(left.values()):
+        keys = [key for key, why in left.items() if why == reason]
+        found.append(f"left out ({reason}): {len(keys)} cells, the first is {keys[0]}")
+    return found
+
+
+def unsupported(results: Results) -> list[str]:
+    """Which library did not take part in what, and why: one line per library and reason."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in results.cells:
+        for name, timing in cell.timings.items():
+            if "unsupported" in timing:
+                found.setdefault((name, timing["unsupported"]), {})[f"{cell.case.op}.{cell.case.passname}"] = None
+    return [f"{name} without {', '.join(passes)}: {why}" for (name, why), passes in found.items()]
+
+
+def show(results: Results, console: Console, more: Sequence[RenderableType] = ()) -> None:
+    """Everything, in reading order; `more` goes before the notes at the end."""
+    parts: list[Any] = header(results)
+    parts += [cell_table(results, kind, cells) for kind, cells in results.by_class().items()]
+    parts += [class_summary(results), network_summary(results), *more]
+    for part in parts:
+        if part is not None:
+            console.print(part)
+    for text in unsupported(results):
+        console.print(Text(f"Not compared: {text}", style="dim"), soft_wrap=True)
+    for text in troubles(results):
+        console.print(Text(text, style="bold red"), soft_wrap=True)
+
+
+def compare(before: Results, after: Results, console: Console) -> None:
+    """Cell by cell, convx in two files; a change counts where the boxes between the quartiles do not touch."""
+    for label, results in (("A", before), ("B", after)):
+        about = results.about
+        console.print(f"{label}: {about['command']}, {about['date']}, {about['machine']['cpu']}", highlight=False)
+    old, new = ({cell.case.key: cell for cell in results.cells} for results in (before, after))
+    made = table("convx in A and B", ["layer", "cell", "A", "B", "A/B", "% peak A", "% peak B", ""], left=2)
+    changes: dict[str, list[float]] = {}
+    for key, cell in new.items():
+        match = old.get(key)
+        a, b = match.seconds("convx") if match else None, cell.seconds("convx")
+        if match is None or a is None or b is None:
+            continue
+        first, second = match.timings["convx"], cell.timings["convx"]
+        apart = first["p25"] > second["p75"] or first["p75"] < second["p25"]
+        changes.setdefault(f"{cell.case.op}.{cell.case.passname}", []).append(a / b)
+        made.add_row(
+            cell.case.name,
+            key,
+            duration(a),
+            duration(b),
+            times(a / b) if apart else Text(f"{a / b:.2f}", style="dim"),
+            percent(before.of_peak(match)),
+            percent(after.of_peak(cell)),
+            "" if not apart else "faster" if a > b else "slower",
+        )
+    console.print(made)
+    for name, ratios in changes.items():
+        mean, ends = geometric_mean(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
+        console.print(f"{name}: A/B {mean:.3f} (geomean of {len(ratios)} cells, {ends})", highlight=False)
+    both = sum(map(len, changes.values()))
+    only = f"{len(old.keys() - new.keys())} cells only in A, {len(new.keys() - old.keys())} only in B"
+    console.print(f"{both} cells compared, {only}", highlight=False)

@@ -1,0 +1,276 @@
+"""A run: one process per library, the same case to each in turn, several rounds of it; the times are collected here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks import machine, timing
+from benchmarks.cases import ITEMSIZE, Case
+from benchmarks.results import FORMAT, Cell, Results
+
+# Agreement of results, relative to the largest probed value: far above rounding (Winograd's included), far below what
+# a wrong tap does.
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+# Other libraries' worker threads spin for a while after their last call; this lets them go to sleep.
+PAUSE_SECONDS = 0.01
+# glibc keeps what it is given back, so that no library pays page faults for each large output (see README.md).
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    threads: int
+    # Wall time per cell and library, split over the rounds.
+    seconds: float = 0.5
+    rounds: int = 5
+    # Most seconds that a library may take, once per cell, until its allocator is calm.
+    warm_up: float = 2.0
+    isa: str | None = None
+    # "keep": freed memory is reused (see KEEP_MEMORY); "default": the allocators as they come.
+    memory: str = "keep"
+    # Copies of stored arrays that take turns (see Case.copies); 1 leaves everything in cache.
+    most_copies: int = 8
+    peak_seconds: float = 0.3
+    # The peaks are measured again after this much time, because clocks and neighbours change.
+    peak_interval: float = 120.0
+    # Stop starting new cells after this many seconds; what is left out is reported.
+    deadline: float | None = None
+
+
+class Display(Protocol):
+    def start(self, total: int, runners: dict[str, dict[str, Any]], missing: dict[str, str]) -> None: ...
+    def begin(self, case: Case) -> None: ...
+    def busy(self, runner: str) -> None: ...
+    def finish(self, cell: Cell) -> None: ...
+
+
+class ChildDied(Exception):
+    """The process ended or hung; the text says how, with the end of what it wrote."""
+
+
+class Child:
+    """The process of one runner."""
+
+    # No cell takes this long; a library that hangs is killed and reported.
+    TIMEOUT = 300.0
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
+        self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 (lives as long as the process)
+        self.process = self.spawn()
+
+    def spawn(self) -> subprocess.Popen[str]:
+        count = str(self.settings.threads)
+        names = ("CONVX_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(names, count)}
+        if self.settings.memory == "keep":
+            environment |= KEEP_MEMORY
+        isa = self.name.partition("@")[2] or self.settings.isa
+        if isa:
+            environment["CONVX_ISA"] = isa
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.child", self.name, count],
+            cwd=machine.CHECKOUT, env=environment, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+        )  # fmt: skip
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """One request and its answer; raises ChildDied."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        watchdog = threading.Timer(self.TIMEOUT, self.process.kill)
+        watchdog.start()
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            watchdog.cancel()
+        if not line:
+            raise ChildDied(f"the process ended with status {self.process.wait()} in {do!r}: {self.last_words()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def last_words(self) -> str:
+        self.log.seek(0)
+        return self.log.read()[-600:].strip() or "it wrote nothing"
+
+    def restart(self) -> None:
+        self.close()
+        self.process = self.spawn()
+        self.ask("describe")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class Session:
+    """The runners' processes, alive from `with` to its end."""
+
+    def __init__(self, names: Sequence[str], settings: Settings, display: Display) -> None:
+        self.names, self.settings, self.display = names, settings, display
+        self.children: dict[str, Child] = {}
+        self.libraries: dict[str, dict[str, Any]] = {}
+        self.missing: dict[str, str] = {}
+        self.peaks: list[dict[str, Any]] = []
+        self.cache = machine.last_level_cache()
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Session:
+        # All processes start at once: importing a framework takes seconds.
+        started = {name: Child(name, self.settings) for name in self.names}
+        for name, child in started.items():
+            try:
+                answer = child.ask("describe")
+            except ChildDied as error:
+                answer = {"missing": str(error)}
+            if "ok" in answer:
+                self.children[name], self.libraries[name] = child, answer["ok"]
+            else:
+                self.missing[name] = answer.get("missing") or answer.get("error", "")
+                child.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.children.values():
+            child.close()
+
+    def run(self, cases: Sequence[Case], kind: str, command: str, left_out: Mapping[str, str]) -> Results:
+        self.display.start(len(cases), self.libraries, self.missing)
+        started = datetime.now(timezone.utc)
+        description, cells, skipped = machine.describe(), list[Cell](), dict(left_out)
+        self.measure_peaks()
+        for case in cases:
+            if self.settings.deadline is not None and time.monotonic() - self.began > self.settings.deadline:
+                skipped[case.key] = "time limit"
+                continue
+            self.display.begin(case)
+            cells.append(self.cell(case))
+            self.display.finish(cells[-1])
+            if time.time() - (self.peaks[-1]["time"] if self.peaks else time.time()) > self.settings.peak_interval:
+                self.measure_peaks()
+        self.measure_peaks()
+        about = {
+            "format": FORMAT,
+            "kind": kind,
+            "command": command,
+            "date": started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self.began, 1),
+            "git": machine.revision(),
+            "machine": {**description, "load_average_after": os.getloadavg()[0]},
+            "settings": vars(self.settings),
+            "libraries": self.libraries,
+            "missing": self.missing,
+            "left_out": skipped,
+            "isa_peaks": self.isa_peaks(),
+            "peaks": self.peaks,
+        }
+        return Results(about, cells)
+
+    def measure_peaks(self) -> None:
+        if "convx" in self.children:
+            self.peaks.append(self.peaks_of("convx"))
+
+    def peaks_of(self, name: str) -> dict[str, Any]:
+        size = max(4 * self.cache, 256 << 20)
+        answer = self.children[name].ask("peaks", seconds=self.settings.peak_seconds, bytes=size)
+        if "ok" not in answer:
+            raise RuntimeError(f"the peaks of this machine could not be measured: {answer}")
+        peaks: dict[str, Any] = answer["ok"]
+        return peaks
+
+    def isa_peaks(self) -> dict[str, float]:
+        """FLOP/s in float32 of each instruction set that a runner forces with `@`."""
+        forced = [name for name in self.children if "@" in name]
+        return {name.partition("@")[2]: self.peaks_of(name)["fma"]["float32"]["all"] for name in forced}
+
+    def cell(self, case: Case) -> Cell:
+        """Times one case with every runner, interleaved where memory holds all of them at once."""
+        copies = case.copies(self.cache, self.settings.most_copies)
+        # Inputs, output, one more output for the allocator's choice, and the copies.
+        size = ITEMSIZE[case.dtype] * prod(case.problem.output_shape) + 2 * case.bytes + copies * case.stored_bytes
+        together = size * len(self.children) < machine.available_memory() / 2
+        cell = Cell(case, {}, copies, together)
+        probes: dict[str, list[float]] = {}
+        names = list(self.children)
+        for group in [names] if together else [[name] for name in names]:
+            self.time_group(cell, group, probes)
+        cell.timings = {name: cell.timings[name] for name in names if name in cell.timings}
+        for name, difference in differences(probes).items():
+            cell.timings[name]["difference"] = difference
+            cell.timings[name]["agrees"] = difference <= TOLERANCE[case.dtype]
+        return cell
+
+    def time_group(self, cell: Cell, names: Sequence[str], probes: dict[str, list[float]]) -> None:
+        rounds: dict[str, list[list[float]]] = {}
+        faults: dict[str, float] = {}
+        limit = self.settings.warm_up
+        for name in names:
+            self.display.busy(name)
+            answer = self.ask(name, "prepare", case=cell.case.to_json(), copies=cell.copies, warm_up=limit)
+            if "ok" in answer:
+                probes[name], rounds[name] = answer["ok"]["probe"], []
+            else:
+                cell.timings[name] = answer
+        for turn in range(self.settings.rounds):
+            order = list(rounds)
+            for name in order[turn % max(1, len(order)) :] + order[: turn % max(1, len(order))]:
+                self.display.busy(name)
+                time.sleep(PAUSE_SECONDS)
+                answer = self.ask(name, "sample", seconds=self.settings.seconds / self.settings.rounds)
+                if "ok" in answer:
+                    rounds[name].append(answer["ok"]["samples"])
+                    faults[name] = answer["ok"]["page_faults"]
+                else:
+                    cell.timings[name] = answer
+                    del rounds[name], probes[name]
+        for name, samples in rounds.items():
+            cell.timings[name] = {**timing.summarise(samples), "page_faults": faults[name]}
+            self.ask(name, "release")
+
+    def ask(self, name: str, do: str, **request: Any) -> dict[str, Any]:
+        """As Child.ask, but a death becomes an error of this cell, and the process is started anew for the next one."""
+        if name not in self.children:
+            return {"error": self.missing[name]}
+        try:
+            return self.children[name].ask(do, **request)
+        except ChildDied as error:
+            try:
+                self.children[name].restart()
+            except ChildDied as again:
+                self.missing[name] = f"died and could not be started again: {again}"
+                del self.children[name]
+            return {"error": str(error)}
+
+
+def instruction_sets(settings: Settings) -> list[str]:
+    """Those that convx can run here; empty where convx is missing."""
+    child = Child("convx", settings)
+    try:
+        return list(child.ask("describe").get("ok", {}).get("isas", []))
+    finally:
+        child.close()
+
+
+def differences(probes: dict[str, list[float]]) -> dict[str, float]:
+    """Largest distance of each library from the median of all at the probed positions, over the largest value."""
+    if len(probes) < 2:
+        return {}
+    values = {name: np.asarray(probe) for name, probe in probes.items()}
+    consensus = np.median(list(values.values()), axis=0)
+    scale = max(float(np.abs(consensus).max()), float(np.finfo(np.float32).tiny))
+    return {name: float(np.abs(value - consensus).max()) / scale for name, value in values.items()}

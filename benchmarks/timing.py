@@ -1,0 +1,90 @@
+"""Timing of one prepared call inside a runner's process."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# A sample lasts at least this long (shorter calls are repeated within it): 1000 times the cost of reading the clock.
+SAMPLE_SECONDS = 100e-6
+# Warm-up ends when this many calls in a row caused no page fault, or at its limits.
+CALM_CALLS = 2
+WARM_UP_CALLS = 20
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def run_for(calls: Sequence[Callable[[], Any]], seconds: float) -> float:
+    """Runs the calls in turn for `seconds`, at least one; the duration of the last one, in seconds."""
+    begin, count = time.perf_counter(), 0
+    while True:
+        start = time.perf_counter()
+        calls[count % len(calls)]()
+        now = time.perf_counter()
+        count += 1
+        if now - begin >= seconds:
+            return now - start
+
+
+def warm_up(calls: Sequence[Callable[[], Any]], limit: float) -> None:
+    """Runs every copy, and on until the allocator asks the system for no more pages, or `limit` seconds are over."""
+    begin, calm = time.perf_counter(), 0
+    for count in range(max(len(calls), WARM_UP_CALLS)):
+        faults = page_faults()
+        calls[count % len(calls)]()
+        calm = calm + 1 if page_faults() == faults else 0
+        if count + 1 >= len(calls) and (calm >= CALM_CALLS or time.perf_counter() - begin >= limit):
+            return
+
+
+def sample(calls: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -> tuple[list[float], float]:
+    """Durations of one call in seconds, for about `seconds` of wall time, and page faults per call.
+
+    A quarter of `seconds`, at most 20 ms and at least one call, goes first to bring back clock, caches and threads
+    after another library's turn. The copies take turns. The result of a call is dropped before the next one:
+    releasing it is timed, as it is in every use.
+    """
+    last = run_for(calls, min(0.02, seconds / 4))
+    repeat = max(1, round(SAMPLE_SECONDS / max(last, 1e-9)))
+    position, samples, clock = 0, list[float](), time.perf_counter
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        faults, begin = page_faults(), clock()
+        while len(samples) < least or clock() - begin < seconds:
+            batch = [calls[(position + i) % len(calls)] for i in range(repeat)]
+            position = (position + repeat) % len(calls)
+            start = clock()
+            for call in batch:
+                call()
+            samples.append((clock() - start) / repeat)
+            if samples[-1] * repeat > seconds:
+                break
+        faults = page_faults() - faults
+    finally:
+        if collecting:
+            gc.enable()
+    return samples, faults / (len(samples) * repeat)
+
+
+def summarise(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Median, quartiles and extremes over all samples, in seconds, and each round's median (drift shows there)."""
+    samples = sorted(value for round_ in rounds for value in round_)
+    if len(samples) == 1:
+        quartiles = [samples[0]] * 3
+    else:
+        quartiles = statistics.quantiles(samples, n=4, method="inclusive")
+    return {
+        "median": quartiles[1],
+        "p25": quartiles[0],
+        "p75": quartiles[2],
+        "min": samples[0],
+        "count": len(samples),
+        "round_medians": [statistics.median(round_) for round_ in rounds if round_],
+    }

@@ -1,0 +1,91 @@
+#include "bindings/cpu_ops.h"
+#include "cpu/conv2d/conv2d.h"
+
+namespace convx {
+
+ConvOptions conv_options(const std::string& op, py::handle stride, py::handle padding_option, py::handle dilation,
+                         py::handle groups, py::handle mode, py::handle padding_value, py::handle layout) {
+    ConvOptions options;
+    options.stride = pair(op, "stride", stride);
+    options.padding = padding(op, "padding", padding_option);
+    options.dilation = pair(op, "dilation", dilation);
+    options.groups = integer(op, "groups", groups);
+    options.padding_mode = padding_mode(op, mode);
+    options.padding_value = number(op, "padding_value", padding_value);
+    options.channels_last = channels_last(op, layout);
+    return options;
+}
+
+py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
+                    py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
+                    py::handle activation, py::handle layout, py::handle algorithm, py::handle out) {
+    const std::string op = "conv2d";
+    const FloatArray x = float_array(op, "input", input);
+    const FloatArray w = float_array(op, "weight", weight);
+    std::optional<FloatArray> b;
+    if (!bias.is_none()) b = float_array(op, "bias", bias);
+    ConvOptions options = conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
+    options.relu = relu_activation(op, activation);
+    check_algorithm(op, algorithm);
+    const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, b ? &b->info : nullptr, options);
+
+    const std::vector<int64_t> shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
+    py::array y;
+    if (out.is_none()) {
+        y = new_array(problem.dtype, shape);
+    } else {
+        y = output_array(op, out, x.info, shape).array;
+        check_no_overlap(op, y, x);
+        check_no_overlap(op, y, w);
+        if (b) check_no_overlap(op, y, *b);
+    }
+    dispatch(problem.dtype, [&, &problem = problem](auto zero) {
+        using T = decltype(zero);
+        const auto input_view = image_view<const T>(x.array, problem.channels_last);
+        const auto weight_view = plain_view<const T>(w.array);
+        const auto bias_or_none = b ? vector_view<const T>(b->array) : TensorView<const T>{};
+        const auto output_view = image_view<T>(y, problem.channels_last);
+        const py::gil_scoped_release release;
+        conv2d_forward<T>(problem, input_view, weight_view, bias_or_none, output_view);
+    });
+    return y;
+}
+
+py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handle weight, py::handle stride,
+                             py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
+                             py::handle padding_value, py::handle layout, py::handle algorithm,
+                             py::handle mask_option) {
+    const std::string op = "conv2d_backward";
+    const FloatArray g = float_array(op, "grad_output", grad_output);
+    const FloatArray x = float_array(op, "input", input);
+    const FloatArray w = float_array(op, "weight", weight);
+    const ConvOptions options = conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
+    check_algorithm(op, algorithm);
+    const std::array<bool, 3> mask = output_mask(op, mask_option);
+    const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, nullptr, options);
+    check_dtype(op, g.info, x.info);
+    check_shape(op, g.info, user_shape(problem.output_shape(), problem.channels_last, unbatched));
+
+    py::object grads[3] = {py::none(), py::none(), py::none()};
+    if (mask[0]) grads[0] = new_array(problem.dtype, x.info.shape);
+    if (mask[1]) grads[1] = new_array(problem.dtype, w.info.shape);
+    if (mask[2]) grads[2] = new_array(problem.dtype, {problem.out_channels});
+    dispatch(problem.dtype, [&, &problem = problem](auto zero) {
+        using T = decltype(zero);
+        const auto grad_view = image_view<const T>(g.array, problem.channels_last);
+        const auto input_view = image_view<const T>(x.array, problem.channels_last);
+        const auto weight_view = plain_view<const T>(w.array);
+        TensorView<T> grad_input, grad_weight;
+        T* grad_bias = nullptr;
+        if (mask[0]) grad_input = image_view<T>(grads[0], problem.channels_last);
+        if (mask[1]) grad_weight = plain_view<T>(grads[1]);
+        if (mask[2]) grad_bias = static_cast<T*>(py::array(grads[2]).mutable_data());
+        const py::gil_scoped_release release;
+        if (mask[0]) conv2d_grad_input<T>(problem, grad_view, weight_view, grad_input);
+        if (mask[1]) conv2d_grad_weight<T>(problem, grad_view, input_view, grad_weight);
+        if (mask[2]) conv2d_grad_bias<T>(problem, grad_view, grad_bias);
+    });
+    return py::make_tuple(grads[0], grads[1], grads[2]);
+}
+
+}  // namespace convx

@@ -1,0 +1,118 @@
+#include "cpu/conv2d_relu_max_pool2d.h"
+
+#include "bindings/cpu_ops.h"
+
+namespace convx {
+
+namespace {
+
+struct FusedArguments {
+    FusedProblem problem;
+    bool unbatched;
+};
+
+FusedArguments check_fused(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
+                           const ArrayInfo* bias, const ConvOptions& conv, const PoolOptions& pool) {
+    const auto [problem, unbatched] = check_conv2d(op, input, weight, bias, conv);
+    const ArrayInfo conv_output{"convolution output", input.dtype,
+                                user_shape(problem.output_shape(), conv.channels_last, unbatched)};
+    const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
+    check_codes_fit(op, pooling);
+    return {{problem, pooling}, unbatched};
+}
+
+struct FusedOptions {
+    ConvOptions conv;
+    PoolOptions pool;
+};
+
+FusedOptions fused_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
+                           py::handle groups, py::handle pool_kernel_size, py::handle pool_stride,
+                           py::handle pool_padding, py::handle layout) {
+    FusedOptions options;
+    options.conv = conv_options(op, stride, padding, dilation, groups, py::str("zeros"), py::float_(0.0), layout);
+    options.conv.relu = true;
+    options.pool =
+        pool_options(op, "pool_", pool_kernel_size, pool_stride, pool_padding, py::int_(1), py::bool_(false), layout);
+    return options;
+}
+
+}  // namespace
+
+py::tuple conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                                    py::handle padding, py::handle dilation, py::handle groups,
+                                    py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
+                                    py::handle layout) {
+    const std::string op = "conv2d_relu_max_pool2d";
+    const FloatArray x = float_array(op, "input", input);
+    const FloatArray w = float_array(op, "weight", weight);
+    std::optional<FloatArray> b;
+    if (!bias.is_none()) b = float_array(op, "bias", bias);
+    const FusedOptions options = fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride,
+                                               pool_padding, layout);
+    const FusedArguments fused =
+        check_fused(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
+    const bool last = options.conv.channels_last;
+    const std::vector<int64_t> shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
+    const py::array y = new_array(x.info.dtype, shape);
+    const py::array codes = py::array_t<uint8_t>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+    dispatch(x.info.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        const auto input_view = image_view<const T>(x.array, last);
+        const auto weight_view = plain_view<const T>(w.array);
+        const auto bias_or_none = b ? vector_view<const T>(b->array) : TensorView<const T>{};
+        const auto output_view = image_view<T>(y, last);
+        const auto code_view = image_view<uint8_t>(codes, last);
+        const py::gil_scoped_release release;
+        conv2d_relu_max_pool2d<T>(fused.problem, input_view, weight_view, bias_or_none, output_view, code_view);
+    });
+    return py::make_tuple(y, codes);
+}
+
+py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle input, py::handle weight,
+                                             py::handle codes, py::handle stride, py::handle padding,
+                                             py::handle dilation, py::handle groups, py::handle pool_kernel_size,
+                                             py::handle pool_stride, py::handle pool_padding, py::handle layout,
+                                             py::handle mask_option) {
+    const std::string op = "conv2d_relu_max_pool2d_backward";
+    const FloatArray g = float_array(op, "grad_output", grad_output);
+    const FloatArray x = float_array(op, "input", input);
+    const FloatArray w = float_array(op, "weight", weight);
+    const py::array chosen = integer_array(op, "codes", codes, {py::dtype::num_of<uint8_t>()}, "uint8");
+    const FusedOptions options = fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride,
+                                               pool_padding, layout);
+    const std::array<bool, 3> mask = output_mask(op, mask_option);
+    const FusedArguments fused = check_fused(op, x.info, w.info, nullptr, options.conv, options.pool);
+    const bool last = options.conv.channels_last;
+    const std::vector<int64_t> shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
+    check_dtype(op, g.info, x.info);
+    check_shape(op, g.info, shape);
+    check_shape(op, {"codes", x.info.dtype, shape_of(chosen)}, shape);
+
+    py::object grads[3] = {py::none(), py::none(), py::none()};
+    if (mask[0]) grads[0] = new_array(x.info.dtype, x.info.shape);
+    if (mask[1]) grads[1] = new_array(x.info.dtype, w.info.shape);
+    if (mask[2]) grads[2] = new_array(x.info.dtype, {fused.problem.conv.out_channels});
+    bool inside = true;
+    dispatch(x.info.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        const auto grad_view = image_view<const T>(g.array, last);
+        const auto input_view = image_view<const T>(x.array, last);
+        const auto weight_view = plain_view<const T>(w.array);
+        const auto code_view = image_view<const uint8_t>(chosen, last);
+        TensorView<T> grad_input, grad_weight;
+        T* grad_bias = nullptr;
+        if (mask[0]) grad_input = image_view<T>(grads[0], last);
+        if (mask[1]) grad_weight = plain_view<T>(grads[1]);
+        if (mask[2]) grad_bias = static_cast<T*>(py::array(grads[2]).mutable_data());
+        const py::gil_scoped_release release;
+        inside = conv2d_relu_max_pool2d_backward<T>(fused.problem, grad_view, input_view, weight_view, code_view,
+                                                    grad_input, grad_weight, grad_bias);
+    });
+    if (!inside)
+        throw ShapeError(op + ": codes has a code outside its window, expected taps 0 to " +
+                         std::to_string(fused.problem.pool.taps() - 1) + " inside the image, or 255");
+    return py::make_tuple(grads[0], grads[1], grads[2]);
+}
+
+}  // namespace convx

@@ -1,0 +1,108 @@
+// convx.explain: the operation's own checks and plans, run without arrays.
+#include "bindings/cpu_ops.h"
+#include "cpu/conv2d/plan.h"
+#include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/max_pool2d.h"
+#include "cpu/registry.h"
+#include "cpu/relu.h"
+#include "cpu/thread_pool.h"
+
+namespace convx {
+
+namespace {
+
+py::dict to_dict(const PassPlan& plan) {
+    py::dict dict;
+    dict["pass"] = plan.pass;
+    dict["algorithm"] = plan.algorithm;
+    dict["isa"] = plan.isa;
+    dict["tile"] = plan.tile;
+    dict["block"] = plan.block;
+    dict["tasks"] = plan.tasks;
+    dict["threads"] = plan.threads;
+    dict["scratch_bytes"] = plan.scratch_bytes;
+    dict["flops"] = plan.flops;
+    dict["bytes"] = plan.bytes;
+    dict["reason"] = plan.reason;
+    return dict;
+}
+
+ConvOptions conv_options_from(const std::string& op, const py::dict& options) {
+    ConvOptions result =
+        conv_options(op, options["stride"], options["padding"], options["dilation"], options["groups"],
+                     options.contains("padding_mode") ? py::object(options["padding_mode"]) : py::str("zeros"),
+                     options.contains("padding_value") ? py::object(options["padding_value"]) : py::float_(0.0),
+                     options["layout"]);
+    if (options.contains("activation")) result.relu = relu_activation(op, options["activation"]);
+    if (options.contains("algorithm")) check_algorithm(op, options["algorithm"]);
+    return result;
+}
+
+std::array<bool, 3> mask_from(const std::string& op, const py::dict& options) {
+    return options.contains("output_mask") ? output_mask(op, options["output_mask"]) : std::array{true, true, true};
+}
+
+std::vector<PassPlan> backward_plans(const ConvProblem& problem, const std::array<bool, 3>& mask) {
+    std::vector<PassPlan> plans;
+    constexpr ConvPass passes[] = {ConvPass::grad_input, ConvPass::grad_weight, ConvPass::grad_bias};
+    for (size_t i = 0; i < 3; ++i)
+        if (mask[i]) plans.push_back(plan_conv(problem, passes[i], active_kernels(), num_threads()));
+    return plans;
+}
+
+}  // namespace
+
+py::list explain_op(const std::string& op, py::handle input_shape, py::handle operand, const py::dict& options,
+                    const std::string& dtype) {
+    if (dtype != "float32" && dtype != "float64")
+        throw TypeError(op + ": dtype is " + dtype + ", expected float32 or float64");
+    const DType type = dtype == "float32" ? DType::float32 : DType::float64;
+    const ArrayInfo input{"input", type, integers(op, "input_shape", input_shape)};
+    for (const int64_t size : input.shape)
+        if (size < 0) throw ShapeError(op + ": input_shape is " + shape_text(input.shape) + ", expected sizes >= 0");
+    const bool backward = op.size() > 9 && op.compare(op.size() - 9, 9, "_backward") == 0;
+    const std::string forward_op = backward ? op.substr(0, op.size() - 9) : op;
+
+    std::vector<PassPlan> plans;
+    if (forward_op == "relu") {
+        int64_t elements = 1;
+        for (const int64_t size : input.shape) elements *= size;
+        plans.push_back(plan_relu(type, elements, backward, active_kernels(), num_threads()));
+    } else if (forward_op == "max_pool2d") {
+        const PoolOptions pool = pool_options(op, "", operand, options["stride"], options["padding"],
+                                              options["dilation"], options["ceil_mode"], options["layout"]);
+        plans.push_back(
+            plan_max_pool2d(check_max_pool2d(op, input, pool).problem, backward, active_kernels(), num_threads()));
+    } else {
+        const ArrayInfo weight{"weight", type, integers(op, "weight_shape", operand)};
+        for (const int64_t size : weight.shape)
+            if (size < 0) throw ShapeError(op + ": weight_shape is " + shape_text(weight.shape) + ", expected sizes >= 0");
+        ConvOptions conv = conv_options_from(op, options);
+        const bool fused = forward_op == "conv2d_relu_max_pool2d";
+        if (fused) conv.relu = true;
+        const auto [problem, unbatched] = check_conv2d(op, input, weight, nullptr, conv);
+        plans = backward ? backward_plans(problem, mask_from(op, options))
+                         : std::vector<PassPlan>{plan_conv(problem, ConvPass::forward, active_kernels(), num_threads())};
+        if (fused) {
+            const ArrayInfo conv_output{"convolution output", type,
+                                        user_shape(problem.output_shape(), conv.channels_last, unbatched)};
+            const PoolOptions pool =
+                pool_options(op, "pool_", options["pool_kernel_size"], options["pool_stride"], options["pool_padding"],
+                             py::int_(1), py::bool_(false), options["layout"]);
+            const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
+            check_codes_fit(op, pooling);
+            PassPlan plan = plan_max_pool2d(pooling, backward, active_kernels(), num_threads());
+            const int64_t images = fused_images({problem, pooling});
+            plan.scratch_bytes += images * problem.out_channels * problem.out_pixels() * item_size(type);
+            plan.reason += "; the block runs " + std::to_string(images) +
+                           " images at a time, so only their convolution output exists";
+            plan.pass = backward ? "max_pool2d_backward" : "max_pool2d";
+            plans.insert(backward ? plans.begin() : plans.end(), plan);
+        }
+    }
+    py::list list;
+    for (const PassPlan& plan : plans) list.append(to_dict(plan));
+    return list;
+}
+
+}  // namespace convx

@@ -1,0 +1,104 @@
+// convx._cpu: the names that Python sees. Functions are positional; python/convx/ops.py has the keywords, the defaults
+// and the documentation.
+#include <pybind11/stl.h>
+
+#include <new>
+
+#include "bindings/cpu_ops.h"
+#include "cpu/cpuid.h"
+#include "cpu/registry.h"
+#include "cpu/roofline.h"
+#include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::handle shape_error_type;
+
+// convx.ShapeError is both a ValueError and a RuntimeError, which pybind11's own helper cannot say.
+void register_errors(py::module_& module) {
+    const py::tuple bases = py::make_tuple(py::handle(PyExc_ValueError), py::handle(PyExc_RuntimeError));
+    shape_error_type = PyErr_NewExceptionWithDoc(
+        "convx.ShapeError", "A shape or an option that an operation cannot work with.", bases.ptr(), nullptr);
+    module.attr("ShapeError") = shape_error_type;
+    py::register_exception_translator([](std::exception_ptr error) {
+        try {
+            std::rethrow_exception(error);
+        } catch (const convx::ShapeError& e) {
+            PyErr_SetString(shape_error_type.ptr(), e.what());
+        } catch (const convx::TypeError& e) {
+            PyErr_SetString(PyExc_TypeError, e.what());
+        } catch (const std::bad_alloc&) {
+            PyErr_SetString(PyExc_MemoryError, "convx: scratch memory could not be allocated");
+        }
+    });
+}
+
+void set_num_threads(py::handle n) {
+    const int64_t count = convx::integer("set_num_threads", "n", n);
+    if (count < 1 || count > 4096)
+        throw convx::ShapeError("set_num_threads: n is " + std::to_string(count) + ", expected 1 to 4096");
+    convx::set_num_threads(static_cast<int>(count));
+}
+
+py::dict cpu_features() {
+    const convx::CpuFeatures& cpu = convx::cpu_features();
+    py::dict features;
+    features["avx2"] = cpu.avx2;
+    features["fma"] = cpu.fma;
+    features["avx512f"] = cpu.avx512f;
+    features["avx512bw"] = cpu.avx512bw;
+    features["avx512dq"] = cpu.avx512dq;
+    features["avx512vl"] = cpu.avx512vl;
+    return features;
+}
+
+py::dict config() {
+    py::dict dict;
+    dict["version"] = CONVX_VERSION;
+    dict["isa"] = convx::active_kernels().name;
+    dict["isa_reason"] = convx::isa_reason();
+    dict["isas"] = py::cast(convx::available_isas());
+    dict["cpu"] = convx::cpu_features().brand;
+    dict["cpu_features"] = cpu_features();
+    py::dict caches;
+    caches["l1d"] = convx::l1d_bytes();
+    caches["l2"] = convx::l2_bytes();
+    caches["l3"] = convx::l3_bytes();
+    dict["cache_bytes"] = caches;
+    dict["threads"] = convx::num_threads();
+    dict["threads_reason"] = convx::num_threads_reason();
+    dict["spin_us"] = convx::spin_microseconds();
+    dict["workspace_cached_bytes"] = convx::workspace_cached_bytes();
+    dict["compiler"] = __VERSION__;
+    return dict;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+    register_errors(module);
+    module.def("conv2d", &convx::conv2d_op);
+    module.def("conv2d_backward", &convx::conv2d_backward_op);
+    module.def("relu", &convx::relu_op);
+    module.def("relu_backward", &convx::relu_backward_op);
+    module.def("max_pool2d", &convx::max_pool2d_op);
+    module.def("max_pool2d_backward", &convx::max_pool2d_backward_op);
+    module.def("conv2d_relu_max_pool2d", &convx::conv2d_relu_max_pool2d_op);
+    module.def("conv2d_relu_max_pool2d_backward", &convx::conv2d_relu_max_pool2d_backward_op);
+    module.def("explain", &convx::explain_op);
+    module.def("get_num_threads", &convx::num_threads);
+    module.def("set_num_threads", &set_num_threads);
+    module.def("config", &config);
+    module.def("set_isa", &convx::set_isa);
+    module.def("workspace_release", &convx::workspace_release);
+    module.def(
+        "fma_peak",
+        [](const std::string& dtype, double seconds) {
+            return convx::fma_peak(dtype == "float64" ? convx::DType::float64 : convx::DType::float32, seconds);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    module.def("copy_bandwidth", &convx::copy_bandwidth, py::call_guard<py::gil_scoped_release>());
+}

@@ -1,0 +1,226 @@
+#include "common/check.h"
+
+#include <algorithm>
+
+namespace convx {
+
+namespace {
+
+const char* axis_word(int axis) { return axis == 0 ? "height" : "width"; }
+
+std::string pair_text(const Pair& pair) { return "(" + std::to_string(pair[0]) + ", " + std::to_string(pair[1]) + ")"; }
+
+int64_t checked_product(const std::string& op, const char* what, int64_t a, int64_t b) {
+    int64_t product;
+    if (__builtin_mul_overflow(a, b, &product))
+        throw ShapeError(op + ": " + what + " of " + std::to_string(a) + " x " + std::to_string(b) +
+                         " does not fit 64 bits");
+    return product;
+}
+
+// Elements and bytes of a tensor have to be countable.
+void check_size(const std::string& op, const char* what, const std::array<int64_t, 4>& shape, DType dtype) {
+    int64_t bytes = item_size(dtype);
+    for (const int64_t size : shape)
+        if (size != 0) bytes = checked_product(op, what, bytes, size);
+}
+
+void check_positive(const std::string& op, const char* name, const Pair& pair) {
+    if (pair[0] < 1 || pair[1] < 1)
+        throw ShapeError(op + ": " + name + " is " + pair_text(pair) + ", expected positive numbers");
+}
+
+std::array<int64_t, 4> nchw_shape(const std::string& op, const ArrayInfo& array, bool channels_last) {
+    const std::vector<int64_t>& s = array.shape;
+    if (s.size() != 3 && s.size() != 4)
+        throw ShapeError(op + ": " + array.name + " has " + std::to_string(s.size()) +
+                         " dimensions, expected 4 or 3 (unbatched)");
+    const size_t first = s.size() - 3;
+    const int64_t n = first ? s[0] : 1;
+    if (channels_last) return {n, s[first + 2], s[first], s[first + 1]};
+    return {n, s[first], s[first + 1], s[first + 2]};
+}
+
+// Kernel, stride, dilation and padding of one axis, and that at least one window fits.
+Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOption& padding) {
+    constexpr int64_t limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
+    for (const int64_t size : {result.kernel, result.stride, result.dilation, result.input})
+        if (size > limit)
+            throw ShapeError(op + ": a size of " + std::to_string(size) + " in " + axis_word(axis) + ", expected at most " +
+                             std::to_string(limit));
+    checked_product(op, "dilated kernel", result.dilation, result.kernel);
+    const int64_t extent = result.extent();
+    if (extent > limit)
+        throw ShapeError(op + ": the window spans " + std::to_string(extent) + " cells in " + axis_word(axis) +
+                         ", expected at most " + std::to_string(limit));
+    if (padding.rule == PaddingOption::Rule::explicit_sides) {
+        const Pair& sides = padding.sides[static_cast<size_t>(axis)];
+        for (const int64_t side : sides)
+            if (side < 0 || side > limit)
+                throw ShapeError(op + ": padding is " + pair_text(sides) + " in " + axis_word(axis) +
+                                 ", expected numbers from 0 to " + std::to_string(limit));
+        result.pad_before = sides[0];
+        result.pad_after = sides[1];
+    } else {
+        const int64_t out = (result.input + result.stride - 1) / result.stride;
+        const int64_t total = std::max<int64_t>(0, (out - 1) * result.stride + extent - result.input);
+        const bool lower = padding.rule == PaddingOption::Rule::same_lower;
+        result.pad_before = lower ? total - total / 2 : total / 2;
+        result.pad_after = total - result.pad_before;
+    }
+    if (result.output() < 1)
+        throw ShapeError(op + ": the window spans " + std::to_string(extent) + " cells in " + axis_word(axis) +
+                         ", expected at most " + std::to_string(result.padded()) + " (input " +
+                         std::to_string(result.input) + " + padding " + std::to_string(result.pad_before) + " + " +
+                         std::to_string(result.pad_after) + ")");
+    return result;
+}
+
+void check_border(const std::string& op, int axis, const Axis& checked) {
+    int64_t most;
+    if (checked.mode == PaddingMode::reflect)
+        most = checked.input - 1;
+    else if (checked.mode == PaddingMode::circular)
+        most = checked.input;
+    else
+        return;
+    const int64_t pad = std::max(checked.pad_before, checked.pad_after);
+    if (pad > most)
+        throw ShapeError(op + ": padding is " + std::to_string(pad) + " in " + axis_word(axis) + ", expected at most " +
+                         std::to_string(most) + " (padding_mode \"" +
+                         padding_mode_names[static_cast<size_t>(checked.mode)] + "\", input " +
+                         std::to_string(checked.input) + ")");
+}
+
+}  // namespace
+
+Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
+                                  const ArrayInfo* bias, const ConvOptions& options) {
+    const auto [n, c, h, w] = nchw_shape(op, input, options.channels_last);
+    if (weight.shape.size() != 4)
+        throw ShapeError(op + ": weight has " + std::to_string(weight.shape.size()) +
+                         " dimensions, expected 4: (out channels, in channels / groups, kernel height, kernel width)");
+    check_dtype(op, weight, input);
+    const int64_t k = weight.shape[0], groups = options.groups;
+    check_positive(op, "stride", options.stride);
+    check_positive(op, "dilation", options.dilation);
+    if (groups < 1) throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a positive number");
+    if (c % groups != 0)
+        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
+                         std::to_string(c) + " input channels");
+    if (k % groups != 0)
+        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
+                         std::to_string(k) + " output channels");
+    if (weight.shape[1] != c / groups)
+        throw ShapeError(op + ": weight has " + std::to_string(weight.shape[1]) +
+                         " input channels per group, expected " + std::to_string(c / groups) + " (input channels " +
+                         std::to_string(c) + " / groups " + std::to_string(groups) + ")");
+    if (std::min({h, w, k, weight.shape[2], weight.shape[3]}) < 1)
+        throw ShapeError(op + ": input " + shape_text(input.shape) + " and weight " + shape_text(weight.shape) +
+                         " have a size of zero, expected zero only for the batch or the input channels");
+    if (bias) {
+        check_dtype(op, *bias, input);
+        check_shape(op, *bias, {k});
+    }
+
+    Checked<ConvProblem> checked{{}, input.shape.size() == 3};
+    ConvProblem& problem = checked.problem;
+    problem.dtype = input.dtype;
+    problem.batch = n;
+    problem.in_channels = c;
+    problem.out_channels = k;
+    problem.groups = groups;
+    problem.padding_value = options.padding_value;
+    problem.relu = options.relu;
+    problem.channels_last = options.channels_last;
+    const std::array<int64_t, 2> sizes{h, w};
+    for (const int axis : {0, 1}) {
+        const size_t i = static_cast<size_t>(axis);
+        Axis result;
+        result.input = sizes[i];
+        result.kernel = weight.shape[i + 2];
+        result.stride = options.stride[i];
+        result.dilation = options.dilation[i];
+        result.mode = options.padding_mode[i];
+        result = check_axis(op, axis, result, options.padding);
+        check_border(op, axis, result);
+        (axis == 0 ? problem.h : problem.w) = result;
+    }
+    check_size(op, "padded input", {n, c, problem.h.padded(), problem.w.padded()}, problem.dtype);
+    check_size(op, "output", problem.output_shape(), problem.dtype);
+    return checked;
+}
+
+Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& input, const PoolOptions& options) {
+    const auto [n, c, h, w] = nchw_shape(op, input, options.channels_last);
+    if (std::min({c, h, w}) < 1)
+        throw ShapeError(op + ": " + input.name + " " + shape_text(input.shape) +
+                         " has a size of zero, expected zero only for the batch");
+    check_positive(op, "kernel_size", options.kernel);
+    check_positive(op, "dilation", options.dilation);
+    const Pair stride = options.stride.value_or(options.kernel);
+    check_positive(op, "stride", stride);
+
+    Checked<PoolProblem> checked{{}, input.shape.size() == 3};
+    PoolProblem& problem = checked.problem;
+    problem.dtype = input.dtype;
+    problem.batch = n;
+    problem.channels = c;
+    problem.channels_last = options.channels_last;
+    const std::array<int64_t, 2> sizes{h, w};
+    for (const int axis : {0, 1}) {
+        const size_t i = static_cast<size_t>(axis);
+        Axis result;
+        result.input = sizes[i];
+        result.kernel = options.kernel[i];
+        result.stride = stride[i];
+        result.dilation = options.dilation[i];
+        result.ceil_mode = options.ceil_mode;
+        result = check_axis(op, axis, result, options.padding);
+        const int64_t most = result.extent() / 2;
+        const int64_t pad = std::max(result.pad_before, result.pad_after);
+        if (pad > most)
+            throw ShapeError(op + ": padding is " + std::to_string(pad) + " in " + axis_word(axis) +
+                             ", expected at most " + std::to_string(most) + " (half of the window's " +
+                             std::to_string(result.extent()) + " cells)");
+        (axis == 0 ? problem.h : problem.w) = result;
+    }
+    check_size(op, "input", problem.input_shape(), problem.dtype);
+    checked_product(op, "window", problem.h.kernel, problem.w.kernel);
+    return checked;
+}
+
+void check_codes_fit(const std::string& op, const PoolProblem& problem) {
+    if (problem.taps() > max_code_taps)
+        throw ShapeError(op + ": the window has " + std::to_string(problem.taps()) + " taps, expected at most " +
+                         std::to_string(max_code_taps) + " for one-byte codes");
+}
+
+void check_dtype(const std::string& op, const ArrayInfo& array, const ArrayInfo& like) {
+    if (array.dtype != like.dtype)
+        throw TypeError(op + ": " + array.name + " has dtype " + dtype_name(array.dtype) + ", expected " +
+                        dtype_name(like.dtype) + " as " + like.name + " has");
+}
+
+void check_shape(const std::string& op, const ArrayInfo& array, const std::vector<int64_t>& expected) {
+    if (array.shape != expected)
+        throw ShapeError(op + ": " + array.name + " has shape " + shape_text(array.shape) + ", expected " +
+                         shape_text(expected));
+}
+
+std::vector<int64_t> user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool unbatched) {
+    const auto [n, c, h, w] = nchw;
+    std::vector<int64_t> shape = channels_last ? std::vector<int64_t>{n, h, w, c} : std::vector<int64_t>{n, c, h, w};
+    if (unbatched) shape.erase(shape.begin());
+    return shape;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+    std::string text = "(";
+    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+const char* dtype_name(DType dtype) { return dtype == DType::float32 ? "float32" : "float64"; }
+
+}  // namespace convx

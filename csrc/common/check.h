@@ -1,0 +1,79 @@
+// Every check of every operation stands here and in check.cpp: from what the user said to a settled Problem, or an
+// error that names the operation, the argument, what it got and what it expected. Behind this, nothing is doubted.
+#pragma once
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/problem.h"
+
+namespace convx {
+
+// Bad shapes and options. Python sees convx.ShapeError, which is a ValueError and a RuntimeError.
+struct ShapeError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+// A wrong type or dtype. Python sees TypeError.
+struct TypeError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// What is known of an array before it is used. `shape` is the user's, in the user's layout.
+struct ArrayInfo {
+    const char* name;
+    DType dtype;
+    std::vector<int64_t> shape;
+};
+
+using Pair = std::array<int64_t, 2>;  // height, width
+
+struct PaddingOption {
+    enum class Rule { explicit_sides, same, same_lower };
+    Rule rule = Rule::explicit_sides;
+    std::array<Pair, 2> sides{};  // {top, bottom}, {left, right}
+};
+
+struct ConvOptions {
+    Pair stride{1, 1};
+    PaddingOption padding;
+    Pair dilation{1, 1};
+    int64_t groups = 1;
+    std::array<PaddingMode, 2> padding_mode{};
+    double padding_value = 0.0;
+    bool relu = false;
+    bool channels_last = false;
+};
+
+struct PoolOptions {
+    Pair kernel{1, 1};
+    std::optional<Pair> stride;  // the kernel where not given
+    PaddingOption padding;
+    Pair dilation{1, 1};
+    bool ceil_mode = false;
+    bool channels_last = false;
+};
+
+// A settled problem, and whether the input came without its batch axis.
+template <class Problem>
+struct Checked {
+    Problem problem;
+    bool unbatched;
+};
+
+Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
+                                  const ArrayInfo* bias, const ConvOptions& options);
+Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& input, const PoolOptions& options);
+
+void check_codes_fit(const std::string& op, const PoolProblem& problem);
+void check_dtype(const std::string& op, const ArrayInfo& array, const ArrayInfo& like);
+void check_shape(const std::string& op, const ArrayInfo& array, const std::vector<int64_t>& expected);
+
+// The user's shape of a tensor of the problem: layout applied, batch axis dropped where the input had none.
+std::vector<int64_t> user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool unbatched);
+
+std::string shape_text(const std::vector<int64_t>& shape);
+const char* dtype_name(DType dtype);
+
+}  // namespace convx

@@ -1,0 +1,89 @@
+// The settled letters of a convolution or pooling problem: sizes, never pointers.
+//
+//   N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups
+//
+// check.cpp builds these and is the only place that doubts them.
+#pragma once
+
+#include <cstdint>
+
+#include "common/tensor_view.h"
+
+namespace convx {
+
+enum class PaddingMode { zeros, constant, reflect, replicate, circular };
+
+constexpr const char* padding_mode_names[] = {"zeros", "constant", "reflect", "replicate", "circular"};
+
+// One spatial axis of a sliding window.
+struct Axis {
+    int64_t input = 1;   // H or W
+    int64_t kernel = 1;  // R or S
+    int64_t stride = 1;
+    int64_t dilation = 1;
+    int64_t pad_before = 0;
+    int64_t pad_after = 0;
+    PaddingMode mode = PaddingMode::zeros;  // pooling ignores it: its padding is never selected
+    bool ceil_mode = false;                 // pooling only
+
+    int64_t extent() const { return dilation * (kernel - 1) + 1; }
+    int64_t padded() const { return input + pad_before + pad_after; }
+
+    // The number of window positions: P or Q. The only place where this formula stands.
+    int64_t output() const {
+        const int64_t room = padded() - extent();
+        const int64_t rounded = room + (ceil_mode ? stride - 1 : 0);
+        int64_t count = (rounded >= 0 ? rounded / stride : -((stride - 1 - rounded) / stride)) + 1;
+        // A window may not start in the padding after the input.
+        if (ceil_mode && (count - 1) * stride >= input + pad_before) --count;
+        return count;
+    }
+
+    // The input index under tap `k` of window `o`, before the borders are looked at.
+    int64_t position(int64_t o, int64_t k) const { return o * stride + k * dilation - pad_before; }
+};
+
+struct ConvProblem {
+    DType dtype = DType::float32;
+    int64_t batch = 1;         // N
+    int64_t in_channels = 1;   // C
+    int64_t out_channels = 1;  // K
+    int64_t groups = 1;        // G
+    Axis h, w;
+    double padding_value = 0.0;  // for PaddingMode::constant
+    bool relu = false;           // fused behind the forward pass
+    bool channels_last = false;  // the memory order of arrays that convx allocates
+
+    int64_t group_in() const { return groups ? in_channels / groups : 0; }
+    int64_t group_out() const { return groups ? out_channels / groups : 0; }
+    int64_t taps() const { return h.kernel * w.kernel; }
+    int64_t out_h() const { return h.output(); }
+    int64_t out_w() const { return w.output(); }
+    int64_t out_pixels() const { return out_h() * out_w(); }
+    int64_t flops() const { return 2 * batch * out_channels * out_pixels() * group_in() * taps(); }
+    bool is_padded() const { return h.pad_before > 0 || h.pad_after > 0 || w.pad_before > 0 || w.pad_after > 0; }
+
+    std::array<int64_t, 4> input_shape() const { return {batch, in_channels, h.input, w.input}; }
+    std::array<int64_t, 4> weight_shape() const { return {out_channels, group_in(), h.kernel, w.kernel}; }
+    std::array<int64_t, 4> output_shape() const { return {batch, out_channels, out_h(), out_w()}; }
+};
+
+struct PoolProblem {
+    DType dtype = DType::float32;
+    int64_t batch = 1;     // N
+    int64_t channels = 1;  // C
+    Axis h, w;
+    bool channels_last = false;
+
+    int64_t taps() const { return h.kernel * w.kernel; }
+    int64_t out_h() const { return h.output(); }
+    int64_t out_w() const { return w.output(); }
+    std::array<int64_t, 4> input_shape() const { return {batch, channels, h.input, w.input}; }
+    std::array<int64_t, 4> output_shape() const { return {batch, channels, out_h(), out_w()}; }
+};
+
+// What a window code can name: taps 0..254, and 255 for "no gradient".
+constexpr int64_t max_code_taps = 255;
+constexpr uint8_t no_gradient_code = 255;
+
+}  // namespace convx

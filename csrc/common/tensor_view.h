@@ -1,0 +1,40 @@
+// A typed, strided window on somebody else's memory: what every pass reads and writes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace convx {
+
+enum class DType { float32, float64 };
+
+constexpr int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
+
+// Axes are always in logical N, C, H, W order, whatever the memory order: NHWC is a matter of strides.
+// Strides count elements and may be zero or negative.
+template <class T>
+struct TensorView {
+    T* data = nullptr;
+    std::array<int64_t, 4> shape{};
+    std::array<int64_t, 4> stride{};
+
+    int64_t size() const { return shape[0] * shape[1] * shape[2] * shape[3]; }
+    T* at(int64_t n, int64_t c, int64_t h, int64_t w) const {
+        return data + n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3];
+    }
+    // Images [first, first + count) of the batch.
+    TensorView images(int64_t first, int64_t count) const {
+        return {data + first * stride[0], {count, shape[1], shape[2], shape[3]}, stride};
+    }
+    operator TensorView<const T>() const { return {data, shape, stride}; }
+};
+
+// Dense strides of an N, C, H, W shape stored as NCHW or, with channels_last, as NHWC.
+inline std::array<int64_t, 4> dense_strides(const std::array<int64_t, 4>& shape, bool channels_last) {
+    const auto [n, c, h, w] = shape;
+    (void)n;
+    if (channels_last) return {c * h * w, 1, w * c, c};
+    return {c * h * w, h * w, w, 1};
+}
+
+}  // namespace convx

@@ -1,0 +1,46 @@
+// Which source index every tap reads at every position of one spatial axis: the one place where stride, dilation,
+// padding and padding modes turn into addresses. The loop nests see tables and never ask for the options again.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "common/problem.h"
+
+namespace convx {
+
+struct AxisTable {
+    static constexpr int64_t outside = -1;
+
+    struct Tap {
+        int64_t kernel_index;  // r or s
+        int64_t begin, end;    // positions that lie inside the source without a border rule
+    };
+
+    int64_t positions = 0;
+    int64_t step = 1;  // source distance of adjacent positions in [begin, end)
+    std::vector<Tap> taps;
+    std::vector<int64_t> index;  // [tap][position], `outside` where nothing is read
+
+    int64_t at(int64_t tap, int64_t position) const { return index[static_cast<size_t>(tap * positions + position)]; }
+    bool reads_outside() const;
+};
+
+// Position o and tap k of the forward pass read input index o * stride + k * dilation - pad_before.
+AxisTable forward_table(const Axis& axis);
+
+// The adjoint: positions are the inputs of one residue class modulo the stride (residue, residue + stride, ...), and a
+// tap reads the output whose window has the input under that tap. Classes keep only the taps that can hit them, so a
+// strided gradient multiplies no zeros. Borders other than zeros are folded by the caller (grad_input.cpp).
+AxisTable adjoint_table(const Axis& axis, int64_t residue);
+
+// What the forward pass of a problem finds outside the image.
+struct Border {
+    bool skips;    // some taps have to be left out ("zeros")
+    bool mixed;    // some taps are left out and others read a padding value other than zero
+    double value;  // what the other taps outside read
+};
+Border border_of(const ConvProblem& problem, const AxisTable& h, const AxisTable& w);
+
+}  // namespace convx

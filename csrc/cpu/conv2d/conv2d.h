@@ -1,0 +1,26 @@
+// The convolution passes on the CPU. Everything is validated by the caller (common/check.h).
+#pragma once
+
+#include "common/problem.h"
+#include "cpu/kernels.h"
+
+namespace convx {
+
+// Views in logical N, C, H, W order with any strides; bias is a 4-D view of shape (1, K, 1, 1) with data null for none.
+// Outputs are overwritten.
+template <class T>
+void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                    TensorView<const T> bias, TensorView<T> output);
+
+template <class T>
+void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                       TensorView<T> grad_input);
+
+template <class T>
+void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
+                        TensorView<T> grad_weight);  // dense K, C/G, R, S
+
+template <class T>
+void conv2d_grad_bias(const ConvProblem& problem, TensorView<const T> grad_output, T* grad_bias);
+
+}  // namespace convx

@@ -1,0 +1,49 @@
+// Forward: rows are output channels, the reduction runs over input channels and all taps.
+#include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/implicit_gemm.h"
+#include "cpu/registry.h"
+
+namespace convx {
+
+template <class T>
+void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                    TensorView<const T> bias, TensorView<T> output) {
+    const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    const AxisTable h = forward_table(problem.h);
+    const AxisTable w = forward_table(problem.w);
+
+    ImplicitGemm<T> gemm{};
+    gemm.batch = problem.batch;
+    gemm.groups = problem.groups;
+    gemm.channels = problem.group_in();
+    gemm.rows = problem.group_out();
+    gemm.h = &h;
+    gemm.w = &w;
+    gemm.source = input.data;
+    gemm.source_stride = {input.stride[0], input.stride[1], input.stride[2], input.stride[3]};
+    gemm.pad = static_cast<T>(border_of(problem, h, w).value);
+    gemm.skip_outside_h = problem.h.mode == PaddingMode::zeros;
+    gemm.skip_outside_w = problem.w.mode == PaddingMode::zeros;
+    gemm.weight = weight.data;
+    gemm.weight_group = problem.group_out() * weight.stride[0];
+    gemm.weight_row = weight.stride[0];
+    gemm.weight_channel = weight.stride[1];
+    gemm.weight_h = weight.stride[2];
+    gemm.weight_w = weight.stride[3];
+    gemm.dest = output.data;
+    gemm.dest_stride = {output.stride[0], output.stride[1], output.stride[2], output.stride[3]};
+    gemm.bias = bias.data;
+    gemm.bias_stride = bias.stride[1];
+    gemm.relu = problem.relu;
+
+    const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, gemm.pixels(), gemm.groups, gemm.channels,
+                                               gemm.rows, gemm.taps(), sizeof(T), kernels.mr, kernels.nr);
+    run_implicit_gemm(gemm, blocks, kernels);
+}
+
+template void conv2d_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                             TensorView<const float>, TensorView<float>);
+template void conv2d_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                             TensorView<const double>, TensorView<double>);
+
+}  // namespace convx

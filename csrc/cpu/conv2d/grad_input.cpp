@@ -1,0 +1,111 @@
+// Input gradient: the adjoint of forward as an implicit GEMM over grad_output. Rows are input channels, the reduction
+// runs over output channels and taps. A stride splits the input into stride_h * stride_w residue classes, each a dense
+// small convolution of its own: no multiplications by inserted zeros, no scatter.
+#include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/implicit_gemm.h"
+#include "cpu/registry.h"
+#include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
+
+namespace convx {
+
+namespace {
+
+bool folds(const Axis& axis) {
+    const bool mirrored = axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant;
+    return mirrored && (axis.pad_before > 0 || axis.pad_after > 0);
+}
+
+// Borders that mirror or wrap send gradients back inside. The adjoint is taken of the padded image first.
+Axis unfolded(const Axis& axis) {
+    if (!folds(axis)) return axis;
+    Axis padded = axis;
+    padded.input = axis.padded();
+    padded.pad_before = padded.pad_after = 0;
+    padded.mode = PaddingMode::zeros;
+    return padded;
+}
+
+// The input index that each cell of the unfolded axis shows.
+AxisTable shown_cells(const Axis& axis) {
+    Axis cells = axis;
+    cells.kernel = cells.stride = cells.dilation = 1;
+    if (!folds(axis)) cells.pad_before = cells.pad_after = 0;
+    return forward_table(cells);
+}
+
+template <class T>
+void adjoint(const ConvProblem& problem, const Axis& axis_h, const Axis& axis_w, TensorView<const T> grad_output,
+             TensorView<const T> weight, TensorView<T> dest) {
+    const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    ImplicitGemm<T> gemm{};
+    gemm.batch = grad_output.shape[0];
+    gemm.groups = problem.groups;
+    gemm.channels = problem.group_out();
+    gemm.rows = problem.group_in();
+    gemm.source = grad_output.data;
+    gemm.source_stride = {grad_output.stride[0], grad_output.stride[1], grad_output.stride[2], grad_output.stride[3]};
+    gemm.pad = T(0);
+    gemm.skip_outside_h = gemm.skip_outside_w = true;
+    gemm.weight = weight.data;
+    gemm.weight_group = problem.group_out() * weight.stride[0];
+    gemm.weight_row = weight.stride[1];
+    gemm.weight_channel = weight.stride[0];
+    gemm.weight_h = weight.stride[2];
+    gemm.weight_w = weight.stride[3];
+    gemm.dest_stride = {dest.stride[0], dest.stride[1], axis_h.stride * dest.stride[2], axis_w.stride * dest.stride[3]};
+
+    for (int64_t class_h = 0; class_h < std::min(axis_h.stride, axis_h.input); ++class_h) {
+        const AxisTable h = adjoint_table(axis_h, class_h);
+        for (int64_t class_w = 0; class_w < std::min(axis_w.stride, axis_w.input); ++class_w) {
+            const AxisTable w = adjoint_table(axis_w, class_w);
+            gemm.h = &h;
+            gemm.w = &w;
+            gemm.dest = dest.data + class_h * dest.stride[2] + class_w * dest.stride[3];
+            const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, gemm.pixels(), gemm.groups, gemm.channels,
+                                                       gemm.rows, gemm.taps(), sizeof(T), kernels.mr, kernels.nr);
+            run_implicit_gemm(gemm, blocks, kernels);
+        }
+    }
+}
+
+// grad_input[cell] = sum of all padded cells that show it, in row-major order.
+template <class T>
+void fold(const AxisTable& cells_h, const AxisTable& cells_w, TensorView<const T> padded, TensorView<T> grad_input) {
+    const auto [n, channels, height, width] = grad_input.shape;
+    (void)n;
+    parallel_for(channels, parallel_width(4 * channels * cells_h.positions * cells_w.positions),
+                 [&, height = height, width = width](int64_t c, int) {
+                     for (int64_t h = 0; h < height; ++h)
+                         for (int64_t w = 0; w < width; ++w) *grad_input.at(0, c, h, w) = T(0);
+                     for (int64_t i = 0; i < cells_h.positions; ++i)
+                         for (int64_t j = 0; j < cells_w.positions; ++j)
+                             *grad_input.at(0, c, cells_h.at(0, i), cells_w.at(0, j)) += *padded.at(0, c, i, j);
+                 });
+}
+
+}  // namespace
+
+template <class T>
+void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                       TensorView<T> grad_input) {
+    if (!folds(problem.h) && !folds(problem.w))
+        return adjoint(problem, problem.h, problem.w, grad_output, weight, grad_input);
+    const Axis h = unfolded(problem.h), w = unfolded(problem.w);
+    const AxisTable cells_h = shown_cells(problem.h), cells_w = shown_cells(problem.w);
+    TensorView<T> padded{nullptr, {1, problem.in_channels, h.input, w.input}, {}};
+    padded.stride = dense_strides(padded.shape, problem.channels_last);
+    const Workspace workspace(static_cast<size_t>(padded.size()) * sizeof(T));
+    padded.data = static_cast<T*>(workspace.data());
+    for (int64_t n = 0; n < problem.batch; ++n) {
+        adjoint(problem, h, w, grad_output.images(n, 1), weight, padded);
+        fold<T>(cells_h, cells_w, padded, grad_input.images(n, 1));
+    }
+}
+
+template void conv2d_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                                TensorView<float>);
+template void conv2d_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                                TensorView<double>);
+
+}  // namespace convx

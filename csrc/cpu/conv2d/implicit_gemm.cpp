@@ -1,0 +1,329 @@
+#include "cpu/conv2d/implicit_gemm.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "common/rounding.h"
+#include "cpu/conv2d/plain.h"
+#include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
+
+namespace convx {
+
+namespace {
+
+bool all_finite(const float* x, int64_t count) {
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, x + i, sizeof bits);
+        bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !bad;
+}
+bool all_finite(const double* x, int64_t count) {
+    uint64_t bad = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        uint64_t bits;
+        std::memcpy(&bits, x + i, sizeof bits);
+        bad |= (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
+    }
+    return !bad;
+}
+
+// The widths of the two operands' panels, which swap with the orientation.
+struct Panels {
+    int64_t pixel_width, row_width;
+    Panels(const GemmBlocks& blocks, int mr, int nr)
+        : pixel_width(blocks.pixels_in_rows ? mr : nr), row_width(blocks.pixels_in_rows ? nr : mr) {}
+};
+
+template <class T>
+class Nest {
+public:
+    Nest(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels)
+        : gemm_(gemm), blocks_(blocks), kernels_(kernels), panels_(blocks, kernels.mr, kernels.nr), taps_(gemm.taps()),
+          pixels_(gemm.pixels()), row_panels_(ceil_div(gemm.rows, panels_.row_width)) {}
+
+    bool run() {
+        const PassScratch scratch = gemm_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, taps_, sizeof(T),
+                                                 kernels_.mr, kernels_.nr);
+        const int64_t row_blocks = ceil_div(gemm_.rows, blocks_.block_rows);
+        const int64_t pixel_blocks = ceil_div(pixels_, blocks_.block_panels * panels_.pixel_width);
+        const int64_t tasks = gemm_.groups * row_blocks * pixel_blocks;
+        const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * taps_ * pixels_;
+        const int width = static_cast<int>(
+            std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
+        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
+        weights_ = static_cast<T*>(workspace.data());
+        char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
+
+        if (!pack_weights(width)) return false;
+        parallel_for(tasks, width, [&](int64_t task, int worker) {
+            const int64_t row_block = task % row_blocks;
+            const int64_t pixel_block = task / row_blocks % pixel_blocks;
+            const int64_t group = task / row_blocks / pixel_blocks;
+            run_task(group, pixel_block, row_block, workers + worker * scratch.worker_bytes);
+        });
+        return true;
+    }
+
+private:
+    // --- weights: [group][chunk][panel][channel, tap][row] ---
+
+    T* weight_panel(int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
+        const int64_t rows = row_panels_ * panels_.row_width;
+        return weights_ + (group * gemm_.channels + first_channel) * taps_ * rows +
+               panel * channels * taps_ * panels_.row_width;
+    }
+
+    bool pack_weights(int width) {
+        const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
+        const int64_t packed = gemm_.groups * row_panels_ * panels_.row_width * gemm_.channels * taps_;
+        const bool big = packed * static_cast<int64_t>(sizeof(T)) > 128 * 1024;
+        const bool check_finite = gemm_.skips_h() || gemm_.skips_w();
+        std::atomic<bool> finite{true};
+        parallel_for(gemm_.groups * chunks * row_panels_, big ? width : 1, [&](int64_t task, int) {
+            const int64_t panel = task % row_panels_;
+            const int64_t chunk = task / row_panels_ % chunks;
+            const int64_t group = task / row_panels_ / chunks;
+            const int64_t first_channel = chunk * blocks_.chunk_channels;
+            const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
+            const int64_t first_row = panel * panels_.row_width;
+            const int64_t rows = std::min(panels_.row_width, gemm_.rows - first_row);
+            T* dst = weight_panel(group, first_channel, channels, panel);
+            pack_weight_panel(dst,
+                              gemm_.weight + group * gemm_.weight_group + first_row * gemm_.weight_row +
+                                  first_channel * gemm_.weight_channel,
+                              channels, static_cast<int>(rows));
+            if (check_finite && !all_finite(dst, channels * taps_ * panels_.row_width)) finite = false;
+        });
+        return finite;
+    }
+
+    void pack_weight_panel(T* dst, const T* src, int64_t channels, int rows) {
+        const int64_t row_width = panels_.row_width;
+        const auto tap_offset = [&](size_t r, size_t s) {
+            return gemm_.h->taps[r].kernel_index * gemm_.weight_h + gemm_.w->taps[s].kernel_index * gemm_.weight_w;
+        };
+        const size_t columns = gemm_.w->taps.size();
+        bool dense_taps = true;
+        for (int64_t t = 0; t < taps_ && dense_taps; ++t) {
+            const size_t tap = static_cast<size_t>(t);
+            dense_taps = tap_offset(tap / columns, tap % columns) == t;
+        }
+        const T* row[64];
+        // Lanes that no row fills are multiplied too (their sums are dropped): they must be numbers, not leftovers,
+        // for the finiteness check and because denormal leftovers would be slow.
+        if (rows < row_width) std::fill(dst, dst + channels * taps_ * row_width, T(0));
+        if (dense_taps && gemm_.weight_channel == taps_) {
+            for (int i = 0; i < rows; ++i) row[i] = src + i * gemm_.weight_row;
+            kernels_.pack_transposed(dst, row_width, row, rows, channels * taps_);
+        } else if (dense_taps && taps_ > 1) {
+            for (int64_t c = 0; c < channels; ++c) {
+                for (int i = 0; i < rows; ++i) row[i] = src + i * gemm_.weight_row + c * gemm_.weight_channel;
+                kernels_.pack_transposed(dst + c * taps_ * row_width, row_width, row, rows, taps_);
+            }
+        } else {
+            const LaneRun run{0, rows, 0};
+            for (size_t r = 0; r < gemm_.h->taps.size(); ++r)
+                for (size_t s = 0; s < columns; ++s)
+                    kernels_.pack_lanes(dst + static_cast<int64_t>(r * columns + s) * row_width, taps_ * row_width,
+                                        src + tap_offset(r, s), gemm_.weight_channel, channels, &run, 1, rows,
+                                        gemm_.weight_row, T(0));
+        }
+    }
+
+    // --- one task ---
+
+    struct Scratch {
+        T* pixels;          // [panel][channel, tap][pixel]
+        T* tile;            // a tile that has to be scattered
+        T* pad;             // a row of pad values
+        LaneRun* runs;      // [panel][tap][pixel_width]
+        int32_t* run_count; // [panel][tap]
+    };
+
+    Scratch carve(char* memory) const {
+        const int64_t depth = std::min(blocks_.chunk_channels, gemm_.channels) * taps_;
+        const int64_t item = sizeof(T);
+        const int64_t panel_taps = blocks_.block_panels * taps_;
+        Scratch s;
+        s.pixels = reinterpret_cast<T*>(memory);
+        memory += cache_lines(blocks_.block_panels * panels_.pixel_width * depth * item);
+        s.tile = reinterpret_cast<T*>(memory);
+        memory += cache_lines(kernels_.mr * kernels_.nr * item);
+        s.pad = reinterpret_cast<T*>(memory);
+        memory += cache_lines(blocks_.chunk_channels * item);
+        s.runs = reinterpret_cast<LaneRun*>(memory);
+        memory += cache_lines(panel_taps * panels_.pixel_width * static_cast<int64_t>(sizeof(LaneRun)));
+        s.run_count = reinterpret_cast<int32_t*>(memory);
+        return s;
+    }
+
+    void run_task(int64_t group, int64_t pixel_block, int64_t row_block, char* memory) {
+        const Scratch scratch = carve(memory);
+        const int64_t first_panel = pixel_block * blocks_.block_panels;
+        const int64_t panel_count =
+            std::min(blocks_.block_panels, ceil_div(pixels_, panels_.pixel_width) - first_panel);
+        for (int64_t panel = 0; panel < panel_count; ++panel) find_runs(first_panel + panel, panel, scratch);
+        std::fill(scratch.pad, scratch.pad + blocks_.chunk_channels, gemm_.pad);
+
+        const int64_t first_row_panel = row_block * blocks_.block_rows / panels_.row_width;
+        const int64_t last_row_panel =
+            std::min(row_panels_, ceil_div((row_block + 1) * blocks_.block_rows, panels_.row_width));
+        for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
+            const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
+            const int64_t depth = channels * taps_;
+            for (int64_t panel = 0; panel < panel_count; ++panel)
+                pack_pixels(group, c, channels, panel, scratch);
+            for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel) {
+                const T* weights = weight_panel(group, c, channels, row_panel);
+                for (int64_t panel = 0; panel < panel_count; ++panel) {
+                    const T* pixels = scratch.pixels + panel * panels_.pixel_width * depth;
+                    multiply(group, row_panel, first_panel + panel, c, channels, weights, pixels, scratch.tile);
+                }
+            }
+        }
+    }
+
+    void find_runs(int64_t panel, int64_t local_panel, const Scratch& scratch) {
+        const int64_t first = panel * panels_.pixel_width;
+        const int64_t count = std::min(panels_.pixel_width, pixels_ - first);
+        const int64_t tap_columns = static_cast<int64_t>(gemm_.w->taps.size());
+        for (int64_t tap = 0; tap < taps_; ++tap) scratch.run_count[local_panel * taps_ + tap] = 0;
+        for_each_segment(gemm_.h->positions, gemm_.w->positions, first, count, [&](const PixelSegment& segment) {
+            for (int64_t tap = 0; tap < taps_; ++tap) {
+                const int64_t at = local_panel * taps_ + tap;
+                scratch.run_count[at] =
+                    append_runs(*gemm_.h, *gemm_.w, tap / tap_columns, tap % tap_columns, gemm_.source_stride, segment,
+                                scratch.runs + at * panels_.pixel_width, scratch.run_count[at]);
+            }
+        });
+    }
+
+    void pack_pixels(int64_t group, int64_t first_channel, int64_t channels, int64_t panel, const Scratch& scratch) {
+        const int64_t width = panels_.pixel_width;
+        const T* source = gemm_.source + (group * gemm_.channels + first_channel) * gemm_.source_stride.c;
+        T* dst = scratch.pixels + panel * width * channels * taps_;
+        const int64_t step = gemm_.w->step * gemm_.source_stride.w;
+        const bool channels_adjacent = gemm_.source_stride.c == 1 && step != 1;
+        for (int64_t tap = 0; tap < taps_; ++tap) {
+            const int64_t at = panel * taps_ + tap;
+            const LaneRun* runs = scratch.runs + at * width;
+            const int run_count = scratch.run_count[at];
+            if (!channels_adjacent) {
+                kernels_.pack_lanes(dst + tap * width, taps_ * width, source, gemm_.source_stride.c, channels, runs,
+                                    run_count, static_cast<int>(width), step, gemm_.pad);
+                continue;
+            }
+            const T* row[64];
+            std::fill(row, row + width, scratch.pad);
+            for (int r = 0; r < run_count; ++r)
+                for (int i = 0; i < runs[r].count; ++i)
+                    row[runs[r].lane + i] = source + runs[r].offset + i * step;
+            kernels_.pack_transposed(dst + tap * width, taps_ * width, row, static_cast<int>(width), channels);
+        }
+    }
+
+    // One tile, straight into dest where its pixels are evenly spaced there, else through the scratch tile.
+    void multiply(int64_t group, int64_t row_panel, int64_t pixel_panel, int64_t first_channel, int64_t channels,
+                  const T* weights, const T* pixels, T* tile) {
+        const int64_t first_row = row_panel * panels_.row_width;
+        const int rows = static_cast<int>(std::min(panels_.row_width, gemm_.rows - first_row));
+        const int64_t first_pixel = pixel_panel * panels_.pixel_width;
+        const int count = static_cast<int>(std::min(panels_.pixel_width, pixels_ - first_pixel));
+        const int64_t depth = channels * taps_;
+        const bool accumulate = first_channel > 0;
+        const bool last = first_channel + channels == gemm_.channels;
+        const T* bias = last && gemm_.bias ? bias_ + group * gemm_.rows + first_row : nullptr;
+        const bool relu = last && gemm_.relu;
+
+        const Strides& to = gemm_.dest_stride;
+        T* dest = gemm_.dest + (group * gemm_.rows + first_row) * to.c;
+        const int64_t columns = gemm_.w->positions;
+        const int64_t plane = gemm_.h->positions * columns;
+        const int64_t in_plane = first_pixel % plane;
+        const bool one_row = in_plane % columns + count <= columns;
+        const bool flat = one_row || (in_plane + count <= plane && to.h == columns * to.w);
+        if (flat) {
+            T* c = dest + first_pixel / plane * to.n + in_plane / columns * to.h + in_plane % columns * to.w;
+            if (blocks_.pixels_in_rows && to.c == 1)
+                return kernels_.gemm_tile(count, rows, depth, pixels, weights,
+                                          {c, to.w, accumulate, nullptr, bias, relu});
+            if (!blocks_.pixels_in_rows && to.w == 1)
+                return kernels_.gemm_tile(rows, count, depth, weights, pixels,
+                                          {c, to.c, accumulate, bias, nullptr, relu});
+        }
+        int64_t row_step = kernels_.nr, pixel_step = 1;
+        if (blocks_.pixels_in_rows) {
+            std::swap(row_step, pixel_step);
+            kernels_.gemm_tile(count, rows, depth, pixels, weights, {tile, kernels_.nr, false, nullptr, nullptr, false});
+        } else {
+            kernels_.gemm_tile(rows, count, depth, weights, pixels, {tile, kernels_.nr, false, nullptr, nullptr, false});
+        }
+        for_each_segment(gemm_.h->positions, columns, first_pixel, count, [&](const PixelSegment& segment) {
+            T* segment_dest = dest + segment.n * to.n + segment.i * to.h + segment.j * to.w;
+            for (int64_t row = 0; row < rows; ++row) {
+                const T* from = tile + row * row_step + segment.lane * pixel_step;
+                T* c = segment_dest + row * to.c;
+                for (int64_t i = 0; i < segment.count; ++i) {
+                    T sum = from[i * pixel_step];
+                    if (accumulate) sum = c[i * to.w] + sum;
+                    if (bias) sum += bias[row];
+                    if (relu && sum <= T(0)) sum = T(0);
+                    c[i * to.w] = sum;
+                }
+            }
+        });
+    }
+
+public:
+    // The bias with unit stride.
+    void set_bias(const T* bias) { bias_ = bias; }
+
+private:
+    const ImplicitGemm<T>& gemm_;
+    const GemmBlocks& blocks_;
+    const KernelSet<T>& kernels_;
+    const Panels panels_;
+    const int64_t taps_, pixels_, row_panels_;
+    T* weights_ = nullptr;
+    const T* bias_ = nullptr;
+};
+
+// An empty sum: the bias alone.
+template <class T>
+void fill_with_bias(const ImplicitGemm<T>& gemm) {
+    const Strides& to = gemm.dest_stride;
+    for (int64_t n = 0; n < gemm.batch; ++n)
+        for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) {
+            T value = gemm.bias ? gemm.bias[row * gemm.bias_stride] : T(0);
+            if (gemm.relu && value <= T(0)) value = T(0);
+            for (int64_t i = 0; i < gemm.h->positions; ++i)
+                for (int64_t j = 0; j < gemm.w->positions; ++j)
+                    gemm.dest[n * to.n + row * to.c + i * to.h + j * to.w] = value;
+        }
+}
+
+}  // namespace
+
+template <class T>
+void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
+    if (gemm.pixels() == 0 || gemm.rows == 0) return;
+    if (gemm.channels == 0 || gemm.taps() == 0) return fill_with_bias(gemm);
+    // One axis skips and the other one pads with a number: no single value stands for both.
+    if (gemm.pad != T(0) && (gemm.skips_h() || gemm.skips_w())) return run_plain(gemm);
+    Nest<T> nest(gemm, blocks, kernels);
+    std::vector<T> bias;
+    if (gemm.bias) {
+        for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) bias.push_back(gemm.bias[row * gemm.bias_stride]);
+        nest.set_bias(bias.data());
+    }
+    if (!nest.run()) run_plain(gemm);
+}
+
+template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);
+template void run_implicit_gemm(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&);
+
+}  // namespace convx

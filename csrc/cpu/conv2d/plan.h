@@ -1,0 +1,52 @@
+// What a convolution pass will do, decided before it runs: algorithm, tile and block sizes, scratch, and the reason.
+// A plan is a value; all heuristics live in plan.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "common/problem.h"
+#include "cpu/pass_plan.h"
+#include "cpu/kernels.h"
+
+namespace convx {
+
+enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
+
+// Scratch for one call of a pass: shared by all workers, and for each of them.
+struct PassScratch {
+    int64_t shared_bytes;
+    int64_t worker_bytes;
+};
+
+// Blocks of the implicit GEMM that forward and grad_input run (implicit_gemm.h).
+struct GemmBlocks {
+    bool pixels_in_rows = false;  // channels-last: vectors run over output channels instead of pixels
+    int64_t chunk_channels = 1;   // reduction channels (times taps) that are summed in registers in one go
+    int64_t block_panels = 1;     // pixel panels packed by one task
+    int64_t block_rows = 1;       // output channels of one task
+};
+
+GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, int64_t channels, int64_t rows,
+                            int64_t taps, int64_t item_bytes, int mr, int nr);
+PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
+                         int64_t item_bytes, int mr, int nr);
+
+// Blocks of the weight gradient (grad_weight.cpp).
+struct GradWeightBlocks {
+    int64_t block_rows = 1;     // output channels of one task
+    int64_t block_columns = 1;  // (input channel, tap) pairs of one task
+    int64_t chunk_pixels = 1;   // pixels summed in registers in one go
+    int64_t splits = 1;         // parts of the pixel sum, added in order at the end
+};
+
+GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t rows, int64_t columns, int mr, int nr);
+PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights, bool tap_major, int64_t item_bytes,
+                                int mr, int nr);
+
+// Below this many flops (about 50 us on one core) an operation stays on the calling thread.
+constexpr int64_t parallel_flops = 4'000'000;
+inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1 << 16; }
+
+PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads);
+
+}  // namespace convx

@@ -1,0 +1,11 @@
+// AVX2 and FMA: 16 registers hold a 6 x 2 tile (12 accumulators, 2 columns, 1 broadcast).
+#include "cpu/simd/vec_avx2.h"
+
+#include "cpu/kernels/kernel_set.inl.h"
+
+namespace convx {
+
+extern const Kernels kernels_avx2;
+constexpr Kernels kernels_avx2 = {"avx2", make_kernel_set<float, 6, 2>(), make_kernel_set<double, 6, 2>()};
+
+}  // namespace convx

@@ -1,0 +1,110 @@
+// The table of kernels that every instruction set fills in: the only door between ISA-free loop nests and SIMD code.
+//
+// This header is included by files compiled for one instruction set, so it holds nothing but plain structs.
+#pragma once
+
+#include <cstdint>
+
+namespace convx {
+
+// Where a GEMM tile goes and what happens to it on the way: c = relu(acc [+ c] + bias).
+template <class T>
+struct TileOutput {
+    T* c;
+    int64_t row_stride;   // elements between rows; columns are adjacent
+    bool accumulate;      // add to what is there (a later part of the reduction)
+    const T* row_bias;    // one value per row, or null
+    const T* column_bias; // one value per column, or null
+    bool relu;
+};
+
+// `count` lanes of a panel, from `lane` on, are read from offset, offset + step, offset + 2 * step, ...
+struct LaneRun {
+    int32_t lane;
+    int32_t count;
+    int64_t offset;
+};
+
+// A block of max-pool results, rows x columns of them: the best of `taps` streams of values, by the rules of SEMANTICS.md
+// in the order of the streams. Every stream can be read for a whole vector even where columns are fewer.
+template <class T>
+struct PoolMax {
+    int taps;
+    const T* const* values;  // per tap: its values for cell (0, 0); columns are adjacent
+    const T* codes;          // per tap: the code of its values
+    const T* first_codes;    // per column, added to the code of the first tap; or null
+    int64_t rank_offset;     // if not 0: at this distance from each value lies a number to add to the tap's code
+    int64_t value_step;      // elements between rows, in every stream
+    int64_t rows, columns;
+    T* output;
+    int64_t output_step;
+    uint8_t* code_bytes;     // codes of the chosen values as bytes, or null
+    T* code_lanes;           // the same as numbers of type T, or null; at most one of the two
+    int64_t code_step;
+};
+
+// A block of max-pool gradients, rows x columns of them: the sum of those grads whose code is the wanted one, in the
+// order of the streams. Every stream can be read for a whole vector even where columns are fewer.
+template <class T>
+struct PoolSum {
+    int taps;
+    const T* const* grads;
+    const uint8_t* const* codes;
+    const uint8_t* wanted;
+    int64_t grad_step, code_step;  // elements between rows
+    int64_t rows, columns;
+    T* output;
+    int64_t output_step;
+};
+
+template <class T>
+struct KernelSet {
+    int lanes;  // elements of one vector
+    int mr;     // rows of a GEMM tile: width of a row panel
+    int nr;     // columns of a GEMM tile: width of a column panel, a multiple of lanes
+
+    // One tile: sum over d < depth of a[d * mr + i] * b[d * nr + j], for i < rows <= mr, j < columns <= nr.
+    void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const TileOutput<T>& out);
+
+    // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get `pad`.
+    void (*pack_lanes)(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, const LaneRun* runs,
+                       int run_count, int width, int64_t step, T pad);
+
+    // dst[d * dst_stride + i] = rows[i][d] for d < depth, i < row_count.
+    void (*pack_transposed)(T* dst, int64_t dst_stride, const T* const* rows, int row_count, int64_t depth);
+
+    // The roofs (roofline.inl.h): FMA on registers, returning the flops done, and a copy around the caches.
+    int64_t (*fma_rounds)(int64_t rounds, T* sink);
+    void (*stream_copy)(T* dst, const T* src, int64_t count);
+
+    // ReLU of `count` adjacent elements; `around_caches` writes with non-temporal stores.
+    void (*relu)(T* output, const T* input, int64_t count, bool around_caches);
+    void (*relu_backward)(T* grad_input, const T* grad_output, const T* output, int64_t count, bool around_caches);
+
+    // Max-pooling. In pool_max_pairs a stream holds two neighbouring taps, with codes c and c + 1, in turn. In
+    // pool_sum_pairs the columns of both blocks take turns in even.output; even has as many columns as odd or one more,
+    // and where it has more every stream can be read for a whole vector from its last column on.
+    void (*pool_max)(const PoolMax<T>& job);
+    void (*pool_max_pairs)(const PoolMax<T>& job);
+    void (*pool_sum)(const PoolSum<T>& job);
+    void (*pool_sum_pairs)(const PoolSum<T>& even, const PoolSum<T>& odd);
+};
+
+struct Kernels {
+    const char* name;
+    KernelSet<float> f32;
+    KernelSet<double> f64;
+};
+
+template <class T>
+const KernelSet<T>& kernel_set(const Kernels& kernels);
+template <>
+inline const KernelSet<float>& kernel_set<float>(const Kernels& kernels) {
+    return kernels.f32;
+}
+template <>
+inline const KernelSet<double>& kernel_set<double>(const Kernels& kernels) {
+    return kernels.f64;
+}
+
+}  // namespace convx

@@ -1,0 +1,75 @@
+// The register tile of all matrix work: rows x (vecs * lanes) accumulators, fed by two packed panels.
+//
+// Per step of the reduction: vecs vector loads, `rows` broadcasts, rows * vecs FMA. The tile of each instruction set is
+// chosen so that accumulators, one row of columns and one broadcast fit its registers (isa/*.cpp), and so that there are
+// at least latency x ports = 8 independent FMA. Sums run in the order of d, whatever the tile: that is what makes
+// results equal bit for bit between full tiles, tails and both layouts.
+#pragma once
+
+namespace {
+
+template <class T>
+inline void finish_row(Vec<T>* acc, int vecs, int columns, int row, const convx::TileOutput<T>& out) {
+    constexpr int lanes = VecOf<T>::lanes;
+    T* c = out.c + row * out.row_stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < vecs; ++v) {
+        const int n = columns - v * lanes;
+        const bool whole = n >= lanes;
+        Vec<T> sum = acc[v];
+        if (out.accumulate) sum = add(whole ? load(c + v * lanes) : load(c + v * lanes, n), sum);
+        if (out.row_bias) sum = add(sum, broadcast(out.row_bias[row]));
+        if (out.column_bias) {
+            const T* bias = out.column_bias + v * lanes;
+            sum = add(sum, whole ? load(bias) : load(bias, n));
+        }
+        if (out.relu) sum = relu(sum);
+        if (whole)
+            store(c + v * lanes, sum);
+        else
+            store(c + v * lanes, sum, n);
+    }
+}
+
+template <class T, int mr, int nr, int rows, int vecs>
+void gemm_tile_sized(int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+    constexpr int lanes = VecOf<T>::lanes;
+    Vec<T> acc[rows][vecs];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < vecs; ++v) acc[i][v] = broadcast(T(0));
+    for (int64_t d = 0; d < depth; ++d, a += mr, b += nr) {
+        Vec<T> column[vecs];
+#pragma GCC unroll 4
+        for (int v = 0; v < vecs; ++v) column[v] = load(b + v * lanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) {
+            const Vec<T> row = broadcast(a[i]);
+#pragma GCC unroll 4
+            for (int v = 0; v < vecs; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) finish_row<T>(acc[i], vecs, columns, i, out);
+}
+
+// From run-time rows and vectors to one of the mr * nr / lanes compiled tiles.
+template <class T, int mr, int nr, int rows, int vecs>
+void gemm_tile_pick(int want_rows, int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+    if constexpr (rows > 1) {
+        if (want_rows < rows) return gemm_tile_pick<T, mr, nr, rows - 1, vecs>(want_rows, columns, depth, a, b, out);
+    }
+    if constexpr (vecs > 1) {
+        if (columns <= (vecs - 1) * VecOf<T>::lanes)
+            return gemm_tile_pick<T, mr, nr, rows, vecs - 1>(want_rows, columns, depth, a, b, out);
+    }
+    gemm_tile_sized<T, mr, nr, rows, vecs>(columns, depth, a, b, out);
+}
+
+template <class T, int mr, int vecs>
+void gemm_tile(int rows, int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, out);
+}
+
+}  // namespace

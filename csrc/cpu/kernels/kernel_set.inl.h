@@ -1,0 +1,34 @@
+// Everything that an instruction set compiles, gathered into one row of the kernel table.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/gemm_tile.inl.h"
+#include "cpu/kernels/max_pool2d.inl.h"
+#include "cpu/kernels/max_pool2d_backward.inl.h"
+#include "cpu/kernels/pack.inl.h"
+#include "cpu/kernels/roofline.inl.h"
+#include "cpu/kernels/relu.inl.h"
+
+namespace {
+
+template <class T, int mr, int vecs>
+constexpr convx::KernelSet<T> make_kernel_set() {
+    convx::KernelSet<T> set{};
+    set.lanes = VecOf<T>::lanes;
+    set.mr = mr;
+    set.nr = vecs * VecOf<T>::lanes;
+    set.gemm_tile = gemm_tile<T, mr, vecs>;
+    set.pack_lanes = pack_lanes<T>;
+    set.pack_transposed = pack_transposed<T>;
+    set.fma_rounds = fma_rounds<T>;
+    set.stream_copy = stream_copy<T>;
+    set.relu = relu_run<T>;
+    set.relu_backward = relu_backward_run<T>;
+    set.pool_max = pool_max<T>;
+    set.pool_max_pairs = pool_max_pairs<T>;
+    set.pool_sum = pool_sum<T>;
+    set.pool_sum_pairs = pool_sum_pairs<T>;
+    return set;
+}
+
+}  // namespace

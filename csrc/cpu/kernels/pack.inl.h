@@ -1,0 +1,98 @@
+// Packing: strided memory into the panels that gemm_tile reads. Bound by load and store ports while the source is in
+// cache; every packed element is used once per row (or column) of the other operand, which is what pays for it.
+#pragma once
+
+namespace {
+
+// One run of lanes out of memory with unit step, for all d.
+template <class T>
+inline void copy_run(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, int count) {
+    constexpr int lanes = VecOf<T>::lanes;
+    if (count == 2 * lanes) {
+        for (int64_t d = 0; d < depth; ++d, dst += dst_stride, src += src_stride) {
+            store(dst, load(src));
+            store(dst + lanes, load(src + lanes));
+        }
+        return;
+    }
+    for (int64_t d = 0; d < depth; ++d, dst += dst_stride, src += src_stride) {
+        int i = 0;
+        for (; i + lanes <= count; i += lanes) store(dst + i, load(src + i));
+        if (i < count) store(dst + i, load(src + i, count - i), count - i);
+    }
+}
+
+// One run with step 2: two loads give the even places. The second load of the last vector would reach one element past
+// the run, which need not exist, so that vector is loaded by parts.
+template <class T>
+inline void copy_run_step2(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, int count) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int64_t d = 0; d < depth; ++d, dst += dst_stride, src += src_stride) {
+        for (int i = 0; i < count; i += lanes) {
+            const int n = count - i < lanes ? count - i : lanes;
+            const int readable = 2 * n - 1;
+            const T* s = src + 2 * i;
+            const Vec<T> low = readable >= lanes ? load(s) : load(s, readable);
+            const Vec<T> high = readable > lanes ? load(s + lanes, readable - lanes) : broadcast(T(0));
+            if (n == lanes)
+                store(dst + i, even_lanes(low, high));
+            else
+                store(dst + i, even_lanes(low, high), n);
+        }
+    }
+}
+
+template <class T>
+void pack_lanes(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, const convx::LaneRun* runs,
+                int run_count, int width, int64_t step, T pad) {
+    int filled = 0;  // lanes below this one are written
+    for (int r = 0; r <= run_count; ++r) {
+        const int end = r < run_count ? runs[r].lane : width;
+        if (filled < end) {
+            for (int64_t d = 0; d < depth; ++d)
+                for (int i = filled; i < end; ++i) dst[d * dst_stride + i] = pad;
+        }
+        if (r == run_count) break;
+        const int count = runs[r].count;
+        T* to = dst + runs[r].lane;
+        const T* from = src + runs[r].offset;
+        if (step == 1) {
+            copy_run(to, dst_stride, from, src_stride, depth, count);
+        } else if (step == 2) {
+            copy_run_step2(to, dst_stride, from, src_stride, depth, count);
+        } else {
+            for (int64_t d = 0; d < depth; ++d)
+                for (int i = 0; i < count; ++i) to[d * dst_stride + i] = from[d * src_stride + i * step];
+        }
+        filled = runs[r].lane + count;
+    }
+}
+
+template <class T>
+void pack_transposed(T* dst, int64_t dst_stride, const T* const* rows, int row_count, int64_t depth) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int i = 0; i < row_count; i += lanes) {
+        const int n = row_count - i < lanes ? row_count - i : lanes;
+        for (int64_t d = 0; d < depth; d += lanes) {
+            const int deep = depth - d < lanes ? static_cast<int>(depth - d) : lanes;
+            Vec<T> block[lanes];
+#pragma GCC unroll 16
+            for (int r = 0; r < lanes; ++r) {
+                const T* row = rows[i + (r < n ? r : n - 1)] + d;
+                block[r] = deep == lanes ? load(row) : load(row, deep);
+            }
+            transpose(block);
+            T* to = dst + d * dst_stride + i;
+#pragma GCC unroll 16
+            for (int e = 0; e < lanes; ++e) {
+                if (e >= deep) break;
+                if (n == lanes)
+                    store(to + e * dst_stride, block[e]);
+                else
+                    store(to + e * dst_stride, block[e], n);
+            }
+        }
+    }
+}
+
+}  // namespace

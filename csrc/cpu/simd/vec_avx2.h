@@ -1,0 +1,193 @@
+// The vector vocabulary over AVX2 and FMA: 8 floats or 4 doubles. vec_portable.h says what each function means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+struct VecF {
+    __m256 v;
+};
+struct VecD {
+    __m256d v;
+};
+struct MaskF {
+    __m256 m;
+};
+struct MaskD {
+    __m256d m;
+};
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+    using type = VecF;
+    static constexpr int lanes = 8;
+};
+template <>
+struct VecOf<double> {
+    using type = VecD;
+    static constexpr int lanes = 4;
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+inline __m256i first_lanes_32(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_lanes_64(int n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+inline VecF broadcast(float x) { return {_mm256_set1_ps(x)}; }
+inline VecD broadcast(double x) { return {_mm256_set1_pd(x)}; }
+
+inline VecF load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline VecD load(const double* p) { return {_mm256_loadu_pd(p)}; }
+inline VecF load(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes_32(n))}; }
+inline VecD load(const double* p, int n) { return {_mm256_maskload_pd(p, first_lanes_64(n))}; }
+inline void store(float* p, VecF a) { _mm256_storeu_ps(p, a.v); }
+inline void store(double* p, VecD a) { _mm256_storeu_pd(p, a.v); }
+inline void store(float* p, VecF a, int n) { _mm256_maskstore_ps(p, first_lanes_32(n), a.v); }
+inline void store(double* p, VecD a, int n) { _mm256_maskstore_pd(p, first_lanes_64(n), a.v); }
+inline void stream(float* p, VecF a) { _mm256_stream_ps(p, a.v); }
+inline void stream(double* p, VecD a) { _mm256_stream_pd(p, a.v); }
+inline void stream_fence() { _mm_sfence(); }
+
+inline VecF add(VecF a, VecF b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline VecD add(VecD a, VecD b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline VecF fma(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline VecD fma(VecD a, VecD b, VecD c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+inline VecF relu(VecF a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }
+inline VecD relu(VecD a) { return {_mm256_max_pd(_mm256_setzero_pd(), a.v)}; }
+
+inline MaskF greater_or_nan(VecF a, VecF b) { return {_mm256_or_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))}; }
+inline MaskD greater_or_nan(VecD a, VecD b) { return {_mm256_or_pd(_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q))}; }
+inline MaskF equal(VecF a, VecF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
+inline MaskD equal(VecD a, VecD b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
+inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm256_add_ps(sum.v, _mm256_and_ps(m.m, a.v))}; }
+inline VecD add_where(MaskD m, VecD sum, VecD a) { return {_mm256_add_pd(sum.v, _mm256_and_pd(m.m, a.v))}; }
+inline VecF select(MaskF m, VecF a, VecF b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
+inline VecD select(MaskD m, VecD a, VecD b) { return {_mm256_blendv_pd(b.v, a.v, m.m)}; }
+
+inline VecF even_lanes(VecF a, VecF b) {
+    const __m256 pairs = _mm256_shuffle_ps(a.v, b.v, _MM_SHUFFLE(2, 0, 2, 0));
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), _MM_SHUFFLE(3, 1, 2, 0)))};
+}
+inline VecF odd_lanes(VecF a, VecF b) {
+    const __m256 pairs = _mm256_shuffle_ps(a.v, b.v, _MM_SHUFFLE(3, 1, 3, 1));
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), _MM_SHUFFLE(3, 1, 2, 0)))};
+}
+inline VecD even_lanes(VecD a, VecD b) {
+    return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), _MM_SHUFFLE(3, 1, 2, 0))};
+}
+inline VecD odd_lanes(VecD a, VecD b) {
+    return {_mm256_permute4x64_pd(_mm256_unpackhi_pd(a.v, b.v), _MM_SHUFFLE(3, 1, 2, 0))};
+}
+
+inline VecF interleave_low(VecF a, VecF b) {
+    return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20)};
+}
+inline VecF interleave_high(VecF a, VecF b) {
+    return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x31)};
+}
+inline VecD interleave_low(VecD a, VecD b) {
+    return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x20)};
+}
+inline VecD interleave_high(VecD a, VecD b) {
+    return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x31)};
+}
+
+inline void transpose(VecF (&rows)[8]) {
+    const __m256 a0 = _mm256_unpacklo_ps(rows[0].v, rows[1].v), a1 = _mm256_unpackhi_ps(rows[0].v, rows[1].v);
+    const __m256 a2 = _mm256_unpacklo_ps(rows[2].v, rows[3].v), a3 = _mm256_unpackhi_ps(rows[2].v, rows[3].v);
+    const __m256 a4 = _mm256_unpacklo_ps(rows[4].v, rows[5].v), a5 = _mm256_unpackhi_ps(rows[4].v, rows[5].v);
+    const __m256 a6 = _mm256_unpacklo_ps(rows[6].v, rows[7].v), a7 = _mm256_unpackhi_ps(rows[6].v, rows[7].v);
+    const __m256 b0 = _mm256_shuffle_ps(a0, a2, 0x44), b1 = _mm256_shuffle_ps(a0, a2, 0xee);
+    const __m256 b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xee);
+    const __m256 b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xee);
+    const __m256 b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xee);
+    rows[0].v = _mm256_permute2f128_ps(b0, b4, 0x20);
+    rows[1].v = _mm256_permute2f128_ps(b1, b5, 0x20);
+    rows[2].v = _mm256_permute2f128_ps(b2, b6, 0x20);
+    rows[3].v = _mm256_permute2f128_ps(b3, b7, 0x20);
+    rows[4].v = _mm256_permute2f128_ps(b0, b4, 0x31);
+    rows[5].v = _mm256_permute2f128_ps(b1, b5, 0x31);
+    rows[6].v = _mm256_permute2f128_ps(b2, b6, 0x31);
+    rows[7].v = _mm256_permute2f128_ps(b3, b7, 0x31);
+}
+inline void transpose(VecD (&rows)[4]) {
+    const __m256d a0 = _mm256_unpacklo_pd(rows[0].v, rows[1].v), a1 = _mm256_unpackhi_pd(rows[0].v, rows[1].v);
+    const __m256d a2 = _mm256_unpacklo_pd(rows[2].v, rows[3].v), a3 = _mm256_unpackhi_pd(rows[2].v, rows[3].v);
+    rows[0].v = _mm256_permute2f128_pd(a0, a2, 0x20);
+    rows[1].v = _mm256_permute2f128_pd(a1, a3, 0x20);
+    rows[2].v = _mm256_permute2f128_pd(a0, a2, 0x31);
+    rows[3].v = _mm256_permute2f128_pd(a1, a3, 0x31);
+}
+
+inline int64_t narrow_to_bytes(VecF a) {
+    const __m256i wide = _mm256_cvttps_epi32(a.v);
+    const __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    return _mm_cvtsi128_si64(_mm_packus_epi16(half, half));
+}
+inline int64_t narrow_to_bytes(VecD a) {
+    const __m128i wide = _mm256_cvttpd_epi32(a.v);
+    const __m128i half = _mm_packus_epi32(wide, wide);
+    return _mm_cvtsi128_si64(_mm_packus_epi16(half, half));
+}
+inline void store_bytes(uint8_t* p, int64_t bytes, int n) {
+    if (n >= 8) return static_cast<void>(__builtin_memcpy(p, &bytes, 8));
+    if (n & 4) {
+        __builtin_memcpy(p, &bytes, 4);
+        bytes >>= 32;
+        p += 4;
+    }
+    if (n & 2) {
+        __builtin_memcpy(p, &bytes, 2);
+        bytes >>= 16;
+        p += 2;
+    }
+    if (n & 1) *p = static_cast<uint8_t>(bytes);
+}
+inline void store_codes(uint8_t* p, VecF a) { store_bytes(p, narrow_to_bytes(a), 8); }
+inline void store_codes(uint8_t* p, VecD a) { store_bytes(p, narrow_to_bytes(a), 4); }
+inline void store_codes(uint8_t* p, VecF a, int n) { store_bytes(p, narrow_to_bytes(a), n); }
+inline void store_codes(uint8_t* p, VecD a, int n) { store_bytes(p, narrow_to_bytes(a), n); }
+
+template <class T>
+Vec<T> load_codes(const uint8_t* p, int n);
+template <>
+inline VecF load_codes<float>(const uint8_t* p, int n) {
+    alignas(16) uint8_t bytes[16] = {};
+    __builtin_memcpy(bytes, p, static_cast<unsigned>(n));
+    const __m128i narrow = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(narrow))};
+}
+template <>
+inline VecD load_codes<double>(const uint8_t* p, int n) {
+    alignas(16) uint8_t bytes[16] = {};
+    __builtin_memcpy(bytes, p, static_cast<unsigned>(n));
+    const __m128i narrow = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+    return {_mm256_cvtepi32_pd(_mm_cvtepu8_epi32(narrow))};
+}
+
+template <class T>
+decltype(equal(Vec<T>{}, Vec<T>{})) codes_equal(const uint8_t* p, uint8_t code);
+template <>
+inline MaskF codes_equal<float>(const uint8_t* p, uint8_t code) {
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i same = _mm_cmpeq_epi8(codes, _mm_set1_epi8(static_cast<char>(code)));
+    return {_mm256_castsi256_ps(_mm256_cvtepi8_epi32(same))};
+}
+template <>
+inline MaskD codes_equal<double>(const uint8_t* p, uint8_t code) {
+    int32_t codes;
+    __builtin_memcpy(&codes, p, sizeof codes);
+    const __m128i same = _mm_cmpeq_epi8(_mm_cvtsi32_si128(codes), _mm_set1_epi8(static_cast<char>(code)));
+    return {_mm256_castsi256_pd(_mm256_cvtepi8_epi64(same))};
+}
+
+}  // namespace

@@ -1,0 +1,188 @@
+// The vector vocabulary over AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. vec_portable.h says what each function
+// means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+struct VecF {
+    __m512 v;
+};
+struct VecD {
+    __m512d v;
+};
+struct MaskF {
+    __mmask16 m;
+};
+struct MaskD {
+    __mmask8 m;
+};
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+    using type = VecF;
+    static constexpr int lanes = 16;
+};
+template <>
+struct VecOf<double> {
+    using type = VecD;
+    static constexpr int lanes = 8;
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+inline __mmask16 first_lanes_16(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1u); }
+inline __mmask8 first_lanes_8(int n) { return static_cast<__mmask8>(n >= 8 ? 0xffu : (1u << n) - 1u); }
+
+inline VecF broadcast(float x) { return {_mm512_set1_ps(x)}; }
+inline VecD broadcast(double x) { return {_mm512_set1_pd(x)}; }
+
+inline VecF load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline VecD load(const double* p) { return {_mm512_loadu_pd(p)}; }
+inline VecF load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes_16(n), p)}; }
+inline VecD load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first_lanes_8(n), p)}; }
+inline void store(float* p, VecF a) { _mm512_storeu_ps(p, a.v); }
+inline void store(double* p, VecD a) { _mm512_storeu_pd(p, a.v); }
+inline void store(float* p, VecF a, int n) { _mm512_mask_storeu_ps(p, first_lanes_16(n), a.v); }
+inline void store(double* p, VecD a, int n) { _mm512_mask_storeu_pd(p, first_lanes_8(n), a.v); }
+inline void stream(float* p, VecF a) { _mm512_stream_ps(p, a.v); }
+inline void stream(double* p, VecD a) { _mm512_stream_pd(p, a.v); }
+inline void stream_fence() { _mm_sfence(); }
+
+inline VecF add(VecF a, VecF b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline VecD add(VecD a, VecD b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline VecF fma(VecF a, VecF b, VecF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline VecD fma(VecD a, VecD b, VecD c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline VecF relu(VecF a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
+inline VecD relu(VecD a) { return {_mm512_max_pd(_mm512_setzero_pd(), a.v)}; }
+
+inline MaskF greater_or_nan(VecF a, VecF b) {
+    return {static_cast<__mmask16>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) |
+                                   _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q))};
+}
+inline MaskD greater_or_nan(VecD a, VecD b) {
+    return {static_cast<__mmask8>(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ) |
+                                  _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q))};
+}
+inline MaskF equal(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline MaskD equal(VecD a, VecD b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm512_mask_add_ps(sum.v, m.m, sum.v, a.v)}; }
+inline VecD add_where(MaskD m, VecD sum, VecD a) { return {_mm512_mask_add_pd(sum.v, m.m, sum.v, a.v)}; }
+inline VecF select(MaskF m, VecF a, VecF b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
+inline VecD select(MaskD m, VecD a, VecD b) { return {_mm512_mask_blend_pd(m.m, b.v, a.v)}; }
+
+inline VecF even_lanes(VecF a, VecF b) {
+    const __m512i places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(a.v, places, b.v)};
+}
+inline VecF odd_lanes(VecF a, VecF b) {
+    const __m512i places = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return {_mm512_permutex2var_ps(a.v, places, b.v)};
+}
+inline VecD even_lanes(VecD a, VecD b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b.v)};
+}
+inline VecD odd_lanes(VecD a, VecD b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), b.v)};
+}
+
+inline VecF interleave_low(VecF a, VecF b) {
+    const __m512i places = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return {_mm512_permutex2var_ps(a.v, places, b.v)};
+}
+inline VecF interleave_high(VecF a, VecF b) {
+    const __m512i places = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return {_mm512_permutex2var_ps(a.v, places, b.v)};
+}
+inline VecD interleave_low(VecD a, VecD b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b.v)};
+}
+inline VecD interleave_high(VecD a, VecD b) {
+    return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b.v)};
+}
+
+// Butterflies: after the step of width w, bit w of the row number and of the lane number have changed places.
+template <class V, int count, class Low, class High>
+inline void exchange(V (&rows)[count], int width, Low low, High high) {
+    for (int i = 0; i < count; ++i) {
+        if (i & width) continue;
+        const V a = rows[i], b = rows[i + width];
+        rows[i].v = low(a.v, b.v);
+        rows[i + width].v = high(a.v, b.v);
+    }
+}
+inline void transpose(VecF (&rows)[16]) {
+    const __m512i low4 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    const __m512i high4 = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    const __m512i low2 = _mm512_setr_epi32(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    const __m512i high2 = _mm512_setr_epi32(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    const __m512i low1 = _mm512_setr_epi32(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    const __m512i high1 = _mm512_setr_epi32(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    exchange(
+        rows, 8, [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0x44); },
+        [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0xee); });
+    exchange(
+        rows, 4, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low4, b); },
+        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high4, b); });
+    exchange(
+        rows, 2, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low2, b); },
+        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high2, b); });
+    exchange(
+        rows, 1, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low1, b); },
+        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high1, b); });
+}
+inline void transpose(VecD (&rows)[8]) {
+    const __m512i low2 = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high2 = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    const __m512i low1 = _mm512_setr_epi64(0, 8, 2, 10, 4, 12, 6, 14), high1 = _mm512_setr_epi64(1, 9, 3, 11, 5, 13, 7, 15);
+    exchange(
+        rows, 4, [](__m512d a, __m512d b) { return _mm512_shuffle_f64x2(a, b, 0x44); },
+        [](__m512d a, __m512d b) { return _mm512_shuffle_f64x2(a, b, 0xee); });
+    exchange(
+        rows, 2, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low2, b); },
+        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high2, b); });
+    exchange(
+        rows, 1, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low1, b); },
+        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high1, b); });
+}
+
+inline void store_codes(uint8_t* p, VecF a, int n) {
+    _mm_mask_storeu_epi8(p, first_lanes_16(n), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(a.v)));
+}
+inline void store_codes(uint8_t* p, VecD a, int n) {
+    _mm_mask_storeu_epi8(p, first_lanes_8(n), _mm256_cvtepi32_epi8(_mm512_cvttpd_epi32(a.v)));
+}
+inline void store_codes(uint8_t* p, VecF a) { store_codes(p, a, 16); }
+inline void store_codes(uint8_t* p, VecD a) { store_codes(p, a, 8); }
+
+template <class T>
+Vec<T> load_codes(const uint8_t* p, int n);
+template <>
+inline VecF load_codes<float>(const uint8_t* p, int n) {
+    const __m128i narrow = _mm_maskz_loadu_epi8(first_lanes_16(n), p);
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(narrow))};
+}
+template <>
+inline VecD load_codes<double>(const uint8_t* p, int n) {
+    const __mmask16 lanes = static_cast<__mmask16>(n >= 8 ? 0xffu : (1u << n) - 1u);
+    return {_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, p)))};
+}
+
+template <class T>
+decltype(equal(Vec<T>{}, Vec<T>{})) codes_equal(const uint8_t* p, uint8_t code);
+template <>
+inline MaskF codes_equal<float>(const uint8_t* p, uint8_t code) {
+    const __m128i codes = _mm_maskz_loadu_epi8(0xffff, p);
+    return {_mm_cmpeq_epi8_mask(codes, _mm_set1_epi8(static_cast<char>(code)))};
+}
+template <>
+inline MaskD codes_equal<double>(const uint8_t* p, uint8_t code) {
+    const __m128i codes = _mm_maskz_loadu_epi8(0xff, p);
+    return {static_cast<__mmask8>(_mm_cmpeq_epi8_mask(codes, _mm_set1_epi8(static_cast<char>(code))))};
+}
+
+}  // namespace

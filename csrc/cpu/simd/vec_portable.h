@@ -1,0 +1,187 @@
+// The vector vocabulary in plain C++: 4 floats or 2 doubles. This file is also the definition of every function;
+// vec_avx2.h and vec_avx512.h give the same functions in the same order.
+//
+// Kernels use nothing else, so a new instruction set is one more file like this. All names live in an anonymous
+// namespace: each translation unit keeps its own copy and no inline function can leak into another instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace {
+
+template <class T, int count>
+struct Lanes {
+    T v[count];
+};
+template <class T, int count>
+struct LaneMask {
+    bool m[count];
+};
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+    using type = Lanes<float, 4>;
+    static constexpr int lanes = 4;
+};
+template <>
+struct VecOf<double> {
+    using type = Lanes<double, 2>;
+    static constexpr int lanes = 2;
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+// The same value in every lane.
+template <class T>
+Vec<T> broadcast(T x) {
+    Vec<T> r;
+    for (T& lane : r.v) lane = x;
+    return r;
+}
+
+// Unaligned load; with n, only the first n lanes are read and the others are zero.
+template <class T>
+Vec<T> load(const T* p) {
+    Vec<T> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = p[i];
+    return r;
+}
+template <class T>
+Vec<T> load(const T* p, int n) {
+    Vec<T> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = i < n ? p[i] : T(0);
+    return r;
+}
+
+// Unaligned store; with n, only the first n lanes are written.
+template <class T, int count>
+void store(T* p, Lanes<T, count> a) {
+    for (int i = 0; i < count; ++i) p[i] = a.v[i];
+}
+template <class T, int count>
+void store(T* p, Lanes<T, count> a, int n) {
+    for (int i = 0; i < count && i < n; ++i) p[i] = a.v[i];
+}
+
+// Aligned store that goes around the caches; stream_fence orders all of them before what follows.
+template <class T, int count>
+void stream(T* p, Lanes<T, count> a) {
+    store(p, a);
+}
+inline void stream_fence() {}
+
+template <class T, int count>
+Lanes<T, count> add(Lanes<T, count> a, Lanes<T, count> b) {
+    for (int i = 0; i < count; ++i) a.v[i] += b.v[i];
+    return a;
+}
+
+// a * b + c; the vector instruction sets round once, this one twice.
+template <class T, int count>
+Lanes<T, count> fma(Lanes<T, count> a, Lanes<T, count> b, Lanes<T, count> c) {
+    for (int i = 0; i < count; ++i) c.v[i] += a.v[i] * b.v[i];
+    return c;
+}
+
+// a if not (a <= 0) else 0: a NaN stays. On x86 that is max(0, a), whose second operand wins when one is a NaN.
+template <class T, int count>
+Lanes<T, count> relu(Lanes<T, count> a) {
+    for (T& lane : a.v) lane = lane <= T(0) ? T(0) : lane;
+    return a;
+}
+
+// a > b, or a is a NaN: the max-pool rule for replacing b by a, and with b = 0 the test !(a <= 0).
+template <class T, int count>
+LaneMask<T, count> greater_or_nan(Lanes<T, count> a, Lanes<T, count> b) {
+    LaneMask<T, count> r;
+    for (int i = 0; i < count; ++i) r.m[i] = a.v[i] > b.v[i] || a.v[i] != a.v[i];
+    return r;
+}
+template <class T, int count>
+LaneMask<T, count> equal(Lanes<T, count> a, Lanes<T, count> b) {
+    LaneMask<T, count> r;
+    for (int i = 0; i < count; ++i) r.m[i] = a.v[i] == b.v[i];
+    return r;
+}
+
+// Lane by lane: m ? sum + a : sum.
+template <class T, int count>
+Lanes<T, count> add_where(LaneMask<T, count> m, Lanes<T, count> sum, Lanes<T, count> a) {
+    for (int i = 0; i < count; ++i) sum.v[i] = m.m[i] ? sum.v[i] + a.v[i] : sum.v[i];
+    return sum;
+}
+
+// Lane by lane: m ? a : b.
+template <class T, int count>
+Lanes<T, count> select(LaneMask<T, count> m, Lanes<T, count> a, Lanes<T, count> b) {
+    for (int i = 0; i < count; ++i) a.v[i] = m.m[i] ? a.v[i] : b.v[i];
+    return a;
+}
+
+// Of the 2 * lanes values in a, b: those at even (odd) places, in order.
+template <class T, int count>
+Lanes<T, count> even_lanes(Lanes<T, count> a, Lanes<T, count> b) {
+    Lanes<T, count> r;
+    for (int i = 0; i < count; ++i) r.v[i] = 2 * i < count ? a.v[2 * i] : b.v[2 * i - count];
+    return r;
+}
+template <class T, int count>
+Lanes<T, count> odd_lanes(Lanes<T, count> a, Lanes<T, count> b) {
+    Lanes<T, count> r;
+    for (int i = 0; i < count; ++i) r.v[i] = 2 * i + 1 < count ? a.v[2 * i + 1] : b.v[2 * i + 1 - count];
+    return r;
+}
+
+// The way back: a0 b0 a1 b1 ..., the first and the second half of it.
+template <class T, int count>
+Lanes<T, count> interleave_low(Lanes<T, count> a, Lanes<T, count> b) {
+    Lanes<T, count> r;
+    for (int i = 0; i < count; ++i) r.v[i] = i % 2 == 0 ? a.v[i / 2] : b.v[i / 2];
+    return r;
+}
+template <class T, int count>
+Lanes<T, count> interleave_high(Lanes<T, count> a, Lanes<T, count> b) {
+    Lanes<T, count> r;
+    for (int i = 0; i < count; ++i) r.v[i] = i % 2 == 0 ? a.v[(count + i) / 2] : b.v[(count + i) / 2];
+    return r;
+}
+
+// Transposes a lanes x lanes block in place.
+template <class T, int count>
+void transpose(Lanes<T, count> (&rows)[count]) {
+    for (int i = 0; i < count; ++i)
+        for (int j = 0; j < i; ++j) {
+            const T upper = rows[j].v[i];
+            rows[j].v[i] = rows[i].v[j];
+            rows[i].v[j] = upper;
+        }
+}
+
+// Window codes: lanes hold whole numbers 0..255 as T, memory holds bytes. With n, the first n of them.
+template <class T, int count>
+void store_codes(uint8_t* p, Lanes<T, count> a) {
+    for (int i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
+}
+template <class T, int count>
+void store_codes(uint8_t* p, Lanes<T, count> a, int n) {
+    for (int i = 0; i < count && i < n; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
+}
+
+template <class T>
+Vec<T> load_codes(const uint8_t* p, int n) {
+    Vec<T> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = i < n ? T(p[i]) : T(0);
+    return r;
+}
+
+// Which of the next `lanes` codes in memory are `code`.
+template <class T>
+LaneMask<T, VecOf<T>::lanes> codes_equal(const uint8_t* p, uint8_t code) {
+    LaneMask<T, VecOf<T>::lanes> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = p[i] == code;
+    return r;
+}
+
+}  // namespace

@@ -1,0 +1,42 @@
+// The thread pool, and how many threads an operation may use.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace convx {
+
+// How many threads an operation may use now, at least 1, and where that number comes from: the first of
+// "set_num_threads", "forked child" (1 until it calls set_num_threads), "CONVX_NUM_THREADS", "OMP_NUM_THREADS",
+// and the smaller of "affinity" and "cgroup quota".
+int num_threads();
+std::string num_threads_reason();
+void set_num_threads(int n);  // throws std::invalid_argument unless n >= 1
+
+// How long an idle worker polls for the next job before it sleeps: CONVX_SPIN_US, or the default.
+int64_t spin_microseconds();
+
+namespace detail {
+using TaskFunction = void (*)(const void* body, int64_t task, int worker);
+void run_tasks(int64_t tasks, int max_width, TaskFunction function, const void* body);
+
+// Whole CPUs that the control groups of this process (v2 cpu.max, v1 cfs) allow it, 0 where they set no limit; `root`
+// stands in front of /proc and /sys, for tests.
+int cgroup_cpus(const std::string& root);
+}  // namespace detail
+
+// Runs body(task, worker) for every task in [0, tasks) and returns when all are done. Worker ids lie in [0, width),
+// width = min(num_threads(), max_width); no two threads use one id at the same time, and the caller takes part as 0.
+// Tasks are claimed one by one, in ascending order. The first exception thrown by a body is rethrown here; tasks that
+// nobody had claimed by then are skipped. One call at a time has the pool: a call that finds it taken, by another
+// thread or because it is nested in a body, runs all its tasks itself, in order, as worker 0.
+template <class Body>
+void parallel_for(int64_t tasks, int max_width, const Body& body) {
+    detail::run_tasks(
+        tasks, max_width,
+        [](const void* erased, int64_t task, int worker) { (*static_cast<const Body*>(erased))(task, worker); },
+        std::addressof(body));
+}
+
+}  // namespace convx

@@ -1,0 +1,49 @@
+"""``python -m convx info``: what runs here, and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import numpy as np
+
+from .. import runtime
+from .._cpu import config
+
+CUDA = "not part of this version: every operation runs on the CPU"
+OPTIONAL = ("matplotlib", "pillow", "rich", "scikit-image", "scikit-learn", "torch")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the configuration, as text or as JSON."""
+    if options.json:
+        print(json.dumps(collect(), indent=2, default=list))
+        return
+    runtime.show_config()
+    facts = collect()
+    installed = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
+    print(f"{'CUDA':<15}  {CUDA}")
+    print(f"{'platform':<15}  {facts['platform']}")
+    print(f"{'optional':<15}  {installed or 'nothing is installed'}")
+
+
+def collect() -> dict[str, Any]:
+    """Gather everything that the command tells."""
+    return {
+        **config(),
+        "cuda": {"available": False, "reason": CUDA},
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in OPTIONAL},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

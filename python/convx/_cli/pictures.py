@@ -1,0 +1,201 @@
+"""The pictures of the commands: plain arrays in, a matplotlib figure out.
+
+Signed values have one colour scale everywhere: blue below zero, black at zero, amber above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .errors import CommandError
+
+Array = npt.NDArray[Any]
+
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#a6dcff", "#2f86c9", "#05070a", "#d98a1f", "#ffe2a6"])
+SIGNED.set_bad("w")
+INK = "#1f2933"
+DETAIL = 24  # the pixels along each side of the enlarged corner
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Save `figure` in the format that the file's name asks for."""
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        # ValueError: a format that matplotlib does not know; its message lists those it does.
+        raise CommandError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def pipeline(
+    photograph: Array, grey: Array, kernels: Mapping[str, Array | list[list[int]]], stages: Sequence[tuple[str, Array]]
+) -> Figure:
+    """Draw the photograph and its border in detail above one row of stages for each kernel.
+
+    Parameters
+    ----------
+    photograph : array, shape (H, W) or (H, W, 3)
+    grey : array, shape (H, W), from 0 to 1
+    kernels : the name and the 3 x 3 numbers of each kernel
+    stages : the name and the maps, shape (kernels, height, width), of zero border, valid border, ReLU and pooling
+    """
+    rows, columns = 1 + len(kernels), 1 + len(stages)
+    width = 3.6
+    height = width * float(np.clip(grey.shape[0] / grey.shape[1], 0.4, 1.6))
+    figure = Figure(
+        figsize=(width * (columns - 0.45), (height + 0.5) * rows + 0.5), layout="constrained", facecolor="w"
+    )
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    grid = figure.subplots(rows, columns, width_ratios=[0.55] + [1] * len(stages))
+    figure.suptitle("From a photograph to its edges", fontsize=20, fontweight="bold", color=INK)
+
+    (zero_name, zero), (valid_name, valid) = stages[:2]
+    grid[0, 0].axis("off")
+    _picture(grid[0, 1], photograph, f"photograph\n{_size(photograph)}", cmap="gray")
+    _picture(grid[0, 2], grey, f"grey values, 0 to 1\n{_size(grey)}", cmap="gray", vmin=0, vmax=1)
+    # Both corners in the coordinates of the photograph: the valid output begins one pixel further in.
+    limit = _limit(zero[0])
+    for axes, name, corner, first in (
+        (grid[0, 3], zero_name, zero[0, :DETAIL, :DETAIL], 0),
+        (grid[0, 4], valid_name, valid[0, : DETAIL - 1, : DETAIL - 1], 1),
+    ):
+        extent = (first - 0.5, first + corner.shape[1] - 0.5, first + corner.shape[0] - 0.5, first - 0.5)
+        axes.set_facecolor("#e6e9ec")
+        axes.imshow(corner, cmap=SIGNED, vmin=-limit, vmax=limit, extent=extent, interpolation="nearest")
+        axes.set(xlim=(-1.5, DETAIL - 0.5), ylim=(DETAIL - 0.5, -1.5), xticks=[0, 8, 16], yticks=[0, 8, 16])
+        axes.tick_params(labelsize=9, colors=INK)
+        axes.set_title(f"top left corner, edge kernel\n{name.split(', ')[-1]}", fontsize=12, color=INK)
+
+    for row, (name, kernel) in enumerate(kernels.items(), start=1):
+        _numbers(grid[row, 0], np.asarray(kernel), name)
+        limit = _limit(stages[0][1][row - 1])
+        for axes, (stage, maps) in zip(grid[row, 1:], stages, strict=True):
+            title = f"{stage.replace(' x ', ' × ')}\n{_size(maps[row - 1])}"
+            image = _picture(axes, maps[row - 1], title, cmap=SIGNED, vmin=-limit, vmax=limit)
+        ticks = MaxNLocator(5, symmetric=True)
+        bar = figure.colorbar(image, ax=list(grid[row, 1:]), fraction=0.02, pad=0.01, extend="both", ticks=ticks)
+        bar.ax.tick_params(labelsize=9, colors=INK)
+    return figure
+
+
+def _picture(axes: Axes, image: Array, title: str, **options: Any) -> Any:
+    shown = axes.imshow(image, **options)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=12, color=INK)
+    return shown
+
+
+def _numbers(axes: Axes, kernel: Array, title: str) -> None:
+    """Draw a kernel as its numbers, on their colours."""
+    limit = np.abs(kernel).max()
+    _picture(axes, kernel, title.replace(", ", "\n"), cmap=SIGNED, vmin=-1.6 * limit, vmax=1.6 * limit)
+    for row, column in np.ndindex(kernel.shape):
+        axes.text(column, row, f"{kernel[row, column]:d}", ha="center", va="center", color="w", fontsize=16)
+
+
+def _limit(values: Array) -> float:
+    """Return the size that all but 1 % of the values stay below: the end of a colour scale that a few do not flatten."""
+    return float(np.percentile(np.abs(values), 99)) or 1.0
+
+
+def _size(image: Array) -> str:
+    return f"{image.shape[0]} × {image.shape[1]}"
+
+
+def training(losses: Array, accuracies: Array, goal: float) -> Figure:
+    """Draw how the training went.
+
+    Parameters
+    ----------
+    losses : array, shape (epochs, steps), the loss of every step
+    accuracies : array, shape (epochs,), the share of held-out digits that were right after each epoch
+    goal : the accuracy to mark
+    """
+    figure = Figure(figsize=(12, 4.5), layout="constrained", facecolor="w")
+    left, right = figure.subplots(1, 2)
+    epochs = np.arange(1, len(losses) + 1)
+    steps = np.arange(1, losses.size + 1) / losses.shape[1]
+    left.plot(steps, losses.ravel(), color="#9fc9ea", linewidth=0.8, label="each step")
+    left.plot(epochs - 0.5, losses.mean(axis=1), color="#1f6fb2", linewidth=2, marker="o", label="mean of an epoch")
+    left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="Loss on the training digits")
+    right.plot(epochs, 100 * accuracies, color="#d98a1f", linewidth=2, marker="o", label="after each epoch")
+    right.axhline(100 * goal, color=INK, linewidth=1, linestyle="--", label=f"{goal:.0%}")
+    right.set(xlabel="epoch", ylabel="%", title=f"Held-out digits: {accuracies[-1]:.2%} right at the end")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="#e6e9ec")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return figure
+
+
+def kernels(layers: Mapping[str, Array]) -> Figure:
+    """Draw the weights of convolution layers: a row of kernels for each input channel, a column for each output.
+
+    Parameters
+    ----------
+    layers : the name and the weight, shape (K, C, R, S), of each layer
+    """
+    heights = [0.6 + 0.32 * weight.shape[1] for weight in layers.values()]
+    figure = Figure(figsize=(13, 0.6 + sum(heights)), layout="constrained", facecolor="w")
+    grid = figure.subplots(len(layers), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (name, weight) in zip(grid, layers.items(), strict=True):
+        outputs, inputs, height, width = weight.shape
+        limit = _limit(weight)
+        tiles = mosaic(weight.transpose(1, 0, 2, 3).reshape(-1, height, width), outputs, gap=1)
+        title = f"{name}: {outputs * inputs} kernels of {height} × {width} (one column for each output channel)"
+        shown = _picture(axes, tiles, title, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+        figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, extend="both", ticks=MaxNLocator(3, symmetric=True))
+    return figure
+
+
+def feature_maps(digit: Array, label: int, layers: Sequence[tuple[str, Array]], probabilities: Array) -> Figure:
+    """Draw one digit, what every layer makes of it, and the network's answer.
+
+    Parameters
+    ----------
+    digit : array, shape (H, W)
+    label : the right answer
+    layers : the name and the maps, shape (channels, height, width), of each layer in order
+    probabilities : array, shape (classes,)
+    """
+    columns, cell = 16, 8
+    rows = [-(-maps.shape[0] // columns) for _, maps in layers]
+    heights = [3.0] + [0.45 + 0.8 * count for count in rows]
+    figure = Figure(figsize=(13.5, sum(heights) + 0.4), layout="constrained", facecolor="w")
+    top, *bands = figure.subfigures(1 + len(layers), 1, height_ratios=heights)
+    image, bars = top.subplots(1, 2, width_ratios=[1, 3])
+    _picture(image, digit, f"a held-out digit: {label}", cmap="gray", interpolation="nearest")
+    answer = int(probabilities.argmax())
+    colours = ["#d98a1f" if each == answer else "#9fb3c4" for each in range(len(probabilities))]
+    bars.bar(range(len(probabilities)), 100 * probabilities, color=colours)
+    bars.set(xticks=range(len(probabilities)), ylim=(0, 100), ylabel="%")
+    bars.set_title(f"the network's answer: {answer} ({probabilities[answer]:.1%})", fontsize=12, color=INK)
+    bars.spines[["top", "right"]].set_visible(False)
+    for band, (name, maps) in zip(bands, layers, strict=True):
+        scale = max(1, cell // maps.shape[1])
+        tiles = mosaic(maps.repeat(scale, axis=1).repeat(scale, axis=2), columns, gap=1)
+        axes = band.subplots()
+        limit = float(np.abs(maps).max()) or 1.0
+        title = f"{name}: {maps.shape[0]} maps of {_size(maps[0])}"
+        shown = _picture(axes, tiles, title, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+        band.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, ticks=MaxNLocator(3, symmetric=True))
+    return figure
+
+
+def mosaic(images: Array, columns: int, gap: int) -> Array:
+    """Lay images, shape (count, H, W), out in rows of `columns`, `gap` pixels of NaN between them."""
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    tiles = np.full((rows * columns, height + gap, width + gap), np.nan)
+    tiles[:count, :height, :width] = images
+    grid = tiles.reshape(rows, columns, height + gap, width + gap).transpose(0, 2, 1, 3)
+    return grid.reshape(rows * (height + gap), columns * (width + gap))[:-gap, :-gap]

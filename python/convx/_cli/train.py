@@ -1,0 +1,235 @@
+"""``python -m convx train``: a small convolutional network learns scikit-learn's handwritten digits.
+
+The data are 1797 digits of 8 x 8 pixels (UCI "Optical Recognition of Handwritten Digits", the test part), which
+scikit-learn brings along; 80 % train the network, the rest is held out and only ever measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sklearn.datasets import load_digits
+
+from .. import nn, optim
+from . import LEARNING_RATES, pictures
+from .errors import CommandError, prepare_folder
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+CLASSES = 10
+HELD_OUT = 0.2
+GOAL = 0.98
+MOMENTUM = 0.9
+NAMES = {nn.Conv2d: "convolution 3 × 3", nn.ReLU: "ReLU", nn.MaxPool2d: "max-pool 2 × 2"}
+BRIGHTEST = 16  # the digits' pixels count the dark points of a 4 x 4 block
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The data: images of shape (N, 1, 8, 8), from 0 to 1, and their labels."""
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, report the accuracy of each class, and write the pictures."""
+    prepare_folder(options.output_dir)
+    if options.save is not None:
+        prepare_folder(options.save.parent)
+    console = Console()
+    rng = np.random.default_rng(options.seed)
+    digits = load(rng)
+    if options.batch_size > len(digits.train_labels):
+        raise CommandError(
+            f"--batch-size is {options.batch_size}, there are {len(digits.train_labels)} training digits"
+        )
+    network = build(rng)
+
+    start = time.perf_counter()
+    losses, accuracies = fit(network, digits, options, rng, console)
+    seconds = time.perf_counter() - start
+
+    answers = network(digits.test_images).argmax(axis=1)
+    right = int((answers == digits.test_labels).sum())
+    console.print(report(digits.test_labels, answers))
+    _print(
+        console,
+        f"held-out accuracy {right / len(answers):.2%}: {right} of {len(answers)} digits,"
+        f" after {options.epochs} epochs in {seconds:.1f} s",
+    )
+    for name, figure in draw(network, digits, losses, accuracies).items():
+        path = options.output_dir / name
+        pictures.write(figure, path)
+        _print(console, f"wrote {path}")
+    if options.save is not None:
+        try:
+            network.save(options.save)
+        except OSError as error:
+            raise CommandError(f"cannot write {options.save}: {error.strerror}") from None
+        _print(console, f"wrote {options.save}")
+
+
+def _print(console: Console, line: str) -> None:
+    """Print one line as it is, neither wrapped nor coloured."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def load(rng: np.random.Generator) -> Digits:
+    """Load the digits and hold out the same share of every class."""
+    data = load_digits()
+    images, labels = (data.images[:, None] / BRIGHTEST).astype(np.float32), data.target.astype(np.int64)
+    held_out = np.zeros(len(labels), bool)
+    for digit in range(CLASSES):
+        members = rng.permutation(np.flatnonzero(labels == digit))
+        held_out[members[: round(HELD_OUT * len(members))]] = True
+    return Digits(images[~held_out], labels[~held_out], images[held_out], labels[held_out])
+
+
+def build(rng: np.random.Generator) -> nn.Sequential:
+    """Make the network, its weights drawn from `rng`."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, rng=rng),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1, rng=rng),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 2 * 2, CLASSES, rng=rng),
+    )
+
+
+def fit(
+    network: nn.Sequential, digits: Digits, options: argparse.Namespace, rng: np.random.Generator, console: Console
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Train `network`; return the loss of every step, shape (epochs, steps), and the accuracy after every epoch."""
+    rate = LEARNING_RATES[options.optimizer] if options.lr is None else options.lr
+    optimizer: optim.Optimizer
+    if options.optimizer == "adam":
+        optimizer = schedule = optim.Adam(network.parameters(), rate)
+    else:
+        optimizer = schedule = optim.SGD(network.parameters(), rate, MOMENTUM)
+    criterion = nn.CrossEntropyLoss()
+    count = len(digits.train_labels)
+    steps = -(-count // options.batch_size)
+    losses, accuracies = np.empty((options.epochs, steps)), np.empty(options.epochs)
+
+    # A learning rate that is too high overflows before it is noticed: the check of the loss tells, not a warning.
+    with progress(console, options.epochs, steps) as tell, np.errstate(over="ignore", invalid="ignore"):
+        for epoch in range(options.epochs):
+            schedule.lr = rate * 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
+            order = rng.permutation(count)
+            for step in range(steps):
+                batch = order[step * options.batch_size : (step + 1) * options.batch_size]
+                scores, context = network.forward(digits.train_images[batch])
+                loss, loss_context = criterion.forward(scores, digits.train_labels[batch])
+                if not np.isfinite(loss):
+                    raise CommandError(f"the loss is {loss} in epoch {epoch + 1}: try a --lr below {rate:g}")
+                optimizer.zero_grad()
+                network.backward(criterion.backward(loss_context), context, need_grad_input=False)
+                optimizer.step()
+                losses[epoch, step] = loss
+                tell(epoch, float(loss), None)
+            answers = network(digits.test_images).argmax(axis=1)
+            accuracies[epoch] = (answers == digits.test_labels).mean()
+            tell(epoch, float(losses[epoch].mean()), float(accuracies[epoch]))
+    return losses, accuracies
+
+
+Tell = Callable[[int, float, float | None], None]
+
+
+@contextmanager
+def progress(console: Console, epochs: int, steps: int) -> Iterator[Tell]:
+    """Show how far the training is: a bar in a terminal, one line for each epoch in a log file.
+
+    The function that it gives takes the epoch (from 0), the loss, and the accuracy: None after a step, a number after an
+    epoch.
+    """
+    digits = len(str(epochs))
+    if not console.is_interactive:
+
+        def write(epoch: int, loss: float, accuracy: float | None) -> None:
+            if accuracy is not None:
+                _print(console, f"epoch {epoch + 1:>{digits}}/{epochs}  loss {loss:.4f}  held-out {accuracy:7.2%}")
+
+        yield write
+        return
+
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("loss {task.fields[loss]}  held-out {task.fields[accuracy]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, expand=True) as bar:
+        task = bar.add_task(
+            "", total=epochs * steps, epoch=f"{0:>{digits}}/{epochs}", loss="      ", accuracy="       "
+        )
+
+        def advance(epoch: int, loss: float, accuracy: float | None) -> None:
+            bar.update(task, epoch=f"{epoch + 1:>{digits}}/{epochs}", loss=f"{loss:.4f}")
+            if accuracy is None:
+                bar.advance(task)
+            else:
+                bar.update(task, accuracy=f"{accuracy:7.2%}")
+
+        yield advance
+
+
+def report(labels: Labels, answers: Labels) -> Table:
+    """Make the table of the accuracy of each class."""
+    table = Table(title="Held-out digits", title_justify="left")
+    for column in ("digit", "images", "right", "accuracy"):
+        table.add_column(column, justify="right")
+    table.add_column("mistaken for")
+    for digit in range(CLASSES):
+        given = answers[labels == digit]
+        right = int((given == digit).sum())
+        wrong = ", ".join(map(str, sorted(given[given != digit])))
+        table.add_row(str(digit), str(len(given)), str(right), f"{right / len(given):.1%}", wrong)
+    return table
+
+
+def draw(
+    network: nn.Sequential,
+    digits: Digits,
+    losses: npt.NDArray[np.float64],
+    accuracies: npt.NDArray[np.float64],
+) -> dict[str, Figure]:
+    """Draw the loss, the learned kernels, and the first held-out digit's feature maps after each layer."""
+    output: npt.NDArray[Any] = digits.test_images[:1]
+    layers = []
+    for layer in network:
+        output = layer(output)
+        if output.ndim == 4:
+            layers.append((NAMES[type(layer)], output[0]))
+    exponentials = np.exp(output[0] - output[0].max())
+    weights = {
+        f"convolution {number}": layer.weight.value
+        for number, layer in enumerate((layer for layer in network if isinstance(layer, nn.Conv2d)), start=1)
+    }
+    return {
+        "loss.png": pictures.training(losses, accuracies, GOAL),
+        "kernels.png": pictures.kernels(weights),
+        "feature-maps.png": pictures.feature_maps(
+            digits.test_images[0, 0], int(digits.test_labels[0]), layers, exponentials / exponentials.sum()
+        ),
+    }

@@ -1,0 +1,113 @@
+"""The compiled module: positional arguments, and every check of shapes, options and dtypes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._types import Activation, FloatT, Gradients, Layout, OutputMask, Padding, PaddingMode, Pair
+
+class ShapeError(ValueError, RuntimeError): ...
+
+def conv2d(
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    bias: npt.NDArray[FloatT] | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+    padding_value: float,
+    activation: Activation,
+    layout: Layout,
+    algorithm: str,
+    out: npt.NDArray[FloatT] | None,
+    /,
+) -> npt.NDArray[FloatT]: ...
+def conv2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+    padding_value: float,
+    layout: Layout,
+    algorithm: str,
+    output_mask: OutputMask,
+    /,
+) -> Gradients[FloatT]: ...
+def relu(input: npt.NDArray[FloatT], out: npt.NDArray[FloatT] | None, /) -> npt.NDArray[FloatT]: ...
+def relu_backward(
+    grad_output: npt.NDArray[FloatT], output: npt.NDArray[FloatT], out: npt.NDArray[FloatT] | None, /
+) -> npt.NDArray[FloatT]: ...
+def max_pool2d(
+    input: npt.NDArray[FloatT],
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Padding,
+    dilation: Pair,
+    ceil_mode: bool,
+    layout: Layout,
+    return_indices: bool,
+    return_codes: bool,
+    /,
+) -> npt.NDArray[FloatT] | tuple[npt.NDArray[FloatT], npt.NDArray[np.int64] | npt.NDArray[np.uint8]]: ...
+def max_pool2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    indices_or_codes: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
+    input_shape: Sequence[int],
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Padding,
+    dilation: Pair,
+    ceil_mode: bool,
+    layout: Layout,
+    /,
+) -> npt.NDArray[FloatT]: ...
+def conv2d_relu_max_pool2d(
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    bias: npt.NDArray[FloatT] | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    pool_kernel_size: Pair,
+    pool_stride: Pair | None,
+    pool_padding: Padding,
+    layout: Layout,
+    /,
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[np.uint8]]: ...
+def conv2d_relu_max_pool2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    codes: npt.NDArray[np.uint8],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    pool_kernel_size: Pair,
+    pool_stride: Pair | None,
+    pool_padding: Padding,
+    layout: Layout,
+    output_mask: OutputMask,
+    /,
+) -> Gradients[FloatT]: ...
+def explain(
+    op: str,
+    input_shape: Sequence[int],
+    weight_shape_or_kernel_size: Sequence[int] | int | None,
+    options: Mapping[str, Any],
+    dtype: str,
+    /,
+) -> list[dict[str, Any]]: ...
+def get_num_threads() -> int: ...
+def set_num_threads(n: int, /) -> None: ...
+def set_isa(name: str, /) -> None: ...
+def config() -> dict[str, Any]: ...

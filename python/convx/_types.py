@@ -1,0 +1,73 @@
+"""The words of the options, written once, and what the fused operation keeps for its backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatT = TypeVar("FloatT", bound=np.floating[Any])
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+
+Pair: TypeAlias = int | tuple[int, int]
+"""One number for both axes, or (h, w)."""
+
+Padding: TypeAlias = (
+    int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Literal["valid", "same", "same_lower"]
+)
+"""One number, (h, w), ((top, bottom), (left, right)), or a rule."""
+
+Mode: TypeAlias = Literal["zeros", "constant", "reflect", "replicate", "circular"]
+PaddingMode: TypeAlias = Mode | tuple[Mode, Mode]
+"""What lies outside the image: one mode for both axes, or (h, w)."""
+
+Layout: TypeAlias = Literal["NCHW", "NHWC"]
+Activation: TypeAlias = Literal["relu"] | None
+
+OutputMask: TypeAlias = tuple[bool, bool, bool]
+"""Which of grad_input, grad_weight and grad_bias to compute."""
+
+Gradients: TypeAlias = tuple[npt.NDArray[FloatT] | None, npt.NDArray[FloatT] | None, npt.NDArray[FloatT] | None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SavedConv2dReluMaxPool2d(Generic[FloatT]):
+    """What `conv2d_relu_max_pool2d` keeps for its backward pass.
+
+    Attributes
+    ----------
+    input, weight : ndarray
+        The arrays of the forward pass themselves, not copies.
+    codes : ndarray of uint8, the shape of the output
+        The tap ``r*S + s`` of the pooling window whose value was chosen, 255 where the ReLU is dead.
+    stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout
+        The options of the forward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[1.0, 2.0, -3.0, -4.0]]])
+    >>> _, saved = convx.conv2d_relu_max_pool2d(x, np.ones((1, 1, 1, 1)), pool_kernel_size=(1, 2))
+    >>> saved.codes
+    array([[[  1, 255]]], dtype=uint8)
+    """
+
+    input: npt.NDArray[FloatT]
+    weight: npt.NDArray[FloatT]
+    codes: npt.NDArray[np.uint8]
+    stride: Pair
+    padding: Padding
+    dilation: Pair
+    groups: int
+    pool_kernel_size: Pair
+    pool_stride: Pair | None
+    pool_padding: Padding
+    layout: Layout
+
+    def __repr__(self) -> str:
+        arrays = (("input", self.input), ("weight", self.weight), ("codes", self.codes))
+        parts = (f"{name}={array.dtype}{array.shape} {array.nbytes} bytes" for name, array in arrays)
+        return f"{type(self).__name__}({', '.join(parts)})"

@@ -1,0 +1,120 @@
+"""Loss functions: ``forward`` gives the loss and a context, ``backward`` the gradient of the scores."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .._cpu import ShapeError
+from .._types import FloatArray
+from .module import check_array
+
+IntArray: TypeAlias = npt.NDArray[np.integer[Any]]
+
+REDUCTIONS = ("mean", "sum")
+
+
+class _Classified(NamedTuple):
+    """What the backward pass needs: the softmax of the scores, and the labels."""
+
+    probabilities: FloatArray
+    labels: IntArray
+
+
+class CrossEntropyLoss:
+    """Softmax and negative log-likelihood of integer labels: ``loss[n] = log(sum_k exp(x[n,k])) - x[n,label[n]]``.
+
+    The logarithm of the sum is taken after subtracting each row's maximum, so large scores do not overflow.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+        Over the N rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> criterion = nn.CrossEntropyLoss()
+    >>> loss, context = criterion.forward(np.zeros((2, 4)), np.array([0, 3]))
+    >>> round(float(loss), 4)                           # log(4): four classes, no preference
+    1.3863
+    >>> criterion.backward(context)[0].tolist()
+    [-0.375, 0.125, 0.125, 0.125]
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"CrossEntropyLoss: reduction is {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
+        self.reduction = reduction
+
+    def forward(self, input: FloatArray, labels: IntArray) -> tuple[Any, _Classified]:
+        """Compute the loss.
+
+        Parameters
+        ----------
+        input : array, shape (N, classes)
+            Scores before the softmax (logits), floating point.
+        labels : array, shape (N,)
+            The right class of each row, an integer from 0 to classes - 1.
+
+        Returns
+        -------
+        loss : scalar of the input's dtype
+        context : what :meth:`backward` needs
+
+        Raises
+        ------
+        ShapeError
+            Where the shapes do not fit, or a mean over no rows is asked for.
+        TypeError
+            Where the input is not floating point or the labels are not integers.
+        ValueError
+            Where a label is not a class.
+        """
+        self._check(input, labels)
+        shifted = input - input.max(axis=1, keepdims=True)
+        exponentials = np.exp(shifted)
+        sums = exponentials.sum(axis=1, keepdims=True)
+        right = np.take_along_axis(shifted, labels[:, None], axis=1)
+        losses = np.log(sums) - right
+        loss = losses.mean() if self.reduction == "mean" else losses.sum()
+        return loss, _Classified(exponentials / sums, labels)
+
+    def backward(self, context: _Classified) -> FloatArray:
+        """Return the gradient of the loss with respect to the input, shape (N, classes): softmax minus one-hot."""
+        grad = context.probabilities.copy()
+        rows = context.labels[:, None]
+        np.put_along_axis(grad, rows, np.take_along_axis(grad, rows, axis=1) - 1, axis=1)
+        if self.reduction == "mean":
+            grad /= grad.shape[0]
+        return grad
+
+    def __call__(self, input: FloatArray, labels: IntArray) -> Any:
+        """Compute the loss alone."""
+        return self.forward(input, labels)[0]
+
+    def _check(self, input: FloatArray, labels: IntArray) -> None:
+        check_array("CrossEntropyLoss", "input", input)
+        check_array("CrossEntropyLoss", "labels", labels)
+        if input.ndim != 2 or input.shape[1] == 0:
+            raise ShapeError(f"CrossEntropyLoss: input has shape {input.shape}, expected (N, classes)")
+        if labels.shape != input.shape[:1]:
+            raise ShapeError(f"CrossEntropyLoss: labels have shape {labels.shape}, expected {input.shape[:1]}")
+        if input.dtype.kind != "f":
+            raise TypeError(f"CrossEntropyLoss: input has dtype {input.dtype}, expected floating point")
+        if labels.dtype.kind not in "iu":
+            raise TypeError(f"CrossEntropyLoss: labels have dtype {labels.dtype}, expected integers")
+        if self.reduction == "mean" and input.shape[0] == 0:
+            raise ShapeError("CrossEntropyLoss: input has no rows, so there is no mean")
+        outside = (labels < 0) | (labels >= input.shape[1])
+        if outside.any():
+            row = int(outside.argmax())
+            raise ValueError(
+                f"CrossEntropyLoss: label {labels[row]} of row {row} is not a class, expected 0 to {input.shape[1] - 1}"
+            )
+
+    def __repr__(self) -> str:
+        return f"CrossEntropyLoss(reduction={self.reduction!r})"

@@ -1,0 +1,204 @@
+"""What every layer is made of: :class:`Parameter` (a value and its gradient) and :class:`Module` (a tree of them).
+
+NumPy's functions follow the library of their array arguments, so the code of ``convx.nn`` and ``convx.optim`` makes
+every new array from one that it was given (``zeros_like``, operators, methods) and names no library.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._cpu import ShapeError
+from .._types import FloatArray
+
+
+def check_array(owner: str, name: str, value: Any) -> None:
+    """Raise TypeError where `value` is no array: a list, say, has no shape and no dtype."""
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        raise TypeError(f"{owner}: {name} is {type(value).__name__}, expected an array")
+
+
+class Parameter:
+    """A trained array and its gradient.
+
+    Parameters
+    ----------
+    value : array
+        The values; optimisers change them in place.
+    name : str
+        What error messages call it, such as ``"weight"``.
+
+    Attributes
+    ----------
+    grad : array or None
+        The sum of all gradients since the last :meth:`zero_grad`, of the value's shape and dtype; None before them.
+    """
+
+    def __init__(self, value: FloatArray, name: str = "parameter") -> None:
+        check_array("Parameter", name, value)
+        self.value = value
+        self.name = name
+        self.grad: FloatArray | None = None
+
+    def accumulate(self, grad: FloatArray) -> None:
+        """Add `grad` to the gradient. The first one is kept without a copy: it must not be changed afterwards."""
+        if grad.shape != self.value.shape:
+            raise ShapeError(f"{self.name}: gradient has shape {grad.shape}, expected {self.value.shape}")
+        if grad.dtype != self.value.dtype:
+            raise TypeError(f"{self.name}: gradient has dtype {grad.dtype}, expected {self.value.dtype}")
+        # Not in place: the array kept from the first call may be referred to elsewhere.
+        self.grad = grad if self.grad is None else self.grad + grad
+
+    def zero_grad(self) -> None:
+        """Forget the gradient (set it to None)."""
+        self.grad = None
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.name!r}, shape={self.value.shape}, dtype={self.value.dtype})"
+
+
+class Module:
+    """The base of all layers. A network of your own derives from it and defines `forward` and `backward`.
+
+    Parameters and layers that are attributes of a module belong to it, and their dotted attribute names are the names
+    in :meth:`state_dict`.
+
+    Examples
+    --------
+    A block that adds its input to its output, with one layer used twice:
+
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> class Residual(nn.Module):
+    ...     def __init__(self, channels):
+    ...         self.conv = nn.Conv2d(channels, channels, 3, padding=1, rng=0)
+    ...     def forward(self, input):
+    ...         hidden, first = self.conv.forward(input)
+    ...         output, second = self.conv.forward(hidden)
+    ...         return input + output, (first, second)
+    ...     def backward(self, grad_output, context, *, need_grad_input=True):
+    ...         first, second = context
+    ...         return grad_output + self.conv.backward(self.conv.backward(grad_output, second), first)
+    >>> block = Residual(4)
+    >>> output, context = block.forward(np.ones((1, 4, 5, 5), np.float32))
+    >>> block.backward(np.ones_like(output), context).shape
+    (1, 4, 5, 5)
+    >>> list(block.state_dict())
+    ['conv.weight', 'conv.bias']
+    """
+
+    def forward(self, input: FloatArray) -> tuple[FloatArray, Any]:
+        """Compute the output, and the context that :meth:`backward` needs. Nothing on the module changes."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def backward(self, grad_output: FloatArray, context: Any, *, need_grad_input: bool = True) -> Any:
+        """Add the gradients of the parameters to their ``grad`` and return the gradient of the input.
+
+        Parameters
+        ----------
+        grad_output : array
+            The gradient of the loss with respect to the output of the forward pass.
+        context : object
+            What that `forward` returned beside the output.
+        need_grad_input : bool
+            False skips the gradient of the input (a network's first layer has no use for it) and returns None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define backward")
+
+    def __call__(self, input: FloatArray) -> FloatArray:
+        """Compute the output alone (inference)."""
+        return self.forward(input)[0]
+
+    def members(self) -> Iterator[tuple[str, Parameter | Module]]:
+        """Yield the names and the parameters and modules directly inside this one, in order of definition."""
+        for name, member in vars(self).items():
+            if isinstance(member, (Parameter, Module)):
+                yield name, member
+
+    def _parameters_by_every_name(self) -> Iterator[tuple[str, Parameter]]:
+        for name, member in self.members():
+            if isinstance(member, Parameter):
+                yield name, member
+            else:
+                for inner, parameter in member._parameters_by_every_name():
+                    yield f"{name}.{inner}", parameter
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield every parameter once, with its dotted name (the first one where it is shared)."""
+        seen: set[int] = set()
+        for name, parameter in self._parameters_by_every_name():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield every parameter once."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """Return copies of all parameter values under their dotted names.
+
+        A parameter that is reachable by several names stands there under each, as in PyTorch; unlike PyTorch's, the
+        arrays are copies, so a state dict taken before further training stays what it was.
+        """
+        return {name: parameter.value.copy() for name, parameter in self._parameters_by_every_name()}
+
+    def load_state_dict(self, state_dict: Mapping[str, FloatArray]) -> None:
+        """Copy `state_dict` into the parameters, in place. Either everything is loaded or nothing.
+
+        Raises
+        ------
+        ShapeError
+            Where names are missing or unexpected or a shape differs; the message lists every such name.
+        TypeError
+            Where an entry is not a floating-point array. Floating-point values convert to the parameter's dtype.
+        """
+        expected = dict(self._parameters_by_every_name())
+        problems = [f"missing {name!r}" for name in expected if name not in state_dict]
+        problems += [f"unexpected {name!r}" for name in state_dict if name not in expected]
+        for name, wanted in expected.items():
+            if name not in state_dict:
+                continue
+            value = state_dict[name]
+            check_array("load_state_dict", repr(name), value)
+            if value.dtype.kind != "f":
+                raise TypeError(f"load_state_dict: {name!r} has dtype {value.dtype}, expected floating point")
+            if value.shape != wanted.value.shape:
+                problems.append(f"{name!r} has shape {value.shape}, expected {wanted.value.shape}")
+        if problems:
+            raise ShapeError(f"load_state_dict: {type(self).__name__}: " + "; ".join(problems))
+        for name, parameter in expected.items():
+            parameter.value[...] = state_dict[name]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`state_dict` to exactly `path` as an npz file (arrays only, no pickle)."""
+        with open(path, "wb") as file:
+            np.savez(file, **self.state_dict())  # type: ignore[arg-type]  # names could shadow its own arguments
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Load what :meth:`save` wrote; nothing in the file is ever executed.
+
+        Raises
+        ------
+        OSError
+            Where the file cannot be read.
+        ValueError
+            Where it is not an npz file; and everything that :meth:`load_state_dict` raises.
+        """
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError(f"load: {os.fspath(path)} is not an npz file")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                self.load_state_dict(dict(arrays))

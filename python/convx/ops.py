@@ -1,0 +1,708 @@
+"""The operations as functions: arrays in, arrays out.
+
+The first argument decides which library's arrays an operation works on; all others must be of the same kind. Shapes,
+options and dtypes are checked once, behind this module, before anything is computed or written.
+
+Letters: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _cpu
+from ._types import (
+    Activation,
+    FloatT,
+    Gradients,
+    Layout,
+    OutputMask,
+    Padding,
+    PaddingMode,
+    Pair,
+    SavedConv2dReluMaxPool2d,
+)
+
+__all__ = [
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "relu",
+    "relu_backward",
+]
+
+_ALL = (True, True, True)
+
+
+def conv2d(
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    bias: npt.NDArray[FloatT] | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    padding_value: float = 0.0,
+    activation: Activation = None,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    out: npt.NDArray[FloatT] | None = None,
+) -> npt.NDArray[FloatT]:
+    r"""Convolve images with kernels: cross-correlation, the kernel is not flipped.
+
+    .. math::
+        y_{nkpq} = b_k + \sum_{c,r,s} x_{n,\;gC/G+c,\;h,\;w} \, w_{kcrs}, \qquad g = \lfloor k / (K/G) \rfloor,
+        \quad h = p \, stride_h + r \, dilation_h - top, \quad w = q \, stride_w + s \, dilation_w - left
+
+    Taps that fall outside the image under ``padding_mode="zeros"`` are skipped: an inf or NaN weight over the border
+    adds nothing.
+
+    Parameters
+    ----------
+    input : ndarray of float32 or float64, shape (N, C, H, W) or (C, H, W)
+        The images, (N, H, W, C) or (H, W, C) with ``layout="NHWC"``. Any strides; nothing is copied as a whole. N may
+        be 0; C may be 0, which gives the bias alone.
+    weight : ndarray, shape (K, C/G, R, S)
+        The kernels, in this order for both layouts.
+    bias : ndarray, shape (K,), optional
+        Added to every pixel of an output channel.
+    stride, dilation : int or (int, int), default 1
+        Distance between windows, and between the taps of a window: one number or (h, w).
+    padding : int, (int, int), ((int, int), (int, int)) or str, default 0
+        One number, (h, w), ((top, bottom), (left, right)), or a rule: ``"valid"`` pads nothing, ``"same"`` pads so that
+        ``P = ceil(H / stride)`` with an odd cell at the bottom/right, ``"same_lower"`` with it at the top/left.
+    groups : int, default 1
+        G: output channel k sees only the C/G input channels of its group.
+    padding_mode : {"zeros", "constant", "reflect", "replicate", "circular"} or a pair of them, default "zeros"
+        What lies outside the image; a pair is (h, w).
+    padding_value : float, default 0.0
+        The value outside the image under ``"constant"``.
+    activation : {None, "relu"}, default None
+        Applied to the output before it is stored.
+    layout : {"NCHW", "NHWC"}, default "NCHW"
+        Order of the axes of `input` and of the output. It is never guessed.
+    algorithm : str, default "auto"
+        ``"auto"`` lets `convx.explain` tell which one runs; ``"direct"`` multiplies every tap as the formula has it.
+    out : ndarray, optional
+        Written and returned instead of a new array: of the exact shape and dtype, writeable, overlapping no input.
+
+    Returns
+    -------
+    ndarray, shape (N, K, P, Q), or (N, P, Q, K) with ``layout="NHWC"``; 3-D for a 3-D input
+        ``P = floor((H + top + bottom - dilation*(R-1) - 1) / stride) + 1``, Q alike. The same bits for any number of
+        threads, for an image alone or in a batch, and for any strides of the arrays.
+
+    Raises
+    ------
+    ShapeError
+        For shapes that do not fit each other, and for options out of range.
+    TypeError
+        For arrays of another library, dtypes other than float32 and float64, and dtypes that differ.
+    MemoryError
+        Where the output or the scratch memory cannot be allocated.
+
+    References
+    ----------
+    Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.5, for the sum; Dumoulin, Visin, "A guide to
+    convolution arithmetic for deep learning" (arXiv:1603.07285), section 5.1, for the output size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> image = np.array([[[0, 0, 0], [0, 1, 0], [0, 0, 0]]], dtype=np.float32)
+    >>> edges = np.array([[[[0, -1, 0], [-1, 4, -1], [0, -1, 0]]]], dtype=np.float32)
+    >>> convx.conv2d(image, edges, padding="same")
+    array([[[ 0., -1.,  0.],
+            [-1.,  4., -1.],
+            [ 0., -1.,  0.]]], dtype=float32)
+    """
+    if not isinstance(input, np.ndarray):
+        raise _unsupported("conv2d", "input", input)
+    return _cpu.conv2d(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        padding_value,
+        activation,
+        layout,
+        algorithm,
+        out,
+    )
+
+
+@overload
+def conv2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair = ...,
+    padding: Padding = ...,
+    dilation: Pair = ...,
+    groups: int = ...,
+    *,
+    padding_mode: PaddingMode = ...,
+    padding_value: float = ...,
+    layout: Layout = ...,
+    algorithm: str = ...,
+    output_mask: tuple[Literal[True], Literal[True], Literal[True]] = ...,
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[FloatT], npt.NDArray[FloatT]]: ...
+
+
+@overload
+def conv2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair = ...,
+    padding: Padding = ...,
+    dilation: Pair = ...,
+    groups: int = ...,
+    *,
+    padding_mode: PaddingMode = ...,
+    padding_value: float = ...,
+    layout: Layout = ...,
+    algorithm: str = ...,
+    output_mask: OutputMask,
+) -> Gradients[FloatT]: ...
+
+
+def conv2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    padding_value: float = 0.0,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    output_mask: OutputMask = _ALL,
+) -> Gradients[FloatT]:
+    """Compute the gradients of `conv2d` with respect to its input, its weight and its bias: its exact adjoint.
+
+    Parameters
+    ----------
+    grad_output : ndarray of float32 or float64, shape (N, K, P, Q) or (K, P, Q)
+        The gradient of the loss with respect to the output of `conv2d`, in the same layout.
+    input, weight : ndarray
+        What `conv2d` was given.
+    stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
+        As given to `conv2d`. With ``activation="relu"``, pass `grad_output` through `relu_backward` first.
+    output_mask : (bool, bool, bool), default (True, True, True)
+        Which of the three gradients to compute; the others cost nothing.
+
+    Returns
+    -------
+    grad_input : ndarray of the shape of `input`, or None
+    grad_weight : ndarray, shape (K, C/G, R, S), or None
+        Sums over the batch: zeros where N is 0.
+    grad_bias : ndarray, shape (K,), or None
+        The sum of `grad_output` over N, P and Q.
+
+    Raises
+    ------
+    ShapeError, TypeError, MemoryError
+        As `conv2d` does.
+
+    References
+    ----------
+    Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.5, for the sums.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[1, 2, 3]]], dtype=np.float32)
+    >>> w = np.array([[[[10, 100]]]], dtype=np.float32)
+    >>> y = convx.conv2d(x, w)
+    >>> grad_input, grad_weight, grad_bias = convx.conv2d_backward(np.ones_like(y), x, w)
+    >>> grad_input
+    array([[[ 10., 110., 100.]]], dtype=float32)
+    >>> grad_weight.ravel(), grad_bias
+    (array([3., 5.], dtype=float32), array([2.], dtype=float32))
+    """
+    if not isinstance(grad_output, np.ndarray):
+        raise _unsupported("conv2d_backward", "grad_output", grad_output)
+    return _cpu.conv2d_backward(
+        grad_output,
+        input,
+        weight,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        padding_value,
+        layout,
+        algorithm,
+        output_mask,
+    )
+
+
+def relu(input: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None) -> npt.NDArray[FloatT]:
+    """Compute ``x if not (x <= 0) else 0`` for every element: NaN stays NaN, -inf gives 0.
+
+    Parameters
+    ----------
+    input : ndarray of float32 or float64, any shape and strides
+    out : ndarray, optional
+        Written and returned instead of a new array, of the same shape and dtype; `input` itself for work in place.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `input`
+
+    Raises
+    ------
+    ShapeError
+        Where `out` has another shape, cannot be written, or overlaps `input` in part.
+    TypeError
+        For arrays of another library and dtypes other than float32 and float64.
+    MemoryError
+        Where the output cannot be allocated.
+
+    References
+    ----------
+    Nair, Hinton, "Rectified linear units improve restricted Boltzmann machines" (ICML 2010).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> convx.relu(np.array([-1.0, 0.0, 2.0, np.nan]))
+    array([ 0.,  0.,  2., nan])
+    """
+    if isinstance(input, np.ndarray):
+        return _cpu.relu(input, out)
+    raise _unsupported("relu", "input", input)
+
+
+def relu_backward(
+    grad_output: npt.NDArray[FloatT], output: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None
+) -> npt.NDArray[FloatT]:
+    """Compute the gradient of `relu` from its output: ``0 if y <= 0 else grad``.
+
+    The gradient at 0 is 0; a NaN output passes the gradient on. The input of `relu` need not be kept.
+
+    Parameters
+    ----------
+    grad_output : ndarray of float32 or float64, any shape and strides
+        The gradient of the loss with respect to `output`.
+    output : ndarray of the same shape and dtype
+        What `relu` returned.
+    out : ndarray, optional
+        Written and returned instead of a new array, of the same shape and dtype; may be `grad_output` or `output`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `grad_output`
+
+    Raises
+    ------
+    ShapeError, TypeError, MemoryError
+        As `relu` does.
+
+    References
+    ----------
+    The subgradient at 0 is that of PyTorch's ``threshold_backward``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> y = convx.relu(np.array([-1.0, 0.0, 2.0]))
+    >>> convx.relu_backward(np.array([5.0, 6.0, 7.0]), y)
+    array([0., 0., 7.])
+    """
+    if isinstance(grad_output, np.ndarray):
+        return _cpu.relu_backward(grad_output, output, out)
+    raise _unsupported("relu_backward", "grad_output", grad_output)
+
+
+@overload
+def max_pool2d(
+    input: npt.NDArray[FloatT],
+    kernel_size: Pair,
+    stride: Pair | None = ...,
+    padding: Padding = ...,
+    *,
+    dilation: Pair = ...,
+    ceil_mode: bool = ...,
+    layout: Layout = ...,
+    return_indices: Literal[False] = ...,
+    return_codes: Literal[False] = ...,
+) -> npt.NDArray[FloatT]: ...
+
+
+@overload
+def max_pool2d(
+    input: npt.NDArray[FloatT],
+    kernel_size: Pair,
+    stride: Pair | None = ...,
+    padding: Padding = ...,
+    *,
+    dilation: Pair = ...,
+    ceil_mode: bool = ...,
+    layout: Layout = ...,
+    return_indices: Literal[True],
+    return_codes: Literal[False] = ...,
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[np.int64]]: ...
+
+
+@overload
+def max_pool2d(
+    input: npt.NDArray[FloatT],
+    kernel_size: Pair,
+    stride: Pair | None = ...,
+    padding: Padding = ...,
+    *,
+    dilation: Pair = ...,
+    ceil_mode: bool = ...,
+    layout: Layout = ...,
+    return_indices: Literal[False] = ...,
+    return_codes: Literal[True],
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[np.uint8]]: ...
+
+
+@overload
+def max_pool2d(
+    input: npt.NDArray[FloatT],
+    kernel_size: Pair,
+    stride: Pair | None = ...,
+    padding: Padding = ...,
+    *,
+    dilation: Pair = ...,
+    ceil_mode: bool = ...,
+    layout: Layout = ...,
+    return_indices: bool = ...,
+    return_codes: bool = ...,
+) -> Any: ...
+
+
+def max_pool2d(
+    input: npt.NDArray[FloatT],
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    *,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    layout: Layout = "NCHW",
+    return_indices: bool = False,
+    return_codes: bool = False,
+) -> Any:
+    """Take the largest value of each window; padding is -inf and is never selected.
+
+    Ties go to the first tap in row-major order. Where a window holds a NaN the output is NaN and the last NaN is the
+    one selected. A window of nothing but -inf gives -inf and its first tap inside the image.
+
+    Parameters
+    ----------
+    input : ndarray of float32 or float64, shape (N, C, H, W) or (C, H, W)
+        (N, H, W, C) or (H, W, C) with ``layout="NHWC"``. N may be 0.
+    kernel_size : int or (int, int)
+        R, S.
+    stride : int or (int, int), optional
+        Distance between windows, by default `kernel_size`.
+    padding : int, (int, int), ((int, int), (int, int)) or str, default 0
+        The forms of `conv2d`; at most half of the window's extent, ``(dilation*(R-1) + 1) // 2``, on each side.
+    dilation : int or (int, int), default 1
+        Distance between the taps of a window.
+    ceil_mode : bool, default False
+        Round the output size up, so that the last window may hang over the end; no window starts beyond the image.
+    layout : {"NCHW", "NHWC"}, default "NCHW"
+        Order of the axes of `input` and of the results.
+    return_indices : bool, default False
+        Return int64 indices too: ``h*W + w`` of the selected cell, the same number in both layouts.
+    return_codes : bool, default False
+        Return window codes too, one byte for each output: tap ``r*S + s`` of the window. R*S is at most 255; code 255
+        means that no gradient flows back.
+
+    Returns
+    -------
+    output : ndarray, shape (N, C, P, Q), or (N, P, Q, C) with ``layout="NHWC"``; 3-D for a 3-D input
+        P and Q by the formula of `conv2d`, rounded up with `ceil_mode`.
+    indices or codes : ndarray of int64 or uint8, the shape of `output`
+        Only when asked for; then the result is a pair. Either can be passed to `max_pool2d_backward`.
+
+    Raises
+    ------
+    ShapeError
+        For options out of range, windows that do not fit, and sizes of 0 other than N.
+    TypeError
+        For arrays of another library and dtypes other than float32 and float64.
+    MemoryError
+        Where an output cannot be allocated.
+
+    References
+    ----------
+    Dumoulin, Visin, "A guide to convolution arithmetic for deep learning" (arXiv:1603.07285), chapter 3; the clipping
+    of `ceil_mode` and the treatment of NaN are PyTorch's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[1, 2, 5, 6], [3, 4, 7, 8]]], dtype=np.float32)
+    >>> convx.max_pool2d(x, 2)
+    array([[[4., 8.]]], dtype=float32)
+    >>> convx.max_pool2d(x, 2, return_indices=True)[1]
+    array([[[5, 7]]])
+    """
+    if not isinstance(input, np.ndarray):
+        raise _unsupported("max_pool2d", "input", input)
+    return _cpu.max_pool2d(
+        input, kernel_size, stride, padding, dilation, ceil_mode, layout, return_indices, return_codes
+    )
+
+
+def max_pool2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    indices_or_codes: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
+    input_shape: Sequence[int],
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    *,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    layout: Layout = "NCHW",
+) -> npt.NDArray[FloatT]:
+    """Send every gradient to the cell that `max_pool2d` selected: ``grad_input[index] += grad_output``.
+
+    Overlapping windows add in row-major order of the windows, always the same one.
+
+    Parameters
+    ----------
+    grad_output : ndarray of float32 or float64, shape (N, C, P, Q) or (C, P, Q)
+        The gradient of the loss with respect to the output of `max_pool2d`, in the same layout.
+    indices_or_codes : ndarray of int64 or uint8, the shape of `grad_output`
+        The second result of `max_pool2d`; its dtype tells indices from codes.
+    input_shape : sequence of int
+        The shape of the input of `max_pool2d`, in the order of `layout`.
+    kernel_size, stride, padding, dilation, ceil_mode, layout
+        As given to `max_pool2d`.
+
+    Returns
+    -------
+    ndarray of shape `input_shape`
+
+    Raises
+    ------
+    ShapeError
+        For shapes and options that do not fit, an index outside the plane, and a code outside its window.
+    TypeError
+        For arrays of another library and wrong dtypes.
+    MemoryError
+        Where the output cannot be allocated.
+
+    References
+    ----------
+    The adjoint of `max_pool2d` for the selected cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[1, 2, 5, 6], [3, 4, 7, 8]]], dtype=np.float32)
+    >>> y, codes = convx.max_pool2d(x, 2, return_codes=True)
+    >>> convx.max_pool2d_backward(np.ones_like(y), codes, x.shape, 2)
+    array([[[0., 0., 0., 0.],
+            [0., 1., 0., 1.]]], dtype=float32)
+    """
+    if not isinstance(grad_output, np.ndarray):
+        raise _unsupported("max_pool2d_backward", "grad_output", grad_output)
+    return _cpu.max_pool2d_backward(
+        grad_output, indices_or_codes, input_shape, kernel_size, stride, padding, dilation, ceil_mode, layout
+    )
+
+
+def conv2d_relu_max_pool2d(
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    bias: npt.NDArray[FloatT] | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    pool_kernel_size: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = 0,
+    layout: Layout = "NCHW",
+) -> tuple[npt.NDArray[FloatT], SavedConv2dReluMaxPool2d[FloatT]]:
+    """Compute ``max_pool2d(relu(conv2d(input, weight, bias)))`` as one operation for training.
+
+    The output of the convolution is not kept. What the backward pass needs is the input, the weight and one byte for
+    each pooled element.
+
+    Parameters
+    ----------
+    input, weight, bias, stride, padding, dilation, groups, layout
+        As in `conv2d`; outside the image are zeros.
+    pool_kernel_size, pool_stride, pool_padding
+        `kernel_size`, `stride` and `padding` of `max_pool2d`; the window has at most 255 taps.
+
+    Returns
+    -------
+    output : ndarray, shape (N, K, P', Q'), or (N, P', Q', K) with ``layout="NHWC"``; 3-D for a 3-D input
+        P' and Q' are the pooled P and Q.
+    saved : SavedConv2dReluMaxPool2d
+        For `conv2d_relu_max_pool2d_backward`. It refers to `input` and `weight` without a copy: change neither before.
+
+    Raises
+    ------
+    ShapeError, TypeError, MemoryError
+        As `conv2d` and `max_pool2d` do.
+
+    References
+    ----------
+    Those of `conv2d`, `relu` and `max_pool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((8, 3, 32, 32), dtype=np.float32)
+    >>> w = rng.standard_normal((16, 3, 3, 3), dtype=np.float32)
+    >>> y, saved = convx.conv2d_relu_max_pool2d(x, w, padding=1, pool_kernel_size=2)
+    >>> y.shape
+    (8, 16, 16, 16)
+    >>> saved
+    SavedConv2dReluMaxPool2d(input=float32(8, 3, 32, 32) 98304 bytes, weight=float32(16, 3, 3, 3) 1728 bytes,
+        codes=uint8(8, 16, 16, 16) 32768 bytes)
+    """
+    if not isinstance(input, np.ndarray):
+        raise _unsupported("conv2d_relu_max_pool2d", "input", input)
+    options = (stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout)
+    output, codes = _cpu.conv2d_relu_max_pool2d(input, weight, bias, *options)
+    return output, SavedConv2dReluMaxPool2d(input, weight, codes, *options)
+
+
+@overload
+def conv2d_relu_max_pool2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    saved: SavedConv2dReluMaxPool2d[FloatT],
+    *,
+    output_mask: tuple[Literal[True], Literal[True], Literal[True]] = ...,
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[FloatT], npt.NDArray[FloatT]]: ...
+
+
+@overload
+def conv2d_relu_max_pool2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    saved: SavedConv2dReluMaxPool2d[FloatT],
+    *,
+    output_mask: OutputMask,
+) -> Gradients[FloatT]: ...
+
+
+def conv2d_relu_max_pool2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    saved: SavedConv2dReluMaxPool2d[FloatT],
+    *,
+    output_mask: OutputMask = _ALL,
+) -> Gradients[FloatT]:
+    """Compute the gradients of `conv2d_relu_max_pool2d`, those of its three operations in sequence.
+
+    Parameters
+    ----------
+    grad_output : ndarray of float32 or float64, the shape of the output
+        The gradient of the loss with respect to the pooled output.
+    saved : SavedConv2dReluMaxPool2d
+        The second result of `conv2d_relu_max_pool2d`.
+    output_mask : (bool, bool, bool), default (True, True, True)
+        Which of the three gradients to compute; the others cost nothing.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray or None
+        As `conv2d_backward` returns them.
+
+    Raises
+    ------
+    ShapeError, TypeError, MemoryError
+        As `conv2d_backward` does.
+
+    References
+    ----------
+    Those of `conv2d_backward`, `relu_backward` and `max_pool2d_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[1, -2, 3, 4]]], dtype=np.float32)
+    >>> w = np.array([[[[10]]]], dtype=np.float32)
+    >>> y, saved = convx.conv2d_relu_max_pool2d(x, w, pool_kernel_size=(1, 2))
+    >>> grad_input, grad_weight, grad_bias = convx.conv2d_relu_max_pool2d_backward(np.ones_like(y), saved)
+    >>> grad_input
+    array([[[10.,  0.,  0., 10.]]], dtype=float32)
+    >>> grad_weight.ravel(), grad_bias
+    (array([5.], dtype=float32), array([2.], dtype=float32))
+    """
+    if not isinstance(grad_output, np.ndarray):
+        raise _unsupported("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
+    if not isinstance(saved, SavedConv2dReluMaxPool2d):
+        raise TypeError(
+            f"conv2d_relu_max_pool2d_backward: saved is a {type(saved).__qualname__}, "
+            "expected the second result of conv2d_relu_max_pool2d"
+        )
+    return _cpu.conv2d_relu_max_pool2d_backward(
+        grad_output,
+        saved.input,
+        saved.weight,
+        saved.codes,
+        saved.stride,
+        saved.padding,
+        saved.dilation,
+        saved.groups,
+        saved.pool_kernel_size,
+        saved.pool_stride,
+        saved.pool_padding,
+        saved.layout,
+        output_mask,
+    )
+
+
+# The first part of the module that defines an array type: the library's name, and how to get a NumPy array.
+_CONVERSIONS = {
+    "cupy": ("CuPy", "cupy.asnumpy(array)"),
+    "jax": ("JAX", "numpy.asarray(array)"),
+    "jaxlib": ("JAX", "numpy.asarray(array)"),
+    "torch": ("PyTorch", "tensor.detach().cpu().numpy()"),
+}
+
+
+def _unsupported(op: str, argument: str, value: object) -> TypeError:
+    """Make the error for a first argument that is not a NumPy array."""
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    article = "an" if name[0] in "aeiouAEIOU" else "a"
+    expected = f"{op}: {argument} is {article} {name}, expected a numpy.ndarray of float32 or float64"
+    known = _CONVERSIONS.get(kind.__module__.partition(".")[0])
+    if known is None:
+        return TypeError(expected)
+    library, conversion = known
+    return TypeError(
+        f"{expected}; this version of convx has no bridge to {library}: pass {conversion}, which records no gradient"
+    )

@@ -1,0 +1,568 @@
+"""The operations of convx in plain NumPy: the arithmetic to read, and the oracle of the tests.
+
+Independent of the compiled kernels. The work is done in the dtype of the arrays: pass float64 to get a truth for
+float32. Every function loops over the taps (r, s) of the kernel and does all of n, c, p, q at once.
+
+Letters: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
+Bad shapes and options raise ValueError, wrong dtypes TypeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from convx._types import (
+    Activation,
+    FloatArray,
+    Gradients,
+    Layout,
+    OutputMask,
+    Padding,
+    PaddingMode,
+    Pair,
+    SavedConv2dReluMaxPool2d,
+)
+
+__all__ = [
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "relu",
+    "relu_backward",
+]
+
+_MODES = ("zeros", "constant", "reflect", "replicate", "circular")
+_NO_GRADIENT = 255
+
+# inf - inf and 0 * inf are results like any other here, not accidents to warn about
+_quiet = np.errstate(invalid="ignore", over="ignore", under="ignore")
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One spatial axis of a problem: (H, R, P) or (W, S, Q)."""
+
+    size: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    mode: str = "zeros"
+    ceil_mode: bool = False
+
+    @property
+    def extent(self) -> int:
+        """Cells from the first tap of a window to the last."""
+        return self.dilation * (self.taps - 1) + 1
+
+    @property
+    def out(self) -> int:
+        """P of this H, or Q of this W."""
+        rounding = self.stride - 1 if self.ceil_mode else 0
+        out = (self.size + self.before + self.after - self.extent + rounding) // self.stride + 1
+        if self.ceil_mode and (out - 1) * self.stride >= self.size + self.before:
+            out -= 1  # a window may not start in the padding behind the image
+        return out
+
+    def outputs(self, tap: int) -> slice:
+        """Return the outputs for which this tap counts: under "zeros", those for which it falls inside the image."""
+        if self.mode != "zeros":
+            return slice(0, self.out)
+        offset = tap * self.dilation - self.before
+        first = max(0, -(offset // self.stride))
+        stop = min(self.out, (self.size - 1 - offset) // self.stride + 1)
+        return slice(first, max(first, stop))
+
+    def reads(self, tap: int) -> slice:
+        """Return the cells of the padded image that this tap reads, one for each of `outputs`."""
+        outputs = self.outputs(tap)
+        start = outputs.start * self.stride + tap * self.dilation
+        return slice(start, start + (outputs.stop - outputs.start) * self.stride, self.stride)
+
+    def sources(self) -> npt.NDArray[np.intp]:
+        """Return for each cell of the padded image the cell of the image that it shows, or -1."""
+        position = np.arange(-self.before, self.size + self.after)
+        if self.mode == "replicate":
+            return position.clip(0, self.size - 1)
+        if self.mode == "circular":
+            return position % self.size
+        if self.mode == "reflect":
+            return self.size - 1 - abs(self.size - 1 - abs(position))
+        return np.where((position >= 0) & (position < self.size), position, -1)
+
+
+@_quiet
+def conv2d(
+    input: FloatArray,
+    weight: FloatArray,
+    bias: FloatArray | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    padding_value: float = 0.0,
+    activation: Activation = None,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    out: FloatArray | None = None,
+) -> FloatArray:
+    """Compute ``y[n,k,p,q] = b[k] + sum_{c,r,s} x[n,c,h,w] * w[k,c,r,s]``, h = p*stride + r*dilation - top, w alike.
+
+    Taps outside the image are skipped under "zeros"; under "constant" they read ``padding_value``. Where the two axes
+    have different modes, a tap that "zeros" skips is skipped whatever the other axis says.
+    ``algorithm`` is accepted and ignored.
+    """
+    x, unbatched = _to_nchw("conv2d", input, layout)
+    rows, cols = _conv_axes("conv2d", x, weight, stride, padding, dilation, groups, padding_mode)
+    _expect_dtypes("conv2d", input, weight=weight, bias=bias, out=out)
+    n, k = len(x), len(weight)
+    if bias is not None:
+        _expect("conv2d", "bias", bias.shape, (k,))
+    if activation not in (None, "relu"):
+        raise ValueError(f'conv2d: activation is {activation!r}, expected None or "relu"')
+
+    padded = _split_groups(_pad(x, rows, cols, padding_value), groups)  # n g c h w
+    kernel = weight.reshape(groups, k // groups, *weight.shape[1:])  # g k c r s
+    y = np.zeros((n, k, rows.out, cols.out), x.dtype)
+    y_groups = _split_groups(y, groups)
+    for r, s in _taps(rows, cols):
+        outputs, reads = _slices(r, s, rows, cols)
+        patch = padded[reads]
+        total = kernel[..., r, s] @ _flatten_plane(patch)  # g k c @ n g c pq
+        y_groups[outputs] += total.reshape(*total.shape[:-1], *patch.shape[-2:])
+    if bias is not None:
+        y += bias[:, None, None]
+    if activation == "relu":
+        y = relu(y)
+    return _store("conv2d", _from_nchw(y, layout, unbatched), out)
+
+
+@_quiet
+def conv2d_backward(
+    grad_output: FloatArray,
+    input: FloatArray,
+    weight: FloatArray,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    padding_value: float = 0.0,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    output_mask: OutputMask = (True, True, True),
+) -> Gradients[np.floating[Any]]:
+    """Return the gradients of `conv2d`, its exact adjoint: (grad_input, grad_weight, grad_bias).
+
+    None stands where ``output_mask`` is False. ``algorithm`` is accepted and ignored.
+    """
+    x, unbatched = _to_nchw("conv2d_backward", input, layout)
+    rows, cols = _conv_axes("conv2d_backward", x, weight, stride, padding, dilation, groups, padding_mode)
+    _expect_dtypes("conv2d_backward", input, weight=weight, grad_output=grad_output)
+    g = _to_nchw_like("conv2d_backward", "grad_output", grad_output, input.ndim, layout)
+    k = len(weight)
+    _expect("conv2d_backward", "grad_output (as NCHW)", g.shape, (len(x), k, rows.out, cols.out))
+
+    padded = _split_groups(_pad(x, rows, cols, padding_value), groups)
+    kernel = weight.reshape(groups, k // groups, *weight.shape[1:])
+    g_groups = _split_groups(g, groups)
+    grad_padded = np.zeros(padded.shape, g.dtype)
+    grad_kernel = np.zeros(kernel.shape, g.dtype)
+    for r, s in _taps(rows, cols):
+        outputs, reads = _slices(r, s, rows, cols)
+        g_tap = _flatten_plane(g_groups[outputs])  # n g k pq
+        patch = padded[reads]
+        if output_mask[0]:
+            total = kernel[..., r, s].swapaxes(1, 2) @ g_tap  # g c k @ n g k pq
+            grad_padded[reads] += total.reshape(patch.shape)
+        if output_mask[1]:
+            grad_kernel[..., r, s] = (g_tap @ _flatten_plane(patch).swapaxes(-1, -2)).sum(axis=0)
+
+    grad_input = None
+    if output_mask[0]:
+        grad_x = _unpad(grad_padded.reshape(*x.shape[:2], *padded.shape[-2:]), rows, cols)
+        grad_input = _from_nchw(grad_x, layout, unbatched)
+    return (
+        grad_input,
+        grad_kernel.reshape(weight.shape) if output_mask[1] else None,
+        g.sum(axis=(0, 2, 3)) if output_mask[2] else None,
+    )
+
+
+@_quiet
+def relu(input: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
+    """Compute ``x if not (x <= 0) else 0``: NaN stays NaN."""
+    _expect_dtypes("relu", input, out=out)
+    return _store("relu", np.where(input <= 0, input.dtype.type(0), input), out)
+
+
+@_quiet
+def relu_backward(grad_output: FloatArray, output: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
+    """Compute ``0 if y <= 0 else grad`` from the output of `relu`: a NaN output passes the gradient."""
+    _expect_dtypes("relu_backward", grad_output, output=output, out=out)
+    _expect("relu_backward", "output", output.shape, grad_output.shape)
+    return _store("relu_backward", np.where(output <= 0, output.dtype.type(0), grad_output), out)
+
+
+@_quiet
+def max_pool2d(
+    input: FloatArray,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    *,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    layout: Layout = "NCHW",
+    return_indices: bool = False,
+    return_codes: bool = False,
+) -> Any:
+    """Return the largest value of each window, alone or with int64 indices ``h*W + w`` or uint8 codes ``r*S + s``.
+
+    Ties go to the first tap, a NaN wins over all and the last NaN is the one pointed at. A window that dilation carries
+    over the image without one tap inside gives -inf, index -1 and code 255: no gradient.
+    """
+    x, unbatched = _to_nchw("max_pool2d", input, layout)
+    rows, cols = _pool_axes("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    _expect_dtypes("max_pool2d", input)
+    if return_indices and return_codes:
+        raise ValueError("max_pool2d: return_indices and return_codes are both set, expected at most one")
+
+    padded = _pad(x, rows, cols, -np.inf)
+    best = np.full((*x.shape[:2], rows.out, cols.out), -np.inf, x.dtype)
+    tap = np.full(best.shape, -1)
+    for r, s in _taps(rows, cols):
+        outputs, reads = _slices(r, s, rows, cols)
+        value, best_here, tap_here = padded[reads], best[outputs], tap[outputs]
+        replace = (tap_here < 0) | (value > best_here) | np.isnan(value)
+        best_here[replace] = value[replace]
+        tap_here[replace] = r * cols.taps + s
+
+    output = _from_nchw(best, layout, unbatched)
+    if return_indices:
+        return output, _from_nchw(_tap_to_index(tap, rows, cols), layout, unbatched)
+    if return_codes:
+        _expect_codes_fit("max_pool2d", rows, cols)
+        return output, _from_nchw(np.where(tap < 0, _NO_GRADIENT, tap).astype(np.uint8), layout, unbatched)
+    return output
+
+
+@_quiet
+def max_pool2d_backward(
+    grad_output: FloatArray,
+    indices_or_codes: npt.NDArray[Any],
+    input_shape: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    *,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    layout: Layout = "NCHW",
+) -> FloatArray:
+    """Compute ``grad_input[index] += grad_output``, windows in row-major order; index -1 and code 255 add nothing."""
+    op = "max_pool2d_backward"
+    n, c, h, w = _nchw_shape(op, input_shape, layout)
+    g = _to_nchw_like(op, "grad_output", grad_output, len(input_shape), layout)
+    chosen = _to_nchw_like(op, "indices_or_codes", indices_or_codes, len(input_shape), layout)
+    rows, cols = _pool_axes(op, (n, c, h, w), kernel_size, stride, padding, dilation, ceil_mode)
+    _expect_dtypes(op, grad_output)
+    _expect(op, "grad_output (as NCHW)", g.shape, (n, c, rows.out, cols.out))
+    _expect(op, "indices_or_codes (as NCHW)", chosen.shape, g.shape)
+
+    if chosen.dtype == np.uint8:
+        _expect_codes_fit(op, rows, cols)
+        tap = np.where(chosen == _NO_GRADIENT, -1, chosen.astype(np.int64))
+        if (tap >= rows.taps * cols.taps).any():
+            raise ValueError(f"{op}: a code lies outside the window of {rows.taps} x {cols.taps} taps")
+        index = _tap_to_index(tap, rows, cols)
+    elif chosen.dtype == np.int64:
+        index = chosen
+    else:
+        raise TypeError(f"{op}: indices_or_codes has dtype {chosen.dtype}, expected int64 (indices) or uint8 (codes)")
+    if (index < -1).any() or (index >= h * w).any():
+        raise ValueError(f"{op}: an index lies outside the plane of {h} x {w} cells")
+
+    has_gradient = index >= 0
+    plane = np.arange(n * c).reshape(n, c, 1, 1) * (h * w)
+    grad_x = np.zeros(n * c * h * w, g.dtype)
+    np.add.at(grad_x, (plane + index)[has_gradient], g[has_gradient])
+    return _from_nchw(grad_x.reshape(n, c, h, w), layout, len(input_shape) == 3)
+
+
+@_quiet
+def conv2d_relu_max_pool2d(
+    input: FloatArray,
+    weight: FloatArray,
+    bias: FloatArray | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    pool_kernel_size: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = 0,
+    layout: Layout = "NCHW",
+) -> tuple[FloatArray, SavedConv2dReluMaxPool2d[Any]]:
+    """Return ``max_pool2d(relu(conv2d(...)))`` and what its backward pass needs."""
+    y = conv2d(input, weight, bias, stride, padding, dilation, groups, activation="relu", layout=layout)
+    output, codes = max_pool2d(y, pool_kernel_size, pool_stride, pool_padding, layout=layout, return_codes=True)
+    codes[output <= 0] = _NO_GRADIENT
+    saved = SavedConv2dReluMaxPool2d(
+        input, weight, codes, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout
+    )
+    return output, saved
+
+
+def conv2d_relu_max_pool2d_backward(
+    grad_output: FloatArray, saved: SavedConv2dReluMaxPool2d[Any], *, output_mask: OutputMask = (True, True, True)
+) -> Gradients[np.floating[Any]]:
+    """Return the gradients of the three operations in sequence; takes what either forward pass of convx saved."""
+    op = "conv2d_relu_max_pool2d_backward"
+    x, _ = _to_nchw(op, saved.input, saved.layout)
+    rows, cols = _conv_axes(op, x, saved.weight, saved.stride, saved.padding, saved.dilation, saved.groups, "zeros")
+    k, p, q = len(saved.weight), rows.out, cols.out
+    conv_shape = (*saved.input.shape[:-3], *((k, p, q) if saved.layout == "NCHW" else (p, q, k)))
+    grad_conv = max_pool2d_backward(
+        grad_output,
+        saved.codes,
+        conv_shape,
+        saved.pool_kernel_size,
+        saved.pool_stride,
+        saved.pool_padding,
+        layout=saved.layout,
+    )
+    return conv2d_backward(
+        grad_conv,
+        saved.input,
+        saved.weight,
+        saved.stride,
+        saved.padding,
+        saved.dilation,
+        saved.groups,
+        layout=saved.layout,
+        output_mask=output_mask,
+    )
+
+
+def _taps(rows: _Axis, cols: _Axis) -> Iterator[tuple[int, int]]:
+    return ((r, s) for r in range(rows.taps) for s in range(cols.taps))
+
+
+def _slices(r: int, s: int, rows: _Axis, cols: _Axis) -> tuple[Any, Any]:
+    """Return where tap (r, s) counts in the output, and what it reads there in the padded image."""
+    return (..., rows.outputs(r), cols.outputs(s)), (..., rows.reads(r), cols.reads(s))
+
+
+def _split_groups(array: FloatArray, groups: int) -> FloatArray:
+    n, channels, h, w = array.shape
+    return array.reshape(n, groups, channels // groups, h, w)
+
+
+def _flatten_plane(array: FloatArray) -> FloatArray:
+    return array.reshape(*array.shape[:-2], array.shape[-2] * array.shape[-1])
+
+
+def _pad(x: FloatArray, rows: _Axis, cols: _Axis, value: float) -> FloatArray:
+    for axis, line in ((2, rows), (3, cols)):
+        sources = line.sources()
+        x = np.take(x, sources.clip(min=0), axis)
+        x[(slice(None),) * axis + (sources < 0,)] = value
+    return x
+
+
+def _unpad(grad_padded: FloatArray, rows: _Axis, cols: _Axis) -> FloatArray:
+    """Apply the adjoint of `_pad`: every padded cell adds its gradient to the cell that it shows."""
+    for axis, line in ((2, rows), (3, cols)):
+        lines = np.moveaxis(grad_padded, axis, 0)
+        folded = np.zeros((line.size, *lines.shape[1:]), lines.dtype)
+        for cell, source in enumerate(line.sources()):
+            if source >= 0:
+                folded[source] += lines[cell]
+        grad_padded = np.moveaxis(folded, 0, axis)
+    return grad_padded
+
+
+def _tap_to_index(tap: npt.NDArray[np.int64], rows: _Axis, cols: _Axis) -> npt.NDArray[np.int64]:
+    """Return ``h*W + w`` of each window's tap ``r*S + s``: -1 for no tap, H*W for a tap outside the image."""
+    h = np.arange(rows.out)[:, None] * rows.stride - rows.before + tap // cols.taps * rows.dilation
+    w = np.arange(cols.out) * cols.stride - cols.before + tap % cols.taps * cols.dilation
+    inside = (h >= 0) & (h < rows.size) & (w >= 0) & (w < cols.size)
+    return np.where(tap < 0, -1, np.where(inside, h * cols.size + w, rows.size * cols.size))
+
+
+def _to_nchw(op: str, array: npt.NDArray[Any], layout: str, name: str = "input") -> tuple[npt.NDArray[Any], bool]:
+    """Return a 4-D NCHW view, and whether the array had no batch axis."""
+    if layout not in ("NCHW", "NHWC"):
+        raise ValueError(f'{op}: layout is {layout!r}, expected "NCHW" or "NHWC"')
+    if array.ndim not in (3, 4):
+        raise ValueError(f"{op}: {name} has {array.ndim} dimensions, expected 4 or 3 (unbatched)")
+    batched = array if array.ndim == 4 else array[None]
+    return (batched if layout == "NCHW" else batched.transpose(0, 3, 1, 2)), array.ndim == 3
+
+
+def _to_nchw_like(op: str, name: str, array: npt.NDArray[Any], ndim: int, layout: str) -> npt.NDArray[Any]:
+    if array.ndim != ndim:
+        raise ValueError(f"{op}: {name} has {array.ndim} dimensions, expected {ndim} as the input has")
+    return _to_nchw(op, array, layout, name)[0]
+
+
+def _from_nchw(array: npt.NDArray[Any], layout: str, unbatched: bool) -> npt.NDArray[Any]:
+    array = np.ascontiguousarray(array if layout == "NCHW" else array.transpose(0, 2, 3, 1))
+    return cast("npt.NDArray[Any]", array[0]) if unbatched else array
+
+
+def _nchw_shape(op: str, shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
+    if len(shape) not in (3, 4):
+        raise ValueError(f"{op}: input_shape has {len(shape)} numbers, expected 4 or 3 (unbatched)")
+    n, a, b, c = shape if len(shape) == 4 else (1, *shape)
+    return (n, a, b, c) if layout == "NCHW" else (n, c, a, b)
+
+
+def _conv_axes(
+    op: str,
+    x: FloatArray,
+    weight: FloatArray,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+) -> tuple[_Axis, _Axis]:
+    c, h, w = x.shape[1:]
+    if weight.ndim != 4:
+        raise ValueError(f"{op}: weight has {weight.ndim} dimensions, expected 4 (K, C/groups, R, S)")
+    k, c_per_group, r, s = weight.shape
+    if groups < 1 or c % groups or k % groups:
+        raise ValueError(f"{op}: groups is {groups}, expected a divisor of {c} input and {k} output channels")
+    if c_per_group != c // groups:
+        raise ValueError(
+            f"{op}: weight has {c_per_group} input channels per group, expected {c // groups} "
+            f"(input channels {c} / groups {groups})"
+        )
+    if min(h, w, k, r, s) < 1:
+        raise ValueError(f"{op}: input {x.shape} and weight {weight.shape} have a size of zero other than N or C")
+    modes = (padding_mode, padding_mode) if isinstance(padding_mode, str) else padding_mode
+    if len(modes) != 2 or any(mode not in _MODES for mode in modes):
+        raise ValueError(f"{op}: padding_mode is {padding_mode!r}, expected one of {_MODES} or a pair of them")
+    axes = _axes(op, (h, w), (r, s), stride, padding, dilation, modes)
+    for axis in axes:
+        limit = {"reflect": axis.size - 1, "circular": axis.size}.get(axis.mode)
+        if limit is not None and max(axis.before, axis.after) > limit:
+            raise ValueError(f"{op}: padding is {max(axis.before, axis.after)}, expected at most {limit} ({axis.mode})")
+    return axes
+
+
+def _pool_axes(
+    op: str,
+    nchw: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Padding,
+    dilation: Pair,
+    ceil_mode: bool,
+) -> tuple[_Axis, _Axis]:
+    if min(nchw[1:]) < 1:
+        raise ValueError(f"{op}: input {nchw} (NCHW) has a size of zero other than N")
+    taps = _pair(op, "kernel_size", kernel_size)
+    axes = _axes(op, nchw[2:], taps, taps if stride is None else stride, padding, dilation, ("zeros",) * 2, ceil_mode)
+    for axis in axes:
+        if max(axis.before, axis.after) > axis.extent // 2:
+            raise ValueError(
+                f"{op}: padding is {max(axis.before, axis.after)}, "
+                f"expected at most {axis.extent // 2} (half of the window's extent {axis.extent})"
+            )
+    return axes
+
+
+def _axes(
+    op: str,
+    sizes: tuple[int, ...],
+    taps: tuple[int, int],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    modes: tuple[str, ...],
+    ceil_mode: bool = False,
+) -> tuple[_Axis, _Axis]:
+    strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
+
+    def axis(i: int) -> _Axis:
+        extent = dilations[i] * (taps[i] - 1) + 1
+        before, after = _sides(op, padding, i, sizes[i], extent, strides[i])
+        line = _Axis(sizes[i], taps[i], strides[i], dilations[i], before, after, modes[i], ceil_mode)
+        if line.out < 1:
+            raise ValueError(
+                f"{op}: the window spans {extent} cells in {'height' if i == 0 else 'width'}, "
+                f"expected at most {sizes[i] + before + after} (input {sizes[i]} + padding {before} + {after})"
+            )
+        return line
+
+    return axis(0), axis(1)
+
+
+def _sides(op: str, padding: Padding, axis: int, size: int, extent: int, stride: int) -> tuple[int, int]:
+    """Return (top, bottom) for axis 0, (left, right) for axis 1."""
+    if padding == "valid":
+        return 0, 0
+    if padding in ("same", "same_lower"):
+        out = -(-size // stride)
+        total = max(0, (out - 1) * stride + extent - size)
+        small, large = total // 2, total - total // 2
+        return (small, large) if padding == "same" else (large, small)
+    if isinstance(padding, str):
+        raise ValueError(f'{op}: padding is {padding!r}, expected numbers, "valid", "same" or "same_lower"')
+    pair: Any = (padding, padding) if isinstance(padding, (int, np.integer)) else padding
+    sides = [(side, side) if isinstance(side, (int, np.integer)) else tuple(side) for side in pair]
+    if len(sides) != 2 or any(len(side) != 2 or min(side) < 0 for side in sides):
+        raise ValueError(
+            f"{op}: padding is {padding!r}, expected n, (h, w) or ((top, bottom), (left, right)), each >= 0"
+        )
+    before, after = sides[axis]
+    return int(before), int(after)
+
+
+def _pair(op: str, name: str, value: Pair) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{op}: {name} is {value!r}, expected a positive number or a pair of them")
+    return int(pair[0]), int(pair[1])
+
+
+def _store(op: str, result: FloatArray, out: FloatArray | None) -> FloatArray:
+    if out is None:
+        return result
+    _expect(op, "out", out.shape, result.shape)
+    out[...] = result
+    return out
+
+
+def _expect(op: str, name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if got != expected:
+        raise ValueError(f"{op}: {name} has shape {got}, expected {expected}")
+
+
+def _expect_dtypes(op: str, first: FloatArray, **others: FloatArray | None) -> None:
+    if not np.issubdtype(first.dtype, np.floating):
+        raise TypeError(f"{op}: the first array has dtype {first.dtype}, expected a floating one")
+    for name, array in others.items():
+        if array is not None and array.dtype != first.dtype:
+            raise TypeError(f"{op}: {name} has dtype {array.dtype}, expected {first.dtype}")
+
+
+def _expect_codes_fit(op: str, rows: _Axis, cols: _Axis) -> None:
+    if rows.taps * cols.taps > _NO_GRADIENT:
+        raise ValueError(f"{op}: the window has {rows.taps * cols.taps} taps, expected at most 255 for one-byte codes")

@@ -1,0 +1,394 @@
+"""What the test files share: problems and their data, expected results, error bounds, views, comparisons.
+
+Two kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the result must be
+equal to the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot hide.
+`normal`: normally distributed values, exact in float32 (both dtypes see the same numbers), compared within `rounding_bound`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from convx import _cpu, reference
+
+ISAS: list[str] = list(_cpu.config()["isas"])
+DTYPES = ("float32", "float64")
+LAYOUTS = ("NCHW", "NHWC")
+PADDING_MODES = ("zeros", "constant", "reflect", "replicate", "circular")
+GRADIENTS = ("grad_input", "grad_weight", "grad_bias")
+
+# Register and cache tiles of the kernels that exist or are planned: sizes on both sides of each are tried.
+TILES = (1, 4, 6, 8, 12, 14, 16, 24, 32, 48)
+
+
+def straddle(*tiles: int) -> list[int]:
+    """Every size at a tile's edge or one beside it, from 1."""
+    return sorted({size for tile in tiles for size in (tile - 1, tile, tile + 1) if size > 0})
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A conv2d problem, in the letters of SEMANTICS: N C H W, K R S and the options."""
+
+    n: int = 2
+    c: int = 3
+    h: int = 6
+    w: int = 7
+    k: int = 4
+    r: int = 3
+    s: int = 3
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    padding_mode: Any = "zeros"
+    padding_value: float = 0.0
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.k, self.c // self.groups, self.r, self.s
+
+    @property
+    def options(self) -> dict[str, Any]:
+        names = ("stride", "padding", "dilation", "groups", "padding_mode", "padding_value")
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, **changes: Any) -> Conv:
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A max_pool2d problem."""
+
+    n: int = 2
+    c: int = 3
+    h: int = 7
+    w: int = 9
+    kernel_size: Any = 2
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def options(self) -> dict[str, Any]:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, **changes: Any) -> Pool:
+        return dataclasses.replace(self, **changes)
+
+
+CONV_PROBLEMS = {
+    "1x1": Conv(c=19, h=5, w=7, k=23, r=1, s=1),
+    "1x1-stride": Conv(c=9, h=9, w=8, k=17, r=1, s=1, stride=(3, 2)),
+    "1x1-padded": Conv(c=5, h=4, w=5, k=9, r=1, s=1, padding=(2, 1)),
+    "3x3": Conv(c=17, h=9, w=11, k=33),
+    "3x3-pad1": Conv(c=8, h=14, w=14, k=32, padding=1),
+    "3x3-stride2": Conv(c=6, h=13, w=15, k=14, stride=2, padding=1),
+    "3x3-stride-2-1": Conv(c=4, h=12, w=9, k=6, stride=(2, 1), padding=1),
+    "stride-over-kernel": Conv(c=5, h=13, w=17, k=7, r=2, s=2, stride=3),
+    "stride-over-kernel-wide": Conv(c=3, h=19, w=23, k=5, r=2, s=3, stride=(5, 7), padding=1),
+    "stride-over-input": Conv(c=3, h=4, w=5, k=5, stride=9, padding=1),
+    "dilation2": Conv(c=5, h=13, w=12, k=9, dilation=2, padding=2),
+    "dilation-2-3": Conv(c=3, h=15, w=17, k=4, dilation=(2, 3), padding=(1, 4)),
+    "dilation-over-image": Conv(c=4, h=7, w=6, k=5, dilation=8, padding=8),
+    "stride-dilation-coprime": Conv(c=3, h=17, w=19, k=5, stride=(2, 3), dilation=(3, 2), padding=2),
+    "stride-dilation-even": Conv(c=3, h=17, w=19, k=5, stride=2, dilation=2, padding=3),
+    "stride4-dilation6": Conv(c=3, h=29, w=31, k=4, stride=(4, 6), dilation=(6, 4), padding=5),
+    "stride6-dilation3": Conv(c=2, h=25, w=27, k=3, stride=6, dilation=3, padding=(4, 5)),
+    "per-side": Conv(c=3, h=8, w=9, k=5, padding=((2, 0), (1, 3))),
+    "per-side-stride": Conv(c=3, h=8, w=9, k=5, stride=2, padding=((0, 3), (4, 1))),
+    "valid": Conv(c=3, h=8, w=9, k=5, padding="valid"),
+    "same": Conv(c=3, h=8, w=9, k=5, padding="same"),
+    "same-even-kernel": Conv(c=3, h=8, w=9, k=5, r=4, s=2, padding="same"),
+    "same-lower-even-kernel": Conv(c=3, h=8, w=9, k=5, r=4, s=2, padding="same_lower"),
+    "same-stride": Conv(c=3, h=8, w=9, k=5, stride=(2, 3), padding="same"),
+    "same-lower-stride": Conv(c=3, h=8, w=10, k=5, stride=(2, 3), padding="same_lower"),
+    "same-stride-over-kernel": Conv(c=3, h=10, w=11, k=4, r=2, s=1, stride=4, padding="same"),
+    "same-dilation": Conv(c=3, h=8, w=9, k=5, r=2, s=3, dilation=3, padding="same"),
+    "kernel-is-image": Conv(c=7, h=5, w=6, k=9, r=5, s=6),
+    "kernel-over-image": Conv(c=3, h=3, w=2, k=5, r=5, s=7, padding=(2, 4)),
+    "padding-over-kernel": Conv(c=3, h=4, w=4, k=5, padding=5),
+    "1x7": Conv(c=11, h=9, w=17, k=13, r=1, s=7, padding=(0, 3)),
+    "7x1": Conv(c=11, h=17, w=9, k=13, r=7, s=1, padding=(3, 0)),
+    "1x9-stride": Conv(c=3, h=5, w=41, k=6, r=1, s=9, stride=(1, 4), padding=(0, 4)),
+    "first-layer-7x7": Conv(c=3, h=23, w=29, k=16, r=7, s=7, stride=2, padding=3),
+    "first-layer-11x11": Conv(c=3, h=35, w=39, k=12, r=11, s=11, stride=4, padding=2),
+    "photo": Conv(n=1, c=1, h=37, w=53, k=1, padding=1),
+    "photo-5x5": Conv(n=1, c=1, h=21, w=67, k=1, r=5, s=5),
+    "21x21": Conv(n=1, c=2, h=24, w=26, k=3, r=21, s=21, padding=10),
+    "one-row": Conv(c=6, h=1, w=97, k=9, r=1, s=5, stride=(1, 2), padding=(0, 2)),
+    "one-column": Conv(c=6, h=97, w=1, k=9, r=5, s=1, stride=(2, 1), padding=(2, 0)),
+    "one-pixel": Conv(n=7, c=40, h=1, w=1, k=50, r=1, s=1),
+    "one-pixel-3x3": Conv(n=3, c=9, h=1, w=1, k=10, padding=1),
+    "row-600": Conv(n=1, c=3, h=3, w=600, k=5, padding=1),
+    "groups2": Conv(c=10, h=7, w=9, k=14, groups=2, padding=1),
+    "groups3-odd": Conv(c=27, h=7, w=6, k=33, groups=3, padding=1),
+    "groups-narrow": Conv(c=32, h=8, w=9, k=32, groups=8, padding=1),
+    "groups-1x1": Conv(c=12, h=5, w=6, k=20, r=1, s=1, groups=4),
+    "groups-stride": Conv(c=8, h=11, w=12, k=12, groups=4, stride=2, dilation=2, padding=2),
+    "depthwise": Conv(c=19, h=15, w=17, k=19, groups=19, padding=1),
+    "depthwise-stride2": Conv(c=16, h=15, w=18, k=16, groups=16, stride=2, padding=1),
+    "depthwise-5x5-stride2": Conv(c=9, h=14, w=19, k=9, r=5, s=5, groups=9, stride=2, padding=2),
+    "depthwise-dilation": Conv(c=7, h=14, w=19, k=7, groups=7, dilation=(2, 3), padding=(2, 3)),
+    "depthwise-7x7": Conv(c=8, h=14, w=14, k=8, r=7, s=7, groups=8, padding=3),
+    "depthwise-multiplier": Conv(c=6, h=8, w=9, k=18, groups=6, padding=1),
+    "depthwise-valid-stride3": Conv(c=5, h=16, w=17, k=5, groups=5, stride=3),
+    "depthwise-reflect": Conv(c=17, h=9, w=10, k=17, groups=17, padding=2, padding_mode="reflect"),
+    "depthwise-1x1": Conv(c=18, h=5, w=7, k=18, r=1, s=1, groups=18),
+    "reflect": Conv(c=3, h=6, w=7, k=5, padding=2, padding_mode="reflect"),
+    "reflect-widest": Conv(c=3, h=4, w=5, k=5, r=7, s=3, padding=(3, 4), padding_mode="reflect"),
+    "replicate-over-image": Conv(c=3, h=3, w=4, k=5, padding=(6, 5), padding_mode="replicate"),
+    "circular-widest": Conv(c=3, h=4, w=5, k=5, padding=(4, 5), padding_mode="circular"),
+    "circular-stride-dilation": Conv(
+        c=3, h=8, w=9, k=5, stride=(2, 3), dilation=2, padding=((3, 1), (0, 4)), padding_mode="circular"
+    ),
+    "constant": Conv(c=3, h=6, w=7, k=5, padding=2, padding_mode="constant", padding_value=-3.0),
+    "constant-same-stride": Conv(
+        c=3, h=8, w=9, k=5, stride=2, padding="same", padding_mode="constant", padding_value=2.0
+    ),
+    "constant-outside": Conv(c=3, h=3, w=3, k=5, stride=2, padding=6, padding_mode="constant", padding_value=2.0),
+    "reduction-3x3-28": Conv(n=1, c=28, h=5, w=6, k=9, padding=1),
+    "reduction-3x3-29": Conv(n=1, c=29, h=5, w=6, k=9, padding=1),
+    "reduction-3x3-57": Conv(n=1, c=57, h=5, w=6, k=9, padding=1),
+    "reduction-1x1-255": Conv(n=1, c=255, h=3, w=5, k=9, r=1, s=1),
+    "reduction-1x1-256": Conv(n=1, c=256, h=3, w=5, k=9, r=1, s=1),
+    "reduction-1x1-257": Conv(n=1, c=257, h=3, w=5, k=9, r=1, s=1),
+    "reduction-1x1-513": Conv(n=1, c=513, h=3, w=5, k=9, r=1, s=1),
+    "reduction-of-outputs": Conv(n=1, c=9, h=3, w=5, k=257, padding=1),
+    "reduction-of-pixels": Conv(n=3, c=5, h=33, w=31, k=6, padding=1),
+}
+
+POOL_PROBLEMS = {
+    "2x2": Pool(h=8, w=10),
+    "2x2-odd": Pool(h=9, w=11),
+    "2x2-wide": Pool(n=1, c=2, h=6, w=131),
+    "2x2-ceil": Pool(h=9, w=11, ceil_mode=True),
+    "3x3-stride2-pad1": Pool(h=14, w=17, kernel_size=3, stride=2, padding=1),
+    "3x3-stride2": Pool(h=13, w=15, kernel_size=3, stride=2),
+    "3x3-stride2-ceil": Pool(h=12, w=14, kernel_size=3, stride=2, ceil_mode=True),
+    "3x3-stride1": Pool(h=7, w=9, kernel_size=3, stride=1, padding=1),
+    "3x3": Pool(h=10, w=13, kernel_size=3),
+    "2x3-stride-1-2": Pool(h=8, w=9, kernel_size=(2, 3), stride=(1, 2), padding=(0, 1)),
+    "1x1": Pool(kernel_size=1),
+    "1x1-stride2": Pool(kernel_size=1, stride=2),
+    "1x1-stride2-ceil": Pool(h=6, w=8, kernel_size=1, stride=2, ceil_mode=True),
+    "stride-over-kernel": Pool(h=11, w=13, kernel_size=2, stride=(3, 5)),
+    "ceil-pad1": Pool(h=5, w=5, kernel_size=2, stride=2, padding=1, ceil_mode=True),
+    "ceil-reduced": Pool(h=6, w=6, kernel_size=2, stride=3, padding=1, ceil_mode=True),
+    "dilation2": Pool(h=11, w=12, kernel_size=3, stride=1, dilation=2),
+    "dilation-padded": Pool(h=11, w=12, kernel_size=3, stride=2, padding=(2, 1), dilation=(2, 3)),
+    "dilation3-widest-padding": Pool(h=9, w=10, kernel_size=3, stride=1, padding=3, dilation=3),
+    "dilation-two-taps": Pool(h=9, w=8, kernel_size=2, stride=1, padding=2, dilation=3),
+    "per-side": Pool(h=8, w=9, kernel_size=4, stride=2, padding=((2, 0), (1, 2))),
+    "per-side-ceil": Pool(h=8, w=9, kernel_size=4, stride=3, padding=((0, 2), (2, 1)), ceil_mode=True),
+    "valid": Pool(kernel_size=3, padding="valid"),
+    "same": Pool(h=8, w=9, kernel_size=3, stride=2, padding="same"),
+    "same-even": Pool(h=8, w=9, kernel_size=2, stride=1, padding="same"),
+    "same-lower-even": Pool(h=8, w=9, kernel_size=2, stride=1, padding="same_lower"),
+    "same-lower": Pool(h=8, w=10, kernel_size=(2, 4), stride=(2, 3), padding="same_lower"),
+    "global": Pool(h=7, w=8, kernel_size=(7, 8)),
+    "row": Pool(h=1, w=33, kernel_size=(1, 3), stride=(1, 2)),
+    "column": Pool(h=33, w=1, kernel_size=(3, 1), stride=(2, 1)),
+    "15x17": Pool(n=1, h=18, w=20, kernel_size=(15, 17), stride=1),
+    "5x5-stride1-pad2": Pool(h=8, w=8, kernel_size=5, stride=1, padding=2),
+    "channels-33": Pool(n=1, c=33, h=6, w=7, kernel_size=3, stride=2, padding=1),
+    "channels-16": Pool(n=1, c=16, h=5, w=5),
+}
+
+
+def numbers(shape: tuple[int, ...], kind: str, seed: int) -> np.ndarray:
+    """Float64 values that float32 represents exactly, in the kind of this module's docstring."""
+    rng = np.random.default_rng(seed)
+    if kind == "integer":
+        return rng.integers(1, 5, shape) * rng.choice((-1.0, 1.0), shape)
+    assert kind == "normal", kind
+    return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
+
+
+def freeze(*arrays: np.ndarray) -> None:
+    for array in arrays:
+        array.flags.writeable = False
+
+
+def rounding_bound(terms: Any, magnitude: Any, dtype: str) -> np.ndarray:
+    """Bound on the error of a sum of `terms` products whose absolute values sum to `magnitude`, in any order, fused or not.
+
+    n roundings of unit u stay within n u / (1 - n u) of the magnitude (Higham, Accuracy and Stability of Numerical Algorithms, 3.1);
+    roundings that are independent with mean zero stay within 8 sqrt(n) u, with probability 1 - 2 exp(-32) (Higham and Mary 2019,
+    theorem 2.4), which is the smaller one from n = 64. The reference's own error, in float64, is added.
+    """
+    n = np.asarray(terms, np.float64) + 1
+    bound = np.zeros(np.broadcast(n, magnitude).shape)
+    for unit in (2.0**-24 if dtype == "float32" else 2.0**-53, 2.0**-53):
+        bound = bound + np.minimum(n / (1 - n * unit), 8 * np.sqrt(n)) * unit * magnitude
+    return bound
+
+
+def conv_data(problem: Conv, kind: str = "normal", seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Input, weight and bias of `problem` in NCHW and float64, read-only."""
+    arrays = (
+        numbers(problem.input_shape, kind, 3 * seed),
+        numbers(problem.weight_shape, kind, 3 * seed + 1),
+        numbers((problem.k,), kind, 3 * seed + 2),
+    )
+    freeze(*arrays)
+    return arrays
+
+
+@functools.lru_cache(maxsize=512)
+def conv_expected(problem: Conv, kind: str = "normal", seed: int = 0) -> SimpleNamespace:
+    """Data and reference results of `problem`: output (with bias) and the three gradients, each with its terms and magnitude."""
+    x, w, b = conv_data(problem, kind, seed)
+    output = reference.conv2d(x, w, b, **problem.options)
+    g = numbers(output.shape, kind, seed + 1000)
+    gradients = reference.conv2d_backward(g, x, w, **problem.options)
+    ones, sizes = problem.options, problem.options
+    ones["padding_value"], sizes["padding_value"] = 1.0, abs(problem.padding_value)
+    results = dict(zip(GRADIENTS, gradients, strict=True), output=output)
+    count_x, count_w, count_b, count_g = (np.ones_like(a) for a in (x, w, b, g))
+    abs_x, abs_w, abs_b, abs_g = (np.abs(a) for a in (x, w, b, g))
+    terms = dict(zip(GRADIENTS, reference.conv2d_backward(count_g, count_x, count_w, **ones), strict=True))
+    terms["output"] = reference.conv2d(count_x, count_w, count_b, **ones)
+    magnitude = dict(zip(GRADIENTS, reference.conv2d_backward(abs_g, abs_x, abs_w, **sizes), strict=True))
+    magnitude["output"] = reference.conv2d(abs_x, abs_w, abs_b, **sizes)
+    if kind == "integer":
+        assert max(m.max(initial=0) for m in magnitude.values()) < 2**24, f"{problem}: partial sums beyond float32's integers"
+    freeze(g, *results.values())
+    return SimpleNamespace(x=x, w=w, b=b, g=g, terms=terms, magnitude=magnitude, **results)
+
+
+def conv_bound(expected: SimpleNamespace, name: str, dtype: str) -> np.ndarray:
+    return rounding_bound(expected.terms[name], expected.magnitude[name], dtype)
+
+
+def to_layout(array: np.ndarray, layout: str) -> np.ndarray:
+    """A contiguous copy in `layout` of an (N, C, H, W) or (C, H, W) array."""
+    return np.ascontiguousarray(np.moveaxis(array, -3, -1) if layout == "NHWC" else array)
+
+
+def from_layout(array: np.ndarray, layout: str) -> np.ndarray:
+    return np.moveaxis(array, -1, -3) if layout == "NHWC" else array
+
+
+def coordinates(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(mask)[0])
+
+
+def assert_within(actual: np.ndarray, expected: np.ndarray, bound: Any, context: object) -> None:
+    """|actual - expected| <= bound; where the reference is not finite, the same infinity, or NaN for NaN."""
+    __tracebackhide__ = True
+    assert actual.shape == expected.shape, f"{context}: shape {actual.shape}, expected {expected.shape}"
+    finite = np.isfinite(expected)
+    with np.errstate(invalid="ignore"):
+        far = ~(np.abs(actual - expected) <= bound)
+    wrong = np.where(finite, far, ~((actual == expected) | (np.isnan(actual) & np.isnan(expected))))
+    if wrong.any():
+        at = coordinates(wrong)
+        allowed = np.broadcast_to(bound, expected.shape)[at]
+        raise AssertionError(
+            f"{context}: {int(wrong.sum())} of {wrong.size} elements differ; first at {at}: got {actual[at]!r}, "
+            f"expected {expected[at]!r}, difference {actual[at] - expected[at]:.3g}, allowed {allowed:.3g}"
+        )
+
+
+def assert_equal(actual: np.ndarray, expected: np.ndarray, context: object) -> None:
+    """Equal values, NaN equal to NaN, zeros of either sign equal: what exact arithmetic must give."""
+    __tracebackhide__ = True
+    assert actual.shape == expected.shape, f"{context}: shape {actual.shape}, expected {expected.shape}"
+    wrong = ~((actual == expected) | ((actual != actual) & (expected != expected)))
+    if wrong.any():
+        at = coordinates(wrong)
+        raise AssertionError(
+            f"{context}: {int(wrong.sum())} of {wrong.size} elements differ; first at {at}: "
+            f"got {actual[at]!r}, expected {expected[at]!r}"
+        )
+
+
+def assert_same_bits(actual: Any, expected: Any, context: object) -> None:
+    """The same dtype, shape and bits; tuples element by element, None equal to None."""
+    __tracebackhide__ = True
+    if isinstance(expected, tuple):
+        assert isinstance(actual, tuple) and len(actual) == len(expected), f"{context}: {len(expected)} results expected"
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_same_bits(one, other, f"{context}, result {index}")
+        return
+    if expected is None:
+        assert actual is None, f"{context}: expected None"
+        return
+    assert actual.dtype == expected.dtype, f"{context}: dtype {actual.dtype}, expected {expected.dtype}"
+    assert actual.shape == expected.shape, f"{context}: shape {actual.shape}, expected {expected.shape}"
+    whole = np.dtype(f"u{expected.itemsize}")
+    wrong = np.ascontiguousarray(actual).view(whole) != np.ascontiguousarray(expected).view(whole)
+    if wrong.any():
+        at = coordinates(wrong)
+        raise AssertionError(
+            f"{context}: bits of {int(wrong.sum())} of {wrong.size} elements differ; first at {at}: "
+            f"got {float(actual[at]).hex()}, expected {float(expected[at]).hex()}"
+        )
+
+
+def views(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The same values behind other strides; what lies between the elements is NaN (or no valid tap), so that a stray read shows."""
+    outside = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max - 1
+    yield "fortran", np.asfortranarray(array)
+    if array.ndim >= 3:
+        yield "channels last", np.moveaxis(np.moveaxis(array, -3, -1).copy(), -1, -3)
+        yield "rows and columns swapped", np.swapaxes(np.swapaxes(array, -1, -2).copy(), -1, -2)
+    for axis in range(array.ndim):
+        yield f"axis {axis} reversed", np.flip(np.flip(array, axis).copy(), axis)
+        gapped = np.full([size * (3 if i == axis else 1) for i, size in enumerate(array.shape)], outside, array.dtype)
+        every_third = gapped[tuple(slice(1, None, 3) if i == axis else slice(None) for i in range(array.ndim))]
+        every_third[...] = array
+        yield f"axis {axis} every third", every_third
+    yield "all axes reversed", np.flip(np.flip(array).copy())
+    larger = np.full([size + 3 for size in array.shape], outside, array.dtype)
+    inner = larger[tuple(slice(1, -2) for _ in array.shape)]
+    inner[...] = array
+    yield "inside a larger array", inner
+    frozen = array.copy()
+    freeze(frozen)
+    yield "read-only", frozen
+    packed = np.zeros(array.shape, [("flag", "u1"), ("value", array.dtype)])
+    packed["value"] = array
+    yield "unaligned field of a record", packed["value"]
+
+
+def broadcasts(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Stride-0 views: one slice of `array` repeated along each axis, along two, and along all."""
+    axes = range(array.ndim)
+    for repeated in [*((axis,) for axis in axes), *itertools.combinations(axes, 2), tuple(axes)]:
+        one = array[tuple(slice(0, 1) if axis in repeated else slice(None) for axis in axes)]
+        yield f"axes {repeated} broadcast", np.broadcast_to(one, array.shape)
+
+
+@functools.cache
+def layer_list(kind: str) -> list[dict[str, Any]]:
+    """Every layer of benchmarks/shapes/*.csv that is a "conv" or a "pool": the row, with sizes as integers."""
+    folder = pathlib.Path(__file__).parent.parent / "benchmarks" / "shapes"
+    layers = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file)
+            if ("k" in (rows.fieldnames or ())) == (kind == "conv"):
+                layers += [{key: value if key == "name" else int(value) for key, value in row.items()} for row in rows]
+    return layers

@@ -1,0 +1,173 @@
+"""ONNX's own backend tests for Conv, MaxPool and Relu: every 2-D float case of the onnx package, none skipped.
+
+Cases whose model is one node of these types, on float32; Conv and MaxPool on four axes. Left out by that: 1-D and 3-D
+windows, integer pooling, and the models in which one of these nodes is part of a larger computation.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import warnings
+
+import numpy as np
+import pytest
+from support import assert_equal
+
+import convx
+
+# By name, so that a case that vanishes from a later onnx is noticed, and a new one too: see test_every_case_is_here.
+CASES = {
+    "node": [
+        "test_basic_conv_with_padding",
+        "test_basic_conv_without_padding",
+        "test_conv_with_autopad_same",
+        "test_conv_with_strides_and_asymmetric_padding",
+        "test_conv_with_strides_no_padding",
+        "test_conv_with_strides_padding",
+        "test_maxpool_2d_ceil",
+        "test_maxpool_2d_ceil_output_size_reduce_by_one",
+        "test_maxpool_2d_default",
+        "test_maxpool_2d_dilations",
+        "test_maxpool_2d_pads",
+        "test_maxpool_2d_precomputed_pads",
+        "test_maxpool_2d_precomputed_same_upper",
+        "test_maxpool_2d_precomputed_strides",
+        "test_maxpool_2d_same_lower",
+        "test_maxpool_2d_same_upper",
+        "test_maxpool_2d_strides",
+        "test_maxpool_with_argmax_2d_precomputed_pads",
+        "test_maxpool_with_argmax_2d_precomputed_strides",
+        "test_relu",
+    ],
+    "pytorch-converted": [
+        "test_Conv2d",
+        "test_Conv2d_depthwise",
+        "test_Conv2d_depthwise_padded",
+        "test_Conv2d_depthwise_strided",
+        "test_Conv2d_depthwise_with_multiplier",
+        "test_Conv2d_dilated",
+        "test_Conv2d_groups",
+        "test_Conv2d_groups_thnn",
+        "test_Conv2d_no_bias",
+        "test_Conv2d_padding",
+        "test_Conv2d_strided",
+        "test_MaxPool2d",
+        "test_MaxPool2d_stride_padding_dilation",
+        "test_ReLU",
+    ],
+    "pytorch-operator": ["test_operator_conv"],
+    "simple": ["test_single_relu_model"],
+}
+
+
+@functools.cache
+def onnx_cases(kind):
+    """The cases of one kind that this file is about: name -> (node, list of (inputs, outputs))."""
+    onnx = pytest.importorskip("onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onnx computes the expected values of all its operators here, overflows included
+        from onnx.backend.test.loader import load_model_tests
+
+        found = {}
+        for case in load_model_tests(kind=kind):
+            folder = case.model_dir and pathlib.Path(case.model_dir)
+            model = onnx.load(str(folder / "model.onnx")) if folder else case.model
+            if len(model.graph.node) != 1 or model.graph.node[0].op_type not in ("Conv", "MaxPool", "Relu"):
+                continue
+            node = model.graph.node[0]
+            x = model.graph.input[0].type.tensor_type
+            if x.elem_type != onnx.TensorProto.FLOAT or (node.op_type != "Relu" and len(x.shape.dim) != 4):
+                continue
+            data = case.data_sets
+            if folder:
+                data = [[tensors(set_folder, what) for what in ("input", "output")] for set_folder in folder.glob("test_data_set_*")]
+            assert data, case.name
+            found[case.name] = node, data
+    return found
+
+
+def tensors(folder, what):
+    from onnx import TensorProto, numpy_helper
+
+    arrays = []
+    for index in range(len(list(folder.glob(f"{what}_*.pb")))):
+        tensor = TensorProto()
+        tensor.ParseFromString((folder / f"{what}_{index}.pb").read_bytes())
+        arrays.append(numpy_helper.to_array(tensor))
+    return arrays
+
+
+def attributes(node):
+    from onnx.helper import get_attribute_value
+
+    return {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def padding_of(attribute):
+    """ONNX's auto_pad and pads (all beginnings, then all ends) in convx's words."""
+    rule = attribute.get("auto_pad", b"NOTSET").decode()
+    if rule == "NOTSET":
+        top, left, bottom, right = attribute.get("pads", (0, 0, 0, 0))
+        return (top, bottom), (left, right)
+    return {"VALID": "valid", "SAME_UPPER": "same", "SAME_LOWER": "same_lower"}[rule]
+
+
+def conv(attribute, x, w, b=None):
+    assert tuple(attribute.get("kernel_shape", w.shape[2:])) == w.shape[2:]
+    return convx.conv2d(
+        x,
+        w,
+        b,
+        stride=tuple(attribute.get("strides", (1, 1))),
+        padding=padding_of(attribute),
+        dilation=tuple(attribute.get("dilations", (1, 1))),
+        groups=attribute.get("group", 1),
+    )
+
+
+def max_pool(attribute, x, wanted):
+    """`wanted` outputs: the values, and the indices within the whole tensor, by rows or by columns of a plane."""
+    kernel, dilation = tuple(attribute["kernel_shape"]), tuple(attribute.get("dilations", (1, 1)))
+    padding = padding_of(attribute)
+    if not isinstance(padding, str):
+        # ONNX sets no limit to padding, convx does: half the window. What lies beyond becomes part of the image, as -inf.
+        half = [(d * (k - 1) + 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
+        beyond = [tuple(max(0, side - most) for side in sides) for sides, most in zip(padding, half, strict=True)]
+        padding = tuple(tuple(min(side, most) for side in sides) for sides, most in zip(padding, half, strict=True))
+        assert wanted == 1 or not np.any(beyond), "indices would count in the enlarged image"
+        x = np.pad(x, ((0, 0), (0, 0), *beyond), constant_values=-np.inf)
+    options = dict(
+        stride=tuple(attribute.get("strides", (1, 1))),
+        padding=padding,
+        dilation=dilation,
+        ceil_mode=bool(attribute.get("ceil_mode", 0)),
+    )
+    if wanted == 1:
+        return [convx.max_pool2d(x, kernel, **options)]
+    output, indices = convx.max_pool2d(x, kernel, return_indices=True, **options)
+    n, c, h, w = x.shape
+    if attribute.get("storage_order", 0) == 1:
+        indices = indices % w * h + indices // w
+    return [output, indices + np.arange(n * c).reshape(n, c, 1, 1) * (h * w)]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_case_is_here(kind):
+    assert sorted(onnx_cases(kind)) == CASES[kind]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in CASES.items() for name in names])
+def test_case(kind, name, isa):
+    node, data_sets = onnx_cases(kind)[name]
+    attribute = attributes(node)
+    for inputs, outputs in data_sets:
+        if node.op_type == "Conv":
+            # Sums of products in another order: the tolerance that onnx gives its own backends is 1e-3.
+            np.testing.assert_allclose(conv(attribute, *inputs), outputs[0], rtol=1e-5, atol=1e-5)
+        elif node.op_type == "MaxPool":
+            for actual, expected in zip(max_pool(attribute, inputs[0], len(outputs)), outputs, strict=True):
+                assert actual.dtype == expected.dtype
+                assert_equal(actual, expected, name)
+        else:
+            assert_equal(convx.relu(inputs[0]), outputs[0], name)

@@ -1,0 +1,145 @@
+"""relu and relu_backward: bitwise against the definition, any shape, stride and `out`, in place too."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from support import assert_equal, assert_same_bits, broadcasts, straddle, views
+
+import convx
+from convx import reference
+
+SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 3.4e38, -3.4e38)
+SIZES = [0, *straddle(1, 4, 8, 16, 32, 64, 128), 1000, 4097]
+
+
+def numbers(shape, dtype, seed=0):
+    """Normal numbers with every special value scattered in; exact copies of them in both dtypes are not needed."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape)
+    special = rng.choice(SPECIAL, np.shape(values))
+    return np.where(rng.random(np.shape(values)) < 0.4, special, values).astype(dtype)
+
+
+@pytest.mark.core
+def test_relu_of_every_length(isa, dtype):
+    for size in SIZES:
+        x = numbers((size,), dtype, size)
+        assert_equal(convx.relu(x), reference.relu(x), f"relu of {size}")
+
+
+@pytest.mark.core
+def test_backward_of_every_length(isa, dtype):
+    for size in SIZES:
+        g, y = numbers((size,), dtype, size), numbers((size,), dtype, size + 1)
+        assert_equal(convx.relu_backward(g, y), reference.relu_backward(g, y), f"relu_backward of {size}")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 5), (2, 3, 5, 7), (2, 3, 2, 3, 2, 3), (4, 0, 5), (1,) * 9])
+def test_any_number_of_axes(shape, isa, dtype):
+    x, g = numbers(shape, dtype, 1), numbers(shape, dtype, 2)
+    y = convx.relu(x)
+    assert isinstance(y, np.ndarray)
+    assert y.dtype == dtype
+    assert_equal(y, reference.relu(x), f"relu of {shape}")
+    assert_equal(convx.relu_backward(g, y), reference.relu_backward(g, y), f"relu_backward of {shape}")
+
+
+@pytest.mark.core
+def test_special_values(isa, dtype):
+    """NaN stays NaN and passes the gradient; -inf gives 0; the gradient at 0 is 0, of either sign."""
+    for lane in range(17):  # in every lane of a vector and in the tail
+        x = np.full(17, 2.0, dtype)
+        for value, y_expected, gradient in [
+            (np.nan, np.nan, 5), (-np.inf, 0, 0), (np.inf, np.inf, 5), (0.0, 0, 0), (-0.0, 0, 0),
+            (np.finfo(dtype).tiny, np.finfo(dtype).tiny, 5), (-np.finfo(dtype).tiny, 0, 0),
+            (np.finfo(dtype).smallest_subnormal, np.finfo(dtype).smallest_subnormal, 5),
+        ]:  # fmt: skip
+            x[lane] = value
+            y = convx.relu(x)
+            np.testing.assert_equal(y[lane], y_expected)
+            assert (np.delete(y, lane) == 2).all()
+            g = convx.relu_backward(np.full(17, 5, dtype), y)
+            assert g[lane] == gradient, f"gradient at {value}"
+            assert (np.delete(g, lane) == 5).all()
+
+
+def test_nan_gradient_is_stopped_where_the_output_is_dead(isa, dtype):
+    g = np.full(17, np.nan, dtype)
+    assert (convx.relu_backward(g, np.zeros(17, dtype)) == 0).all()
+    assert (convx.relu_backward(np.full(17, np.inf, dtype), np.full(17, -0.0, dtype)) == 0).all()
+    assert np.isnan(convx.relu_backward(g, np.ones(17, dtype))).all()
+
+
+@pytest.mark.core
+def test_views(isa, dtype):
+    x, g = numbers((2, 5, 6, 19), dtype, 1), numbers((2, 5, 6, 19), dtype, 2)
+    y = convx.relu(x)
+    expected = convx.relu_backward(g, y)
+    for what, view in views(x):
+        assert_same_bits(convx.relu(view), y, f"input {what}")
+    for what, view in views(g):
+        assert_same_bits(convx.relu_backward(view, y), expected, f"grad_output {what}")
+    for what, view in views(y):
+        assert_same_bits(convx.relu_backward(g, view), expected, f"output {what}")
+
+
+@pytest.mark.core
+def test_broadcast_views(isa, dtype):
+    x, g = numbers((2, 5, 6, 19), dtype, 1), numbers((2, 5, 6, 19), dtype, 2)
+    for what, view in broadcasts(x):
+        assert_same_bits(convx.relu(view), convx.relu(view.copy()), f"input {what}")
+        assert_same_bits(convx.relu_backward(g, view), convx.relu_backward(g, view.copy()), f"output {what}")
+    for what, view in broadcasts(g):
+        assert_same_bits(convx.relu_backward(view, x), convx.relu_backward(view.copy(), x), f"grad_output {what}")
+
+
+@pytest.mark.core
+def test_out(isa, dtype):
+    x, g = numbers((2, 5, 6, 19), dtype, 1), numbers((2, 5, 6, 19), dtype, 2)
+    y = convx.relu(x)
+    gradient = convx.relu_backward(g, y)
+    fresh = np.full_like(x, np.nan)
+    assert convx.relu(x, out=fresh) is fresh
+    assert convx.relu_backward(g, y, out=fresh) is fresh
+    for what, out in views(np.full_like(x, 7)):
+        if out.flags.writeable:
+            convx.relu(x, out=out)
+            assert_same_bits(out, y, f"relu, out {what}")
+            convx.relu_backward(g, y, out=out)
+            assert_same_bits(out, gradient, f"relu_backward, out {what}")
+
+
+@pytest.mark.core
+def test_in_place(isa, dtype):
+    """`out` may be the very input: relu(x, out=x), and relu_backward into grad_output or output, whatever the strides."""
+    x, g = numbers((2, 5, 6, 19), dtype, 1), numbers((2, 5, 6, 19), dtype, 2)
+    y = convx.relu(x)
+    gradient = convx.relu_backward(g, y)
+    for what, array in itertools.chain([("contiguous", x.copy())], views(x)):
+        if array.flags.writeable:
+            assert convx.relu(array, out=array) is array
+            assert_same_bits(array, y, f"relu in place, {what}")
+    for what, array in itertools.chain([("contiguous", g.copy())], views(g)):
+        if array.flags.writeable:
+            convx.relu_backward(array, y, out=array)
+            assert_same_bits(array, gradient, f"relu_backward into grad_output, {what}")
+    for what, array in itertools.chain([("contiguous", y.copy())], views(y)):
+        if array.flags.writeable:
+            convx.relu_backward(g, array, out=array)
+            assert_same_bits(array, gradient, f"relu_backward into output, {what}")
+
+
+def test_arrays_larger_than_the_cache(isa, dtype):
+    """Where non-temporal stores may be used: a length that no vector divides, from an address that no vector divides."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(12_000_001, np.float32).astype(dtype)[2:]
+    y = convx.relu(x)
+    assert_equal(y, np.maximum(x, 0), "relu")
+    g = rng.standard_normal(x.size, np.float32).astype(dtype)
+    assert_equal(convx.relu_backward(g, y), np.where(y <= 0, 0, g), "relu_backward")
+    convx.relu(x, out=x)
+    assert_same_bits(x, y, "relu in place")

@@ -1,0 +1,200 @@
+"""The same bits for any number of threads, on every run, alone or in a batch, and for any strides.
+
+The problems are large enough that the work is cut in several tasks; `test_the_work_is_cut` sees to that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support import Conv, Pool, assert_same_bits, numbers, to_layout
+
+import convx
+
+THREADS = (1, 2, 3, 4, 7)
+RUNS = 5
+
+CONV_PROBLEMS = {
+    "3x3": Conv(n=3, c=24, h=40, w=44, k=40, padding=1),
+    "3x3-stride2": Conv(n=3, c=24, h=57, w=59, k=40, stride=2, padding=1),
+    "1x1": Conv(n=3, c=96, h=30, w=31, k=70, r=1, s=1),
+    "1x1-small-image": Conv(n=5, c=300, h=7, w=7, k=170, r=1, s=1),
+    "first-layer": Conv(n=3, c=3, h=79, w=81, k=40, r=7, s=7, stride=2, padding=3),
+    "many-pixels": Conv(n=2, c=4, h=190, w=201, k=6, padding=1),
+    "photo": Conv(n=1, c=1, h=700, w=901, k=1, padding=1),
+    "depthwise": Conv(n=3, c=50, h=45, w=47, k=50, groups=50, padding=1),
+    "depthwise-stride2": Conv(n=3, c=50, h=65, w=67, k=50, r=5, s=5, groups=50, stride=2, padding=2),
+    "groups": Conv(n=3, c=48, h=35, w=36, k=60, groups=6, padding=1),
+    "reflect": Conv(n=3, c=20, h=40, w=41, k=24, padding=2, padding_mode="reflect"),
+    "deep": Conv(n=3, c=200, h=14, w=14, k=150, padding=1),
+}
+POOL_PROBLEMS = {
+    "2x2": Pool(n=3, c=16, h=120, w=130),
+    "3x3-stride2": Pool(n=3, c=16, h=111, w=121, kernel_size=3, stride=2, padding=1),
+    "3x3-stride1": Pool(n=3, c=8, h=90, w=95, kernel_size=3, stride=1, padding=1),
+}
+
+
+def convolve(problem, layout, dtype, x, w, b, g):
+    """Every pass of conv2d."""
+    return (
+        convx.conv2d(x, w, b, layout=layout, **problem.options),
+        *convx.conv2d_backward(g, x, w, layout=layout, **problem.options),
+    )
+
+
+def arrays_of(problem, layout, dtype):
+    x = to_layout(numbers(problem.input_shape, "normal", 1), layout).astype(dtype)
+    w = numbers(problem.weight_shape, "normal", 2).astype(dtype)
+    b = numbers((problem.k,), "normal", 3).astype(dtype)
+    y = convx.conv2d(x, w, b, layout=layout, **problem.options)
+    return x, w, b, numbers(y.shape, "normal", 4).astype(dtype)
+
+
+def pool_all(problem, layout, x, g):
+    """Every pass of max_pool2d."""
+    output, indices = convx.max_pool2d(x, layout=layout, return_indices=True, **problem.options)
+    codes = convx.max_pool2d(x, layout=layout, return_codes=True, **problem.options)[1]
+    grad_input = convx.max_pool2d_backward(g, codes, x.shape, layout=layout, **problem.options)
+    from_indices = convx.max_pool2d_backward(g, indices, x.shape, layout=layout, **problem.options)
+    return output, indices, codes, grad_input, from_indices
+
+
+def fused_all(problem, layout, x, w, b, g):
+    output, saved = convx.conv2d_relu_max_pool2d(
+        x, w, b, problem.stride, problem.padding, problem.dilation, problem.groups, pool_kernel_size=2, layout=layout
+    )
+    grad = np.resize(g, output.shape).astype(g.dtype)
+    return output, saved.codes, *convx.conv2d_relu_max_pool2d_backward(grad, saved)
+
+
+def same_for_all_threads(function, context):
+    with convx.threads(1):
+        expected = function()
+    for count in THREADS:
+        with convx.threads(count):
+            assert convx.get_num_threads() == count
+            for run in range(RUNS if count > 1 else 1):
+                assert_same_bits(function(), expected, f"{context}, {count} threads, run {run}")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CONV_PROBLEMS)
+def test_conv2d_threads(name, isa, dtype, layout):
+    problem = CONV_PROBLEMS[name]
+    arrays = arrays_of(problem, layout, dtype)
+    same_for_all_threads(lambda: convolve(problem, layout, dtype, *arrays), f"{name} (output and the three gradients)")
+
+
+@pytest.mark.parametrize("name", POOL_PROBLEMS)
+def test_max_pool2d_threads(name, isa, dtype, layout):
+    problem = POOL_PROBLEMS[name]
+    x = to_layout(numbers(problem.input_shape, "normal", 1), layout).astype(dtype)
+    g = numbers(convx.max_pool2d(x, layout=layout, **problem.options).shape, "normal", 2).astype(dtype)
+    same_for_all_threads(lambda: pool_all(problem, layout, x, g), name)
+
+
+@pytest.mark.parametrize("name", ["3x3", "first-layer", "depthwise", "many-pixels"])
+def test_fused_threads(name, isa, dtype, layout):
+    problem = CONV_PROBLEMS[name]
+    arrays = arrays_of(problem, layout, dtype)
+    same_for_all_threads(lambda: fused_all(problem, layout, *arrays), name)
+
+
+def test_relu_threads(isa, dtype):
+    x, g = numbers((3, 1_000_001), "normal", 1).astype(dtype), numbers((3, 1_000_001), "normal", 2).astype(dtype)
+    same_for_all_threads(lambda: (convx.relu(x), convx.relu_backward(g, x)), "relu")
+
+
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_backward"])
+@pytest.mark.parametrize("name", [name for name in CONV_PROBLEMS if name != "reflect"])
+def test_the_work_is_cut(name, op, isa, dtype):
+    """Otherwise the tests of this file would prove nothing."""
+    problem = CONV_PROBLEMS[name]
+    with convx.threads(4):
+        for plan in convx.explain(op, problem.input_shape, problem.weight_shape, dtype=dtype, **problem.options):
+            if plan.name != "grad_bias":
+                assert plan.tasks > 1, plan
+                assert plan.threads > 1, plan
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CONV_PROBLEMS)
+def test_conv2d_alone_or_in_a_batch(name, isa, dtype, layout):
+    """Output and grad_input of an image do not depend on the images beside it, nor on whether there is a batch axis."""
+    problem = CONV_PROBLEMS[name].replace(n=6 if CONV_PROBLEMS[name].h < 100 else 2)
+    x, w, b, g = arrays_of(problem, layout, dtype)
+    output, grad_input, *_ = convolve(problem, layout, dtype, x, w, b, g)
+    for first, last in [(0, 1), (problem.n - 1, problem.n), (0, 2), (problem.n // 2, problem.n)]:
+        part = slice(first, last)
+        some = convx.conv2d(x[part], w, b, layout=layout, **problem.options)
+        assert_same_bits(some, output[part], f"{name}, output of images {first} to {last}")
+        some = convx.conv2d_backward(g[part], x[part], w, layout=layout, output_mask=(True, False, False), **problem.options)
+        assert_same_bits(some[0], grad_input[part], f"{name}, grad_input of images {first} to {last}")
+    alone = convx.conv2d(x[1], w, b, layout=layout, **problem.options)
+    assert_same_bits(alone, output[1], f"{name}, unbatched output")
+    alone = convx.conv2d_backward(g[1], x[1], w, layout=layout, output_mask=(True, False, False), **problem.options)
+    assert_same_bits(alone[0], grad_input[1], f"{name}, unbatched grad_input")
+
+
+@pytest.mark.parametrize("name", ["3x3", "first-layer", "depthwise"])
+def test_fused_alone_or_in_a_batch(name, isa, dtype, layout):
+    problem = CONV_PROBLEMS[name].replace(n=6)
+    x, w, b, g = arrays_of(problem, layout, dtype)
+    output, codes, grad_input, *_ = fused_all(problem, layout, x, w, b, g)
+    grad = np.resize(g, output.shape).astype(dtype)
+    for image in (0, 3, 5):
+        own, saved = convx.conv2d_relu_max_pool2d(
+            x[image], w, b, problem.stride, problem.padding, problem.dilation, problem.groups, pool_kernel_size=2, layout=layout
+        )
+        assert_same_bits(own, output[image], f"{name}, output of image {image}")
+        assert_same_bits(saved.codes, codes[image], f"{name}, codes of image {image}")
+        mask = (True, False, False)
+        own_grad = convx.conv2d_relu_max_pool2d_backward(grad[image], saved, output_mask=mask)[0]
+        assert_same_bits(own_grad, grad_input[image], f"{name}, grad_input of image {image}")
+
+
+def restrided(array):
+    """The larger storage orders that programs meet: channels-last memory, mirrored, a crop, transposed rows and columns."""
+    yield "channels-last memory", np.moveaxis(np.moveaxis(array, -3, -1).copy(), -1, -3)
+    yield "mirrored", np.flip(np.flip(array, (-1, -2)).copy(), (-1, -2))
+    larger = np.full([size + 3 for size in array.shape], np.nan, array.dtype)
+    crop = larger[tuple(slice(2, -1) for _ in array.shape)]
+    crop[...] = array
+    yield "crop", crop
+    yield "reversed axes", array.T.copy().T
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CONV_PROBLEMS)
+def test_conv2d_strides(name, isa, dtype, layout):
+    problem = CONV_PROBLEMS[name]
+    x, w, b, g = arrays_of(problem, layout, dtype)
+    expected = convolve(problem, layout, dtype, x, w, b, g)
+    for (what, x_view), (_, w_view), (_, g_view) in zip(restrided(x), restrided(w), restrided(g), strict=True):
+        actual = convolve(problem, layout, dtype, x_view, w_view, b, g_view)
+        assert_same_bits(actual, expected, f"{name}, {what}")
+    for what, out in restrided(np.empty_like(expected[0])):
+        convx.conv2d(x, w, b, layout=layout, out=out, **problem.options)
+        assert_same_bits(out, expected[0], f"{name}, out {what}")
+
+
+@pytest.mark.parametrize("name", POOL_PROBLEMS)
+def test_max_pool2d_strides(name, isa, dtype, layout):
+    problem = POOL_PROBLEMS[name]
+    x = to_layout(numbers(problem.input_shape, "normal", 1), layout).astype(dtype)
+    g = numbers(convx.max_pool2d(x, layout=layout, **problem.options).shape, "normal", 2).astype(dtype)
+    expected = pool_all(problem, layout, x, g)
+    for (what, x_view), (_, g_view) in zip(restrided(x), restrided(g), strict=True):
+        assert_same_bits(pool_all(problem, layout, x_view, g_view), expected, f"{name}, {what}")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", CONV_PROBLEMS)
+def test_both_layouts_give_one_output(name, isa, dtype):
+    """A channels-last array and its transposed view are one tensor: the layout argument says how to read it, no more."""
+    problem = CONV_PROBLEMS[name]
+    x, w, b, _ = arrays_of(problem, "NHWC", dtype)
+    output = convx.conv2d(x, w, b, layout="NHWC", **problem.options)
+    as_nchw = convx.conv2d(np.moveaxis(x, -1, 1), w, b, **problem.options)
+    assert_same_bits(np.moveaxis(output, -1, 1), as_nchw, name)
