@@ -39,13 +39,15 @@ NETWORKS = (
     "squeezenet_v11", "vgg11", "vgg19",
 )  # fmt: skip
 
-# From inside the first-level cache to several times any last-level cache.
+# From inside the first-level cache to several times any last-level cache; the shorter list is for --quick.
 RELU_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 26)
+FEW_RELU_SIZES = (1 << 12, 1 << 20, 1 << 24)
 
 # The order in which classes appear in tables and plots.
 CLASSES = (
     "first layer", "3x3 at 112 and up", "3x3 at 56", "3x3 at 28", "3x3 at 14", "3x3 at 7", "1x1", "strided",
-    "depthwise", "grouped", "other kernels", "small", "photo", "float64", "fused", "pool", "relu", "overhead",
+    "depthwise", "grouped", "other kernels", "small", "photo", "float64", "fused", "pool 2x2",
+    "pool 3x3", "pool, other", "relu", "overhead",
 )  # fmt: skip
 
 
@@ -88,7 +90,9 @@ class Case:
             return "float64"
         if isinstance(self.problem, ConvProblem):
             return classify_conv(self.problem)
-        return {"max_pool2d": "pool", "relu": "relu", "conv2d_relu_max_pool2d": "fused"}[self.op]
+        if isinstance(self.problem, PoolProblem):
+            return {(2, 2): "pool 2x2", (3, 3): "pool 3x3"}.get(self.problem.kernel, "pool, other")
+        return "relu" if isinstance(self.problem, ReluProblem) else "fused"
 
     @property
     def stored_bytes(self) -> int:
@@ -295,13 +299,13 @@ def merge(cases: Iterable[Case]) -> list[Case]:
 
 
 def thin(cases: Sequence[Case], each: int = 1) -> list[Case]:
-    """At most `each` layers of every class and operation, with all their passes, and every overhead: for --quick."""
+    """At most `each` layers of every class and operation, with all passes; every relu and overhead: for --quick."""
     chosen: dict[tuple[str, str, str], list[str]] = {}
     kept = []
     for case in cases:
         layers = chosen.setdefault((case.kind, case.op, case.dtype), [])
         layer = case.problem.describe()
-        if layer not in layers and (len(layers) < each or case.kind == "overhead"):
+        if layer not in layers and (len(layers) < each or case.kind in ("relu", "overhead")):
             layers.append(layer)
         if layer in layers:
             kept.append(case)

@@ -127,7 +127,8 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
         if command in LISTS:
             found += list_cases(options, command)
         elif command == "relu":
-            found += catalogue.relu_cases(passes=chosen_passes(options, "relu"), dtypes=options.dtype)
+            sizes = catalogue.FEW_RELU_SIZES if options.quick else catalogue.RELU_SIZES
+            found += catalogue.relu_cases(sizes, chosen_passes(options, "relu"), options.dtype)
         elif command == "overhead":
             found += catalogue.overhead_cases()
         else:
@@ -135,7 +136,11 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
     if not found:
         raise ValueError("nothing to time: these lists have no layer with these passes")
     # Cheap ones first: what the deadline cuts off is then as little as can be.
-    return sorted(catalogue.thin(found), key=lambda case: case.flops) if options.quick else found
+    return (
+        sorted(catalogue.thin(found), key=lambda case: (case.flops, case.problem.bytes("forward", 4)))
+        if options.quick
+        else found
+    )
 
 
 def left_out(options: argparse.Namespace) -> dict[str, str]:

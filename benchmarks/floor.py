@@ -80,7 +80,7 @@ def median_over(cells: Sequence[Cell], value: Value) -> tuple[float | None, str]
     distinct = statistics.median(each for each, _ in pairs)
     occurring = statistics.median(each for each, times in pairs for _ in range(times))
     worst = min(pairs)[0]
-    words = f"{len(pairs)} layers: median {distinct:.2f}, by occurrence {occurring:.2f}, lowest {worst:.2f}"
+    words = f"{len(pairs)} cells: median {distinct:.2f}, by occurrence {occurring:.2f}, lowest {worst:.2f}"
     return min(distinct, occurring), words
 
 

@@ -15,7 +15,7 @@ from benchmarks.display import duration
 from benchmarks.results import Cell, Results, geometric_mean, median
 
 # A log or a file has no width of its own; this holds every column.
-FILE_WIDTH = 190
+FILE_WIDTH = 210
 
 
 def percent(value: float | None) -> str:
@@ -44,7 +44,7 @@ def header(results: Results) -> list[RenderableType]:
     lines = [
         f"{about['command']}",
         f"{about['date']}, {about['seconds']} s; commit {commit}{' with changes' if about['git']['changed'] else ''}",
-        f"{machine['cpu']} at {machine['clock_mhz'] or '?'} MHz, {machine['cpus']} CPUs ({cache}); "
+        f"{machine['cpu']} at {float(machine['clock_mhz'] or 'nan'):.0f} MHz, {machine['cpus']} CPUs ({cache}); "
         f"{machine['system']}, Python {machine['python']}",
         f"{about['settings']['threads']} threads; load average {machine['load_average']:.1f} before, "
         f"{machine['load_average_after']:.1f} after",
@@ -81,7 +81,7 @@ def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
         made.add_row(
             "" if same else case.name,
             "" if same else case.problem.describe(),
-            case.passname if kind not in ("fused", "overhead") else f"{case.op}.{case.passname}",
+            f"{case.op}.{case.passname}" if kind == "overhead" else case.passname,
             entry(cell, "convx"),
             percent(cell.spread("convx")) if ours else "",
             *([f"{case.flops / ours / 1e9:.0f}" if ours else "", percent(results.of_peak(cell))] if counted else []),
@@ -163,7 +163,7 @@ def total(cells: Iterable[Cell], name: str, runner: str) -> str:
 
 
 def troubles(results: Results) -> list[str]:
-    """What a reader must know: failures, results that differ, cells left out."""
+    """What a reader must know: failures, and results that differ."""
     found = []
     for cell in results.cells:
         for name, timing in cell.timings.items():
@@ -171,10 +171,15 @@ def troubles(results: Results) -> list[str]:
                 found.append(f"{name} failed in {cell.case.key}: {timing['error']}")
             elif not timing.get("agrees", True):
                 found.append(f"{name} differs from the others by {timing['difference']:.1e} in {cell.case.key}")
-    left = results.about["left_out"]
+    return found
+
+
+def left_out(results: Results) -> list[str]:
+    """Rows of the lists and cells that were not timed: one line per reason."""
+    left, found = results.about["left_out"], list[str]()
     for reason in dict.fromkeys(left.values()):
         keys = [key for key, why in left.items() if why == reason]
-        found.append(f"left out ({reason}): {len(keys)} cells, the first is {keys[0]}")
+        found.append(f"Left out ({reason}): {len(keys)}, the first is {keys[0]}")
     return found
 
 
@@ -185,7 +190,7 @@ def unsupported(results: Results) -> list[str]:
         for name, timing in cell.timings.items():
             if "unsupported" in timing:
                 found.setdefault((name, timing["unsupported"]), {})[f"{cell.case.op}.{cell.case.passname}"] = None
-    return [f"{name} without {', '.join(passes)}: {why}" for (name, why), passes in found.items()]
+    return [f"Not compared: {name} without {', '.join(passes)}: {why}" for (name, why), passes in found.items()]
 
 
 def show(results: Results, console: Console, more: Sequence[RenderableType] = ()) -> None:
@@ -196,8 +201,8 @@ def show(results: Results, console: Console, more: Sequence[RenderableType] = ()
     for part in parts:
         if part is not None:
             console.print(part)
-    for text in unsupported(results):
-        console.print(Text(f"Not compared: {text}", style="dim"), soft_wrap=True)
+    for text in (*unsupported(results), *left_out(results)):
+        console.print(Text(text, style="dim"), soft_wrap=True)
     for text in troubles(results):
         console.print(Text(text, style="bold red"), soft_wrap=True)
 

@@ -109,13 +109,17 @@ class Child:
         return self.log.read()[-600:].strip() or "it wrote nothing"
 
     def restart(self) -> None:
-        self.close()
+        self.stop()
         self.process = self.spawn()
         self.ask("describe")
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+    def close(self) -> None:
+        self.stop()
+        self.log.close()
 
 
 class Session:

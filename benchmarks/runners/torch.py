@@ -113,7 +113,8 @@ class TorchRunner(Runner):
 
     def relu_forward_out(self, case: Case, data: dict[str, Array], copies: int) -> Calls:
         x = torch.from_numpy(data["input"])
-        return [partial(aten.relu.out, x, out=torch.empty_like(x))] * copies
+        # Not aten.relu.out, which computes a new tensor and copies it; clamp_min treats NaN alike.
+        return [partial(torch.clamp_min, x, 0, out=torch.empty_like(x))] * copies
 
     def relu_backward(self, case: Case, data: dict[str, Array], copies: int) -> Calls:
         grad, output = torch.from_numpy(data["grad_output"]), torch.relu(torch.from_numpy(data["input"]))

@@ -33,4 +33,9 @@ inline std::vector<WindowRun> window_runs(const Axis& axis) {
     return runs;
 }
 
+// The run that output `o` belongs to.
+inline const WindowRun& run_of(const std::vector<WindowRun>& runs, int64_t o) {
+    return *std::find_if(runs.begin(), runs.end(), [&](const WindowRun& run) { return o < run.end; });
+}
+
 }  // namespace convx

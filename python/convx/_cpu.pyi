@@ -1,7 +1,7 @@
 """The compiled module: positional arguments, and every check of shapes, options and dtypes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -110,4 +110,22 @@ def explain(
 def get_num_threads() -> int: ...
 def set_num_threads(n: int, /) -> None: ...
 def set_isa(name: str, /) -> None: ...
-def config() -> dict[str, Any]: ...
+
+class _Config(TypedDict):
+    version: str
+    isa: str
+    isa_reason: str
+    isas: list[str]
+    cpu: str
+    cpu_features: dict[str, bool]
+    cache_bytes: dict[str, int]
+    threads: int
+    threads_reason: str
+    spin_us: int
+    workspace_cached_bytes: int
+    compiler: str
+
+def config() -> _Config: ...
+def workspace_release() -> None: ...
+def fma_peak(dtype: str, seconds: float, /) -> float: ...
+def copy_bandwidth(bytes: int, seconds: float, /) -> float: ...

@@ -107,13 +107,13 @@ def show_config() -> None:
     convx ...
     """
     config = _cpu.config()
-    features = config["cpu_features"]
-    if isinstance(features, dict):
-        features = [name for name, present in features.items() if present]
+    features = [name for name, present in config["cpu_features"].items() if present]
+    caches = [f"{name} {size // 1024} KiB" for name, size in config["cache_bytes"].items()]
     lines = {
         f"convx {config['version']}": f"Python {platform.python_version()}, NumPy {np.__version__}",
         "instruction set": f"{config['isa']} ({config['isa_reason']}); this machine runs {', '.join(config['isas'])}",
-        "processor": features if isinstance(features, str) else ", ".join(features),
+        "processor": f"{config['cpu']}; {', '.join(features) or 'nothing beyond the baseline'}",
+        "caches": ", ".join(caches),
         "threads": f"{config['threads']} ({config['threads_reason']}), idle ones poll for {config['spin_us']} us",
         "compiler": config["compiler"],
     }

@@ -151,9 +151,15 @@ inline __m512 _mm512_loadu_ps(const void* p) { return emulation::get<__m512>(p, 
 inline __m512d _mm512_loadu_pd(const void* p) { return emulation::get<__m512d>(p, 0); }
 inline void _mm512_storeu_ps(void* p, __m512 a) { emulation::put(p, 0, a); }
 inline void _mm512_storeu_pd(void* p, __m512d a) { emulation::put(p, 0, a); }
-inline __m512 _mm512_maskz_loadu_ps(__mmask16 m, const void* p) { return emulation::masked_load<float, __m512>(m, p, 16); }
-inline __m512d _mm512_maskz_loadu_pd(__mmask8 m, const void* p) { return emulation::masked_load<double, __m512d>(m, p, 8); }
-inline __m128i _mm_maskz_loadu_epi8(__mmask16 m, const void* p) { return emulation::masked_load<uint8_t, __m128i>(m, p, 16); }
+inline __m512 _mm512_maskz_loadu_ps(__mmask16 m, const void* p) {
+    return emulation::masked_load<float, __m512>(m, p, 16);
+}
+inline __m512d _mm512_maskz_loadu_pd(__mmask8 m, const void* p) {
+    return emulation::masked_load<double, __m512d>(m, p, 8);
+}
+inline __m128i _mm_maskz_loadu_epi8(__mmask16 m, const void* p) {
+    return emulation::masked_load<uint8_t, __m128i>(m, p, 16);
+}
 inline void _mm512_mask_storeu_ps(void* p, __mmask16 m, __m512 a) { emulation::masked_store<float>(p, m, &a, 16); }
 inline void _mm512_mask_storeu_pd(void* p, __mmask8 m, __m512d a) { emulation::masked_store<double>(p, m, &a, 8); }
 inline void _mm_mask_storeu_epi8(void* p, __mmask16 m, __m128i a) { emulation::masked_store<uint8_t>(p, m, &a, 16); }
@@ -178,10 +184,12 @@ inline __mmask16 _mm_cmpeq_epi8_mask(__m128i a, __m128i b) {
     return static_cast<__mmask16>(mask);
 }
 inline __m512 _mm512_mask_blend_ps(__mmask16 m, __m512 a, __m512 b) {
-    return {emulation::lanes_of_mask(m, a.low) ? b.low : a.low, emulation::lanes_of_mask(m >> 8, a.low) ? b.high : a.high};
+    return {emulation::lanes_of_mask(m, a.low) ? b.low : a.low,
+            emulation::lanes_of_mask(m >> 8, a.low) ? b.high : a.high};
 }
 inline __m512d _mm512_mask_blend_pd(__mmask8 m, __m512d a, __m512d b) {
-    return {emulation::lanes_of_mask(m, a.low) ? b.low : a.low, emulation::lanes_of_mask(m >> 4, a.low) ? b.high : a.high};
+    return {emulation::lanes_of_mask(m, a.low) ? b.low : a.low,
+            emulation::lanes_of_mask(m >> 4, a.low) ? b.high : a.high};
 }
 
 // Arithmetic: IEEE, the multiply-add with one rounding. max is a > b ? a : b, so b where one is a NaN or both are zero.
@@ -213,8 +221,12 @@ inline __m512 _mm512_permutex2var_ps(__m512 a, __m512i index, __m512 b) {
 inline __m512d _mm512_permutex2var_pd(__m512d a, __m512i index, __m512d b) {
     return emulation::permute_two<double, int64_t>(a, index, b, 8);
 }
-inline __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int control) { return emulation::shuffle_quarters(a, b, control); }
-inline __m512d _mm512_shuffle_f64x2(__m512d a, __m512d b, int control) { return emulation::shuffle_quarters(a, b, control); }
+inline __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int control) {
+    return emulation::shuffle_quarters(a, b, control);
+}
+inline __m512d _mm512_shuffle_f64x2(__m512d a, __m512d b, int control) {
+    return emulation::shuffle_quarters(a, b, control);
+}
 
 // Conversions: cvtt truncates, epi32_epi8 keeps the low byte, epu8_epi32 fills up with zeros.
 inline __m512i _mm512_cvttps_epi32(__m512 a) {

@@ -48,11 +48,13 @@ char current[96] = "";  // what runs now: said when it ends in a signal
 
 void report(int lane, double got, double expected) {
     if (++failures <= 20)
-        std::printf("FAILED %s: lane %d is %.17g (%a), expected %.17g (%a)\n", current, lane, got, got, expected, expected);
+        std::printf("FAILED %s: lane %d is %.17g (%a), expected %.17g (%a)\n", current, lane, got, got, expected,
+                    expected);
 }
 
 void on_signal(int) {
-    const ssize_t written = write(1, "FAILED by a signal: ", 20) + write(1, current, std::strlen(current)) + write(1, "\n", 1);
+    const ssize_t written =
+        write(1, "FAILED by a signal: ", 20) + write(1, current, std::strlen(current)) + write(1, "\n", 1);
     _exit(written > 0 ? 1 : 2);
 }
 
@@ -77,6 +79,11 @@ bool same_or_both_nan(T a, T b) {
 template <class T>
 bool same_but_sign_of_zero(T a, T b) {
     return same_bits(a, b) || (a == 0 && b == 0);
+}
+// add_where may leave a lane alone by adding +0.0, which turns -0.0 into +0.0 and quiets a NaN.
+template <class T>
+bool same_sum(T a, T b) {
+    return same_or_both_nan(a, b) || same_but_sign_of_zero(a, b);
 }
 
 template <class T, class V, class Expected, class Same>
@@ -114,7 +121,8 @@ std::vector<T> special_numbers() {
     for (T x : {T(0), T(1), 1 + Limits::epsilon(), T(1) / 3, Limits::min(), Limits::denorm_min(),
                 Limits::min() - Limits::denorm_min(), Limits::max(), Limits::infinity(), Limits::quiet_NaN(),
                 bit_cast<T>(static_cast<Bits<T>>(bit_cast<Bits<T>>(Limits::infinity()) + 5))})  // a signalling NaN
-        for (Bits<T> sign : {Bits<T>(0), Bits<T>(1) << (8 * sizeof(T) - 1)}) all.push_back(bit_cast<T>(bit_cast<Bits<T>>(x) | sign));
+        for (Bits<T> sign : {Bits<T>(0), Bits<T>(1) << (8 * sizeof(T) - 1)})
+            all.push_back(bit_cast<T>(bit_cast<Bits<T>>(x) | sign));
     return all;
 }
 
@@ -143,10 +151,19 @@ void check_arithmetic(const T* a, const T* b, const T* c) {
         same_bits<T>);
     begin<T>("select(equal)");
     expect_lanes<T>(select(equal(va, vb), vc, va), [&](int i) { return a[i] == b[i] ? c[i] : a[i]; }, same_bits<T>);
+    begin<T>("add_where");
+    expect_lanes<T>(
+        add_where(equal(va, vb), vc, va), [&](int i) { return a[i] == b[i] ? c[i] + a[i] : c[i]; }, same_sum<T>);
     begin<T>("even_lanes");
     expect_lanes<T>(even_lanes(va, vb), [&](int i) { return pair(2 * i); }, same_bits<T>);
     begin<T>("odd_lanes");
     expect_lanes<T>(odd_lanes(va, vb), [&](int i) { return pair(2 * i + 1); }, same_bits<T>);
+    begin<T>("interleave_low");
+    expect_lanes<T>(interleave_low(va, vb), [&](int i) { return i % 2 == 0 ? a[i / 2] : b[i / 2]; }, same_bits<T>);
+    begin<T>("interleave_high");
+    expect_lanes<T>(
+        interleave_high(va, vb), [&](int i) { return i % 2 == 0 ? a[(lanes + i) / 2] : b[(lanes + i) / 2]; },
+        same_bits<T>);
     begin<T>("broadcast");
     expect_lanes<T>(broadcast(a[0]), [&](int) { return a[0]; }, same_bits<T>);
 }
@@ -199,7 +216,7 @@ void check_transpose() {
 
 // A page between two that may not be touched.
 class GuardedPage {
-public:
+  public:
     GuardedPage() {
         void* pages = mmap(nullptr, 3 * size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (pages == MAP_FAILED) std::abort();
@@ -214,7 +231,7 @@ public:
     char* first() const { return begin_; }
     char* last(size_t bytes) const { return begin_ + size() - bytes; }
 
-private:
+  private:
     char* begin_;
 };
 
@@ -289,6 +306,14 @@ void check_codes(const GuardedPage& page) {
         uint8_t codes[lanes];
         for (int i = 0; i < lanes; ++i) value[i] = T(codes[i] = static_cast<uint8_t>(first + 37 * i));
         const Vec<T> v = load(value);
+        everywhere<uint8_t>(page, lanes, [&](uint8_t* p) {
+            begin<T>("store_codes");
+            expect_written(page, p, lanes, [&](uint8_t* to) { store_codes(to, v); }, codes);
+            begin<T>("codes_equal, code", first);
+            for (int i = 0; i < lanes; ++i) p[i] = first % (i + 2) == 0 ? static_cast<uint8_t>(first) : codes[i];
+            const Vec<T> chosen = select(codes_equal<T>(p, static_cast<uint8_t>(first)), v, broadcast(T(-1)));
+            expect_lanes<T>(chosen, [&](int i) { return p[i] == first ? value[i] : T(-1); }, same_bits<T>);
+        });
         for (int n = 0; n <= lanes; ++n)
             everywhere<uint8_t>(page, n, [&](uint8_t* p) {
                 std::memcpy(p, codes, static_cast<size_t>(n));
@@ -311,8 +336,8 @@ void check_all() {
 
 bool runs_here() {
 #if defined(__AVX512F__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #elif defined(__AVX2__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else

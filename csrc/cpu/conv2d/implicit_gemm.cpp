@@ -142,6 +142,7 @@ private:
         T* pad;             // a row of pad values
         LaneRun* runs;      // [panel][tap][pixel_width]
         int32_t* run_count; // [panel][tap]
+        PanelDest* dest;    // [panel]
     };
 
     Scratch carve(char* memory) const {
@@ -158,6 +159,8 @@ private:
         s.runs = reinterpret_cast<LaneRun*>(memory);
         memory += cache_lines(panel_taps * panels_.pixel_width * static_cast<int64_t>(sizeof(LaneRun)));
         s.run_count = reinterpret_cast<int32_t*>(memory);
+        memory += cache_lines(panel_taps * static_cast<int64_t>(sizeof(int32_t)));
+        s.dest = reinterpret_cast<PanelDest*>(memory);
         return s;
     }
 
@@ -181,7 +184,8 @@ private:
                 const T* weights = weight_panel(group, c, channels, row_panel);
                 for (int64_t panel = 0; panel < panel_count; ++panel) {
                     const T* pixels = scratch.pixels + panel * panels_.pixel_width * depth;
-                    multiply(group, row_panel, first_panel + panel, c, channels, weights, pixels, scratch.tile);
+                    multiply(group, row_panel, first_panel + panel, scratch.dest[panel], c, channels, weights, pixels,
+                             scratch.tile);
                 }
             }
         }
@@ -191,6 +195,7 @@ private:
         const int64_t first = panel * panels_.pixel_width;
         const int64_t count = std::min(panels_.pixel_width, pixels_ - first);
         const int64_t tap_columns = static_cast<int64_t>(gemm_.w->taps.size());
+        scratch.dest[local_panel] = find_dest(first, count);
         for (int64_t tap = 0; tap < taps_; ++tap) scratch.run_count[local_panel * taps_ + tap] = 0;
         for_each_segment(gemm_.h->positions, gemm_.w->positions, first, count, [&](const PixelSegment& segment) {
             for (int64_t tap = 0; tap < taps_; ++tap) {
@@ -226,9 +231,20 @@ private:
         }
     }
 
-    // One tile, straight into dest where its pixels are evenly spaced there, else through the scratch tile.
-    void multiply(int64_t group, int64_t row_panel, int64_t pixel_panel, int64_t first_channel, int64_t channels,
-                  const T* weights, const T* pixels, T* tile) {
+    // Pixels that are evenly spaced in dest, in the direction in which a tile can store them, need no scatter.
+    PanelDest find_dest(int64_t first_pixel, int64_t count) const {
+        const Strides& to = gemm_.dest_stride;
+        const int64_t columns = gemm_.w->positions, plane = gemm_.h->positions * columns;
+        const int64_t n = first_pixel / plane, in_plane = first_pixel % plane;
+        const int64_t i = in_plane / columns, j = in_plane % columns;
+        const bool even = j + count <= columns || (in_plane + count <= plane && to.h == columns * to.w);
+        const bool storable = (blocks_.pixels_in_rows ? to.c : to.w) == 1;
+        return {n * to.n + i * to.h + j * to.w, even && storable};
+    }
+
+    // One tile, straight into dest where that can be, else through the scratch tile.
+    void multiply(int64_t group, int64_t row_panel, int64_t pixel_panel, const PanelDest& panel_dest,
+                  int64_t first_channel, int64_t channels, const T* weights, const T* pixels, T* tile) {
         const int64_t first_row = row_panel * panels_.row_width;
         const int rows = static_cast<int>(std::min(panels_.row_width, gemm_.rows - first_row));
         const int64_t first_pixel = pixel_panel * panels_.pixel_width;
@@ -241,19 +257,13 @@ private:
 
         const Strides& to = gemm_.dest_stride;
         T* dest = gemm_.dest + (group * gemm_.rows + first_row) * to.c;
-        const int64_t columns = gemm_.w->positions;
-        const int64_t plane = gemm_.h->positions * columns;
-        const int64_t in_plane = first_pixel % plane;
-        const bool one_row = in_plane % columns + count <= columns;
-        const bool flat = one_row || (in_plane + count <= plane && to.h == columns * to.w);
-        if (flat) {
-            T* c = dest + first_pixel / plane * to.n + in_plane / columns * to.h + in_plane % columns * to.w;
-            if (blocks_.pixels_in_rows && to.c == 1)
-                return kernels_.gemm_tile(count, rows, depth, pixels, weights,
-                                          {c, to.w, accumulate, nullptr, bias, relu});
-            if (!blocks_.pixels_in_rows && to.w == 1)
-                return kernels_.gemm_tile(rows, count, depth, weights, pixels,
-                                          {c, to.c, accumulate, bias, nullptr, relu});
+        if (panel_dest.direct) {
+            T* c = dest + panel_dest.offset;
+            if (blocks_.pixels_in_rows)
+                kernels_.gemm_tile(count, rows, depth, pixels, weights, {c, to.w, accumulate, nullptr, bias, relu});
+            else
+                kernels_.gemm_tile(rows, count, depth, weights, pixels, {c, to.c, accumulate, bias, nullptr, relu});
+            return;
         }
         int64_t row_step = kernels_.nr, pixel_step = 1;
         if (blocks_.pixels_in_rows) {
@@ -262,7 +272,7 @@ private:
         } else {
             kernels_.gemm_tile(rows, count, depth, weights, pixels, {tile, kernels_.nr, false, nullptr, nullptr, false});
         }
-        for_each_segment(gemm_.h->positions, columns, first_pixel, count, [&](const PixelSegment& segment) {
+        for_each_segment(gemm_.h->positions, gemm_.w->positions, first_pixel, count, [&](const PixelSegment& segment) {
             T* segment_dest = dest + segment.n * to.n + segment.i * to.h + segment.j * to.w;
             for (int64_t row = 0; row < rows; ++row) {
                 const T* from = tile + row * row_step + segment.lane * pixel_step;

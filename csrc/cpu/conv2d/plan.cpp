@@ -82,7 +82,8 @@ PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t chann
     scratch.worker_bytes = cache_lines(blocks.block_panels * pixel_width * depth * item_bytes) +
                            cache_lines(int64_t{mr} * nr * item_bytes) + cache_lines(blocks.chunk_channels * item_bytes) +
                            cache_lines(panel_taps * pixel_width * static_cast<int64_t>(sizeof(LaneRun))) +
-                           cache_lines(panel_taps * static_cast<int64_t>(sizeof(int32_t)));
+                           cache_lines(panel_taps * static_cast<int64_t>(sizeof(int32_t))) +
+                           cache_lines(blocks.block_panels * static_cast<int64_t>(sizeof(PanelDest)));
     return scratch;
 }
 
