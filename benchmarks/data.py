@@ -27,8 +27,9 @@ def arrays(case: Case) -> dict[str, Array]:
         return values
 
     def weight(conv: ConvProblem) -> Array:
-        scale = np.sqrt(2 / prod(conv.weight_shape[1:]))
-        return normal(conv.weight_shape) * dtype.type(scale)
+        values = normal(conv.weight_shape)
+        values *= np.sqrt(2 / prod(conv.weight_shape[1:]))
+        return values
 
     problem, backward = case.problem, not case.passname.startswith("forward")
     match problem:

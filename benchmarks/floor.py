@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.table import Table
 from rich.text import Text
 
 from benchmarks.cases import Case, layer_cases, overhead_cases, relu_cases
 from benchmarks.machine import last_level_cache
-from benchmarks.problems import ConvProblem, Problem
+from benchmarks.problems import ConvProblem, Pair, Problem
 from benchmarks.report import table
 from benchmarks.results import Cell, Results
 
@@ -56,9 +57,11 @@ class Figure:
         return {"%": f"{100 * value:.0f} %", "x": f"{value:.2f}x", "us": f"{1e6 * value:.2f} us"}[self.unit]
 
 
-def counts(problem: Problem) -> bool:
-    """Whether the floor is about this layer: 1x1 or 3x3 with enough input channels, strided ones included."""
-    return isinstance(problem, ConvProblem) and problem.c >= LEAST_CHANNELS and problem.kernel in KERNELS
+def counts(problem: Problem, kernels: Sequence[Pair] = KERNELS) -> bool:
+    """Whether the floor is about this layer: dense, 1x1 or 3x3, with enough input channels; strided ones included."""
+    if not isinstance(problem, ConvProblem):
+        return False
+    return problem.groups == 1 and problem.c >= LEAST_CHANNELS and problem.kernel in kernels
 
 
 def cases() -> list[Case]:
@@ -92,7 +95,7 @@ def figures(results: Results) -> list[Figure]:
     found = []
     for passname, bound in LEAST_SHARE.items():
         for kernel in KERNELS:
-            layers = [c for c in cells_of("conv2d", passname, counts) if c.case.problem.kernel == kernel]  # type: ignore[union-attr]
+            layers = cells_of("conv2d", passname, partial(counts, kernels=(kernel,)))
             what = f"conv2d {passname} {kernel[0]}x{kernel[1]}, share of the FMA peak"
             found.append(Figure(what, median_over(layers, results.of_peak), bound, "%"))
     everything = [cell for passname in LEAST_SHARE for cell in cells_of("conv2d", passname, counts)]

@@ -46,7 +46,9 @@ def subtitle(results: Results) -> str:
     about = results.about
     peers = ", ".join(f"{name} {about['libraries'][name]['version']}" for name in results.runners if name in PEERS)
     isa = about["libraries"].get("convx", {}).get("isa", "")
-    run = f"{about['machine']['cpu']}, {about['settings']['threads']} threads, {isa}, {about['date'][:10]}"
+    run = ", ".join(
+        filter(None, [about["machine"]["cpu"], f"{about['settings']['threads']} threads", isa, about["date"][:10]])
+    )
     return f"{run}; against {peers}" if peers else run
 
 
@@ -90,8 +92,6 @@ def ratio_plot(results: Results, op: str, cells: Sequence[Cell], path: Path) -> 
         axis.set_axisbelow(True)
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)
-    for tick, (_, kind) in zip(axes[0][0].get_yticklabels(), rows, strict=True):
-        tick.set_color(COLOURS[kind])
     figure.suptitle(f"{op}: times faster than the fastest peer (log axis)\n{subtitle(results)}", fontsize=9)
     kinds = dict.fromkeys(kind for _, kind in rows)
     handles = [Patch(color=COLOURS[kind]) for kind in kinds]

@@ -76,13 +76,18 @@ def onnx_cases(kind):
             if len(model.graph.node) != 1 or model.graph.node[0].op_type not in ("Conv", "MaxPool", "Relu"):
                 continue
             node = model.graph.node[0]
-            x = model.graph.input[0].type.tensor_type
+            x = next(value for value in model.graph.input if value.name == node.input[0]).type.tensor_type
             if x.elem_type != onnx.TensorProto.FLOAT or (node.op_type != "Relu" and len(x.shape.dim) != 4):
                 continue
             data = case.data_sets
             if folder:
-                data = [[tensors(set_folder, what) for what in ("input", "output")] for set_folder in folder.glob("test_data_set_*")]
+                weights = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+                data = [
+                    (tensors(data_set, "input") + weights, tensors(data_set, "output"))
+                    for data_set in folder.glob("test_data_set_*")
+                ]
             assert data, case.name
+            assert all(len(inputs) == len(node.input) for inputs, _ in data), case.name
             found[case.name] = node, data
     return found
 

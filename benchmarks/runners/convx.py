@@ -41,7 +41,7 @@ class ConvxRunner(Runner):
         convx.set_num_threads(threads)
 
     def describe(self) -> dict[str, Any]:
-        config = dict(_cpu.config())
+        config: dict[str, Any] = dict(_cpu.config())
         return {
             "version": convx.__version__,
             "threads": convx.get_num_threads(),

@@ -2,9 +2,8 @@
 #include "bindings/cpu_ops.h"
 #include "cpu/conv2d/plan.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
-#include "cpu/max_pool2d.h"
+#include "cpu/memory_bound.h"
 #include "cpu/registry.h"
-#include "cpu/relu.h"
 #include "cpu/thread_pool.h"
 
 namespace convx {

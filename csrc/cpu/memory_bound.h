@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#include "common/problem.h"
+#include "cpu/kernels.h"
+#include "cpu/pass_plan.h"
+
 namespace convx {
 
 // Bytes read and written below which one thread does it all (about 100 us).
@@ -12,5 +16,12 @@ constexpr int64_t parallel_bytes = int64_t{2} << 20;
 // reading each line before it is written. Measured with 32 MB of L3, the same arrays again and again: stores through the
 // caches win by 2x at 24 and 32 MB, both are equal at 48 to 56, going around wins by 1.4x from 128 MB on.
 constexpr int64_t streaming_bytes = int64_t{48} << 20;
+
+// Elements of one task: 128 KiB of floats, a few microseconds of work, and much more than a claim costs.
+constexpr int64_t memory_bound_task_elements = int64_t{1} << 15;
+
+// What would run, for convx.explain.
+PassPlan plan_relu(DType dtype, int64_t size, bool backward, const Kernels& kernels, int threads);
+PassPlan plan_max_pool2d(const PoolProblem& problem, bool backward, const Kernels& kernels, int threads);
 
 }  // namespace convx

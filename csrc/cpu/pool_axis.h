@@ -1,41 +1,52 @@
-// One axis of a pooling problem, seen from its outputs and from its inputs.
+// One axis of a pooling problem: which of its windows have which taps.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "common/problem.h"
 
 namespace convx {
 
-// Outputs begin <= o < end, all of which have exactly the taps tap_begin <= k < tap_end inside the image.
+// Places begin <= i < end that have the same taps, tap_begin <= k < tap_end.
 struct WindowRun {
     int64_t begin, end;
     int64_t tap_begin, tap_end;
 
+    int64_t count() const { return tap_end - tap_begin; }
     bool is_empty() const { return tap_begin == tap_end; }
+    bool has_tap(int64_t k) const { return tap_begin <= k && k < tap_end; }
 };
 
-inline std::vector<WindowRun> window_runs(const Axis& axis) {
-    std::vector<WindowRun> runs;
-    const int64_t outputs = axis.output();
-    for (int64_t o = 0; o < outputs; ++o) {
-        const int64_t first = axis.position(o, 0);
-        const int64_t room = axis.input - 1 - first;
-        int64_t begin = first >= 0 ? 0 : (-first + axis.dilation - 1) / axis.dilation;
-        int64_t end = room < 0 ? 0 : std::min(axis.kernel, room / axis.dilation + 1);
-        if (begin >= end) begin = end = 0;
-        if (!runs.empty() && runs.back().tap_begin == begin && runs.back().tap_end == end)
-            runs.back().end = o + 1;
-        else
-            runs.push_back({o, o + 1, begin, end});
-    }
-    return runs;
+// Puts place i, the one behind the last run, into a run.
+inline void append_to(std::vector<WindowRun>& runs, int64_t i, int64_t tap_begin, int64_t tap_end) {
+    if (!runs.empty() && runs.back().tap_begin == tap_begin && runs.back().tap_end == tap_end)
+        runs.back().end = i + 1;
+    else
+        runs.push_back({i, i + 1, tap_begin, tap_end});
 }
 
-// The run that output `o` belongs to.
-inline const WindowRun& run_of(const std::vector<WindowRun>& runs, int64_t o) {
-    return *std::find_if(runs.begin(), runs.end(), [&](const WindowRun& run) { return o < run.end; });
+// The run that place i belongs to.
+inline const WindowRun& run_of(const std::vector<WindowRun>& runs, int64_t i) {
+    return *std::find_if(runs.begin(), runs.end(), [&](const WindowRun& run) { return i < run.end; });
+}
+
+// The windows of an axis, by the taps that lie inside the image.
+inline std::vector<WindowRun> window_runs(const Axis& axis) {
+    std::vector<WindowRun> runs;
+    const int64_t windows = axis.output();
+    for (int64_t o = 0; o < windows; ++o) {
+        const int64_t first = axis.position(o, 0);
+        const int64_t room = axis.input - 1 - first;
+        const int64_t begin = first >= 0 ? 0 : (-first + axis.dilation - 1) / axis.dilation;
+        const int64_t end = room < 0 ? 0 : std::min(axis.kernel, room / axis.dilation + 1);
+        if (begin < end)
+            append_to(runs, o, begin, end);
+        else
+            append_to(runs, o, 0, 0);
+    }
+    return runs;
 }
 
 }  // namespace convx

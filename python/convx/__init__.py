@@ -1,3 +1,55 @@
-"""Convolution, ReLU and max-pooling for people who write their own training loops: arrays in, arrays out."""
+"""Convolution, ReLU and max-pooling for people who write their own training loops: arrays in, arrays out.
+
+The functions take and return NumPy arrays and run on hand-written kernels chosen for this machine.
+
+>>> import numpy as np
+>>> import convx
+>>> images = np.ones((8, 3, 32, 32), dtype=np.float32)
+>>> kernels = np.ones((16, 3, 3, 3), dtype=np.float32)
+>>> y = convx.conv2d(images, kernels, padding=1, activation="relu")
+>>> convx.max_pool2d(y, 2).shape
+(8, 16, 16, 16)
+
+`convx.nn` has layers, `convx.optim` optimizers, `convx.reference` the same functions in plain NumPy.
+"""
+
+from . import nn, optim, reference
+from ._cpu import ShapeError
+from ._types import SavedConv2dReluMaxPool2d
+from .ops import (
+    conv2d,
+    conv2d_backward,
+    conv2d_relu_max_pool2d,
+    conv2d_relu_max_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+    relu,
+    relu_backward,
+)
+from .runtime import Explanation, Plan, explain, get_num_threads, set_num_threads, show_config, threads
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Explanation",
+    "Plan",
+    "SavedConv2dReluMaxPool2d",
+    "ShapeError",
+    "__version__",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_backward",
+    "explain",
+    "get_num_threads",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "nn",
+    "optim",
+    "reference",
+    "relu",
+    "relu_backward",
+    "set_num_threads",
+    "show_config",
+    "threads",
+]

@@ -108,7 +108,8 @@ def show_config() -> None:
     """
     config = _cpu.config()
     features = [name for name, present in config["cpu_features"].items() if present]
-    caches = [f"{name} {size // 1024} KiB" for name, size in config["cache_bytes"].items()]
+    kib = {name: size // 1024 for name, size in config["cache_bytes"].items()}
+    caches = [f"{name} {size} KiB" if size < 1024 else f"{name} {size // 1024} MiB" for name, size in kib.items()]
     lines = {
         f"convx {config['version']}": f"Python {platform.python_version()}, NumPy {np.__version__}",
         "instruction set": f"{config['isa']} ({config['isa_reason']}); this machine runs {', '.join(config['isas'])}",

@@ -67,7 +67,7 @@ GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t
     blocks.chunk_pixels = 128;
     const int64_t tiles = groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
     const int64_t chunks = std::max<int64_t>(ceil_div(pixels, blocks.chunk_pixels), 1);
-    blocks.splits = std::clamp(ceil_div(wanted_tasks, std::max<int64_t>(tiles, 1)), int64_t{1}, chunks);
+    blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, chunks);
     return blocks;
 }
 
@@ -154,7 +154,7 @@ void describe_grad_weight(PassPlan& plan, const ConvProblem& problem, const Kern
     const GradWeightBlocks blocks =
         plan_grad_weight_blocks(pixels, problem.groups, rows, columns, kernels.mr, kernels.nr);
     const PassScratch scratch =
-        grad_weight_scratch(blocks, problem.groups * rows * columns, problem.channels_last, item, kernels.mr, kernels.nr);
+        grad_weight_scratch(blocks, problem.groups * rows * columns, false, item, kernels.mr, kernels.nr);
     plan.algorithm = "direct";
     plan.tile = std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) + " weights";
     plan.block = std::to_string(blocks.block_rows) + " output channels x " + std::to_string(blocks.block_columns) +
