@@ -38,7 +38,7 @@ RUNNERS: dict[str, Sequence[str]] = {
 }
 # Start-up, the cell in progress at the deadline, and the plots take the rest of the minute.
 QUICK: dict[str, Any] = {
-    "seconds": 0.03, "rounds": 3, "warm_up": 0.1, "most_copies": 2, "peak_seconds": 0.1, "deadline": 42.0,
+    "seconds": 0.02, "rounds": 2, "warm_up": 0.1, "most_copies": 2, "peak_seconds": 0.1, "deadline": 42.0,
 }  # fmt: skip
 
 

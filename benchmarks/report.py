@@ -16,6 +16,8 @@ from benchmarks.results import Cell, Results, geometric_mean, median
 
 # A log or a file has no width of its own; this holds every column.
 FILE_WIDTH = 210
+# A load average before the run from which its times are not to be trusted.
+BUSY = 0.7
 
 
 def percent(value: float | None) -> str:
@@ -49,6 +51,8 @@ def header(results: Results) -> list[RenderableType]:
         f"{about['settings']['threads']} threads; load average {machine['load_average']:.1f} before, "
         f"{machine['load_average_after']:.1f} after",
     ]
+    if machine["load_average"] > BUSY:
+        lines.append("OTHER WORK WAS RUNNING ON THIS MACHINE: THE TIMES OF ALL LIBRARIES SUFFER FROM IT, AND NOT ALIKE")
     peaks = about["peaks"]
     if peaks:
         fma = {dtype: [each["fma"][dtype]["all"] / 1e9 for each in peaks] for dtype in ("float32", "float64")}

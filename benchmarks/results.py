@@ -88,7 +88,9 @@ class Results:
             {**vars(cell), "case": cell.case.to_json(), "flops": cell.case.flops, "bytes": cell.case.bytes}
             for cell in self.cells
         ]
-        path.write_text(json.dumps({**self.about, "cells": cells}, indent=1) + "\n")
+        # A line per cell: a file that can be kept in git and read by eye.
+        head = json.dumps(self.about, indent=1).removesuffix("\n}")
+        path.write_text(head + ',\n "cells": [\n' + ",\n".join(map(json.dumps, cells)) + "\n]}\n")
 
     @staticmethod
     def load(path: Path) -> Results:

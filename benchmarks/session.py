@@ -75,6 +75,7 @@ class Child:
     def spawn(self) -> subprocess.Popen[str]:
         count = str(self.settings.threads)
         names = ("CONVX_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        # A session of its own (below) keeps the terminal's Ctrl-C away: the parent decides what ends.
         environment = {**os.environ, **dict.fromkeys(names, count)}
         if self.settings.memory == "keep":
             environment |= KEEP_MEMORY
@@ -84,7 +85,7 @@ class Child:
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.child", self.name, count],
             cwd=machine.CHECKOUT, env=environment, text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True,
         )  # fmt: skip
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
@@ -157,17 +158,22 @@ class Session:
         self.display.start(len(cases), self.libraries, self.missing)
         started = datetime.now(timezone.utc)
         description, cells, skipped = machine.describe(), list[Cell](), dict(left_out)
+        isa_peaks = self.isa_peaks()
         self.measure_peaks()
-        for case in cases:
-            if self.settings.deadline is not None and time.monotonic() - self.began > self.settings.deadline:
-                skipped[case.key] = "time limit"
-                continue
-            self.display.begin(case)
-            cells.append(self.cell(case))
-            self.display.finish(cells[-1])
-            if time.time() - (self.peaks[-1]["time"] if self.peaks else time.time()) > self.settings.peak_interval:
-                self.measure_peaks()
-        self.measure_peaks()
+        try:
+            for case in cases:
+                if self.settings.deadline is not None and time.monotonic() - self.began > self.settings.deadline:
+                    skipped[case.key] = "time limit"
+                    continue
+                self.display.begin(case)
+                cells.append(self.cell(case))
+                self.display.finish(cells[-1])
+                if time.time() - self.peaks[-1]["time"] > self.settings.peak_interval:
+                    self.measure_peaks()
+            self.measure_peaks()
+        except KeyboardInterrupt:
+            # What an hour has measured is kept; the processes may be in the middle of an answer and are asked no more.
+            skipped |= dict.fromkeys((case.key for case in cases[len(cells) :]), "interrupted")
         about = {
             "format": FORMAT,
             "kind": kind,
@@ -180,27 +186,27 @@ class Session:
             "libraries": self.libraries,
             "missing": self.missing,
             "left_out": skipped,
-            "isa_peaks": self.isa_peaks(),
+            "isa_peaks": isa_peaks,
             "peaks": self.peaks,
         }
         return Results(about, cells)
 
     def measure_peaks(self) -> None:
-        if "convx" in self.children:
-            self.peaks.append(self.peaks_of("convx"))
-
-    def peaks_of(self, name: str) -> dict[str, Any]:
-        size = max(4 * self.cache, 256 << 20)
-        answer = self.children[name].ask("peaks", seconds=self.settings.peak_seconds, bytes=size)
-        if "ok" not in answer:
+        """Adds a measurement; fails only where there is none before it."""
+        answer = self.ask_for_peaks("convx")
+        if "ok" in answer:
+            self.peaks.append(answer["ok"])
+        elif not self.peaks:
             raise RuntimeError(f"the peaks of this machine could not be measured: {answer}")
-        peaks: dict[str, Any] = answer["ok"]
-        return peaks
+
+    def ask_for_peaks(self, name: str) -> dict[str, Any]:
+        size = max(4 * self.cache, 256 << 20)
+        return self.ask(name, "peaks", seconds=self.settings.peak_seconds, bytes=size)
 
     def isa_peaks(self) -> dict[str, float]:
         """FLOP/s in float32 of each instruction set that a runner forces with `@`."""
         forced = [name for name in self.children if "@" in name]
-        return {name.partition("@")[2]: self.peaks_of(name)["fma"]["float32"]["all"] for name in forced}
+        return {name.partition("@")[2]: self.ask_for_peaks(name)["ok"]["fma"]["float32"]["all"] for name in forced}
 
     def cell(self, case: Case) -> Cell:
         """Times one case with every runner, interleaved where memory holds all of them at once."""

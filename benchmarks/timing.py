@@ -73,6 +73,11 @@ def sample(calls: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -
     return samples, faults / (len(samples) * repeat)
 
 
+def rounded(seconds: float) -> float:
+    """Six significant digits: beyond the clock's resolution, and half the size of a result file."""
+    return float(f"{seconds:.6g}")
+
+
 def summarise(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Median, quartiles and extremes over all samples, in seconds, and each round's median (drift shows there)."""
     samples = sorted(value for round_ in rounds for value in round_)
@@ -81,10 +86,10 @@ def summarise(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     else:
         quartiles = statistics.quantiles(samples, n=4, method="inclusive")
     return {
-        "median": quartiles[1],
-        "p25": quartiles[0],
-        "p75": quartiles[2],
-        "min": samples[0],
+        "median": rounded(quartiles[1]),
+        "p25": rounded(quartiles[0]),
+        "p75": rounded(quartiles[2]),
+        "min": rounded(samples[0]),
         "count": len(samples),
-        "round_medians": [statistics.median(round_) for round_ in rounds if round_],
+        "round_medians": [rounded(statistics.median(round_)) for round_ in rounds if round_],
     }

@@ -199,6 +199,7 @@ POOL_PROBLEMS = {
     "dilation-padded": Pool(h=11, w=12, kernel_size=3, stride=2, padding=(2, 1), dilation=(2, 3)),
     "dilation3-widest-padding": Pool(h=9, w=10, kernel_size=3, stride=1, padding=3, dilation=3),
     "dilation-two-taps": Pool(h=9, w=8, kernel_size=2, stride=1, padding=2, dilation=3),
+    "windows-without-taps": Pool(h=1, w=9, kernel_size=2, stride=1, padding=2, dilation=3),
     "per-side": Pool(h=8, w=9, kernel_size=4, stride=2, padding=((2, 0), (1, 2))),
     "per-side-ceil": Pool(h=8, w=9, kernel_size=4, stride=3, padding=((0, 2), (2, 1)), ceil_mode=True),
     "valid": Pool(kernel_size=3, padding="valid"),

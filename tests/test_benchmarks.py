@@ -294,11 +294,17 @@ class TestResults:
         with pytest.raises(ValueError, match="not a result file"):
             Results.load(tmp_path / "old.json")
 
+    def test_a_busy_machine_is_pointed_out(self) -> None:
+        for load, warned in ((0.1, False), (3.0, True)):
+            run = results()
+            run.about["machine"]["load_average"] = load
+            assert ("OTHER WORK WAS RUNNING" in text_of(report.show, run)) == warned
+
     def test_file_name(self) -> None:
         assert file_name(results().about) == "some-9000-4threads-2026-01-31-layers"
 
     def test_tables(self) -> None:
-        shown = text_of(lambda run, console: report.show(run, console), results())
+        shown = text_of(report.show, results())
         for part in (
             "python -m benchmarks layers", "openvino: missing (No module named 'openvino')", "3x3 at 56", "1.33",
             "torch-cl failed in conv2d.forward float32 8x64x56x56 -> 256 1x1: it died",
@@ -442,6 +448,19 @@ class TestProcesses:
             assert cell.seconds("convx") is not None
             again = running.cell(case)
             assert again.seconds("reference") is not None
+
+    def test_what_was_measured_before_an_interruption_is_kept(self) -> None:
+        class Interrupting(Silent):
+            def begin(self, case: Case) -> None:
+                if case.problem == ReluProblem(65):
+                    raise KeyboardInterrupt
+
+        settings = session.Settings(threads=1, seconds=0.01, rounds=1, peak_seconds=0.01)
+        wanted = cases.relu_cases([64, 65, 66], ["forward"])
+        with session.Session(["convx"], settings, Interrupting()) as running:
+            run = running.run(wanted, "relu", "", {})
+        assert [cell.case for cell in run.cells] == wanted[:1]
+        assert set(run.about["left_out"]) == {case.key for case in wanted[1:]}
 
     def test_a_missing_library_is_said_to_be_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "openvino.py").write_text("raise ImportError('not on this machine')")

@@ -225,7 +225,7 @@ def test_out(name, isa, dtype, layout):
     assert convx.conv2d(x, w, b, layout=layout, out=fresh, **problem.options) is fresh
     assert_same_bits(fresh, expected, problem)
     for what, out in views(np.full_like(expected, np.nan)):
-        if not out.flags.writeable:
+        if not (out.flags.writeable and out.flags.aligned):  # refused: see test_errors
             continue
         whole = out
         while whole.base is not None:

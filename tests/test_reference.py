@@ -157,7 +157,6 @@ def pool_by_loops(plane, taps, stride, sides, dilation, ceil_mode):
     return output, index, code
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_max_pool2d_equals_loops(layout):
     rng = np.random.default_rng(2)
     channels_at = 0 if layout == "NCHW" else -1
@@ -358,7 +357,6 @@ def fused_problem(layout: str, rng: np.random.Generator):
     return x, w, b, call, pool
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_fused_equals_the_sequence(layout):
     rng = np.random.default_rng(6)
     x, w, b, call, pool = fused_problem(layout, rng)
@@ -401,7 +399,6 @@ def test_finite_differences():
             assert (above - below) / (2 * step) == pytest.approx(grad.flat[at], rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_conv2d_equals_torch(layout):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(9)

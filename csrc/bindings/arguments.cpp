@@ -30,6 +30,9 @@ int64_t to_int64(const std::string& op, const char* name, py::handle object) {
 
 py::array numpy_array(const std::string& op, const char* name, py::handle object) {
     if (!py::isinstance<py::array>(object)) wrong_type(op, name, object, "a numpy.ndarray");
+    // A mask would be ignored, which loses what it says.
+    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_ && py::hasattr(object, "mask"))
+        wrong_type(op, name, object, "a numpy.ndarray without a mask");
     return py::reinterpret_borrow<py::array>(object);
 }
 

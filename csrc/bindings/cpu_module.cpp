@@ -21,7 +21,11 @@ py::handle shape_error_type;
 void register_errors(py::module_& module) {
     const py::tuple bases = py::make_tuple(py::handle(PyExc_ValueError), py::handle(PyExc_RuntimeError));
     shape_error_type = PyErr_NewExceptionWithDoc(
-        "convx.ShapeError", "A shape or an option that an operation cannot work with.", bases.ptr(), nullptr);
+        "convx.ShapeError",
+        "A shape or an option that an operation cannot work with: a ValueError and a RuntimeError.\n\n"
+        "Examples\n--------\n>>> import convx\n"
+        ">>> issubclass(convx.ShapeError, ValueError), issubclass(convx.ShapeError, RuntimeError)\n(True, True)",
+        bases.ptr(), nullptr);
     module.attr("ShapeError") = shape_error_type;
     py::register_exception_translator([](std::exception_ptr error) {
         try {
@@ -72,7 +76,11 @@ py::dict config() {
     dict["threads_reason"] = convx::num_threads_reason();
     dict["spin_us"] = convx::spin_microseconds();
     dict["workspace_cached_bytes"] = convx::workspace_cached_bytes();
+    #ifdef __clang__
     dict["compiler"] = __VERSION__;
+#else
+    dict["compiler"] = "g++ " __VERSION__;
+#endif
     return dict;
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/pool_jobs.h"
+
 namespace convx {
 
 // Where a GEMM tile goes and what happens to it on the way: c = relu(acc [+ c] + bias).
@@ -23,38 +25,6 @@ struct LaneRun {
     int32_t lane;
     int32_t count;
     int64_t offset;
-};
-
-// A block of max-pool results, rows x columns of them: the best of `taps` streams of values, by the rules of SEMANTICS.md
-// in the order of the streams. Every stream can be read for a whole vector even where columns are fewer.
-template <class T>
-struct PoolMax {
-    int taps;
-    const T* const* values;  // per tap: its values for cell (0, 0); columns are adjacent
-    const T* codes;          // per tap: the code of its values
-    const T* first_codes;    // per column, added to the code of the first tap; or null
-    int64_t rank_offset;     // if not 0: at this distance from each value lies a number to add to the tap's code
-    int64_t value_step;      // elements between rows, in every stream
-    int64_t rows, columns;
-    T* output;
-    int64_t output_step;
-    uint8_t* code_bytes;     // codes of the chosen values as bytes, or null
-    T* code_lanes;           // the same as numbers of type T, or null; at most one of the two
-    int64_t code_step;
-};
-
-// A block of max-pool gradients, rows x columns of them: the sum of those grads whose code is the wanted one, in the
-// order of the streams. Every stream can be read for a whole vector even where columns are fewer.
-template <class T>
-struct PoolSum {
-    int taps;
-    const T* const* grads;
-    const uint8_t* const* codes;
-    const uint8_t* wanted;
-    int64_t grad_step, code_step;  // elements between rows
-    int64_t rows, columns;
-    T* output;
-    int64_t output_step;
 };
 
 template <class T>
@@ -81,11 +51,12 @@ struct KernelSet {
     void (*relu)(T* output, const T* input, int64_t count, bool around_caches);
     void (*relu_backward)(T* grad_input, const T* grad_output, const T* output, int64_t count, bool around_caches);
 
-    // Max-pooling. In pool_max_pairs a stream holds two neighbouring taps, with codes c and c + 1, in turn. In
-    // pool_sum_pairs the columns of both blocks take turns in even.output; even has as many columns as odd or one more,
-    // and where it has more every stream can be read for a whole vector from its last column on.
+    // Max-pooling (pool_jobs.h). The pairs work on two residues of the columns modulo 2 at once: pool_stage_pairs reads
+    // both in turn from even.source, pool_sum_pairs writes both in turn to even.output. `even` has as many columns as
+    // `odd` or one more; where it has more, its sums can be read for a whole vector from that column on.
+    void (*pool_stage)(const PoolStage<T>& job);
+    void (*pool_stage_pairs)(const PoolStage<T>& even, const PoolStage<T>& odd);
     void (*pool_max)(const PoolMax<T>& job);
-    void (*pool_max_pairs)(const PoolMax<T>& job);
     void (*pool_sum)(const PoolSum<T>& job);
     void (*pool_sum_pairs)(const PoolSum<T>& even, const PoolSum<T>& odd);
 };

@@ -45,6 +45,7 @@ class Optimizer:
         Where something is not a Parameter, or a hyperparameter is not a number.
     """
 
+    lr: float
     hyperparameters: ClassVar[tuple[str, ...]]
     entries: ClassVar[tuple[str, ...]]
     """What is kept for a parameter from its first step on: ``"step"`` is a count, all others are arrays."""

@@ -9,9 +9,10 @@ Bad shapes and options raise ValueError, wrong dtypes TypeError.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +43,19 @@ __all__ = [
 _MODES = ("zeros", "constant", "reflect", "replicate", "circular")
 _NO_GRADIENT = 255
 
-# inf - inf and 0 * inf are results like any other here, not accidents to warn about
-_quiet = np.errstate(invalid="ignore", over="ignore", under="ignore")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _quiet(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run without floating point warnings: inf - inf and 0 * inf are results like any other here."""
+
+    @functools.wraps(function)
+    def quiet(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            return function(*args, **kwargs)
+
+    return quiet
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -291,7 +291,7 @@ def _register_with_threadpoolctl() -> None:
         {
             "user_api": "convx",
             "internal_api": "convx",
-            "filename_prefixes": (Path(_cpu.__file__).name.lower(),),
+            "filename_prefixes": (os.path.basename(_cpu.__file__).lower(),),
             "get_num_threads": lambda self: _cpu.get_num_threads(),
             "set_num_threads": lambda self, num_threads: _cpu.set_num_threads(num_threads),
             "get_version": lambda self: _cpu.config()["version"],

@@ -36,7 +36,7 @@ using __m128i = emulation::Bytes<16>;
 using __mmask16 = unsigned short;
 using __mmask8 = unsigned char;
 
-enum { _CMP_EQ_OQ = 0x00, _CMP_UNORD_Q = 0x03, _CMP_GT_OQ = 0x1e };
+enum { _CMP_EQ_OQ = 0x00, _CMP_UNORD_Q = 0x03, _CMP_NLE_UQ = 0x06, _CMP_GT_OQ = 0x1e };
 
 namespace emulation {
 
@@ -99,6 +99,7 @@ template <class Half>
 inline auto compare(Half a, Half b, int predicate) {
     if (predicate == _CMP_EQ_OQ) return a == b;
     if (predicate == _CMP_GT_OQ) return a > b;
+    if (predicate == _CMP_NLE_UQ) return ~(a <= b);
     if (predicate != _CMP_UNORD_Q) __builtin_trap();  // not needed so far
     return (a != a) | (b != b);
 }
@@ -206,12 +207,6 @@ inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
 }
 inline __m512d _mm512_fmadd_pd(__m512d a, __m512d b, __m512d c) {
     return {__builtin_ia32_vfmaddpd256(a.low, b.low, c.low), __builtin_ia32_vfmaddpd256(a.high, b.high, c.high)};
-}
-inline __m512 _mm512_max_ps(__m512 a, __m512 b) {
-    return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
-}
-inline __m512d _mm512_max_pd(__m512d a, __m512d b) {
-    return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
 }
 
 // Lanes change places.

@@ -129,7 +129,7 @@ void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, con
     plan.tile = blocks.pixels_in_rows
                     ? std::to_string(kernels.mr) + " pixels x " + std::to_string(kernels.nr) + " channels"
                     : std::to_string(kernels.mr) + " channels x " + std::to_string(kernels.nr) + " pixels";
-    plan.block = std::to_string(blocks.block_panels * pixel_width) + " pixels x " + std::to_string(blocks.block_rows) +
+    plan.block = std::to_string(std::min(blocks.block_panels * pixel_width, pixels)) + " pixels x " + std::to_string(std::min(blocks.block_rows, rows)) +
                  " channels, sums of " + std::to_string(blocks.chunk_channels) + " channels x " + std::to_string(taps) +
                  " taps";
     plan.tasks = problem.groups * ceil_div(pixels, blocks.block_panels * pixel_width) *
@@ -157,7 +157,8 @@ void describe_grad_weight(PassPlan& plan, const ConvProblem& problem, const Kern
         grad_weight_scratch(blocks, problem.groups * rows * columns, false, item, kernels.mr, kernels.nr);
     plan.algorithm = "direct";
     plan.tile = std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) + " weights";
-    plan.block = std::to_string(blocks.block_rows) + " output channels x " + std::to_string(blocks.block_columns) +
+    plan.block = std::to_string(std::min(blocks.block_rows, rows)) + " output channels x " +
+                 std::to_string(std::min(blocks.block_columns, columns)) +
                  " (input channel, tap) pairs, sums of " + std::to_string(blocks.chunk_pixels) + " pixels, " +
                  std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");
     plan.tasks = problem.groups * ceil_div(rows, blocks.block_rows) *

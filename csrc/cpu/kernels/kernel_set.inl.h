@@ -24,8 +24,9 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.stream_copy = stream_copy<T>;
     set.relu = relu_run<T>;
     set.relu_backward = relu_backward_run<T>;
+    set.pool_stage = pool_stage<T>;
+    set.pool_stage_pairs = pool_stage_pairs<T>;
     set.pool_max = pool_max<T>;
-    set.pool_max_pairs = pool_max_pairs<T>;
     set.pool_sum = pool_sum<T>;
     set.pool_sum_pairs = pool_sum_pairs<T>;
     return set;

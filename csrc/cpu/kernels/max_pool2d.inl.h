@@ -1,9 +1,9 @@
 // Max-pooling as the greatest of several streams. A loop nest has laid the values under each tap of the window behind a
-// pointer of its own, for a block of cells whose columns are adjacent (pixels of a staged row, or channels of an NHWC
-// pixel); what is left is the same for every layout, stride, dilation and padding: compare, keep, count.
+// pointer of its own, for a block of cells whose columns are adjacent (pixels of a row, or channels of a pixel); what is
+// left is the same for every layout, stride, dilation and padding: compare and keep.
 //
 // Selection is that of SEMANTICS.md in the order of the streams: a tie stays with the earlier one, a NaN replaces all.
-// Per vector and tap 1 load and, with codes, 5 instructions (2 compares, or, 2 blends).
+// Per vector and tap: 1 load, 2 compares, or, blend, and for the code another blend.
 #pragma once
 
 namespace {
@@ -16,107 +16,102 @@ struct Best {
     Vec<T> value, code;
 };
 
-template <class T, bool with_codes>
+template <bool with_codes, class T>
 inline void take(Best<T>& best, Vec<T> value, Vec<T> code) {
     const auto replace = greater_or_nan(value, best.value);
     best.value = select(replace, value, best.value);
     if constexpr (with_codes) best.code = select(replace, code, best.code);
 }
 
-// The best of one vector of cells: of the streams `values[t] + at`.
+// The best of one vector of cells: of values[t] + at for all taps t.
 template <class T, int fixed_taps, bool with_codes, bool ranked>
 inline Best<T> best_of(const convx::PoolMax<T>& job, int64_t at, int64_t column) {
     const int taps = fixed_taps ? fixed_taps : job.taps;
     const auto code_of = [&](int t) {
-        Vec<T> code = broadcast(job.codes[t]);
+        Vec<T> code = broadcast(T(0));
+        if constexpr (with_codes) code = broadcast(job.codes[t]);
         if constexpr (ranked) code = add(code, load(job.values[t] + job.rank_offset + at));
         return code;
     };
-    Best<T> best{load(job.values[0] + at), broadcast(T(0))};
+    Best<T> best{load(job.values[0] + at), code_of(0)};
     if constexpr (with_codes) {
-        best.code = code_of(0);
         if (job.first_codes) best.code = add(best.code, load(job.first_codes + column));
     }
 #pragma GCC unroll 9
-    for (int t = 1; t < taps; ++t) {
-        const Vec<T> value = load(job.values[t] + at);
-        if constexpr (with_codes)
-            take<T, true>(best, value, code_of(t));
-        else
-            take<T, false>(best, value, value);
-    }
+    for (int t = 1; t < taps; ++t) take<with_codes>(best, load(job.values[t] + at), code_of(t));
     return best;
 }
 
-// The same over pairs: values[t] + 2 * at holds the values of two neighbouring taps in turn, with codes c and c + 1.
-template <class T, bool with_codes>
+// The same where a stream holds two neighbouring taps in turn, with codes c and c + 1.
+template <class T, int fixed_taps, bool with_codes>
 inline Best<T> best_of_pairs(const convx::PoolMax<T>& job, int64_t at) {
     constexpr int lanes = VecOf<T>::lanes;
+    const int taps = fixed_taps ? fixed_taps : job.taps;
     Best<T> best;
-    for (int t = 0; t < job.taps; ++t) {
+#pragma GCC unroll 2
+    for (int t = 0; t < taps; ++t) {
         const T* pairs = job.values[t] + at;
         const Vec<T> low = load(pairs), high = load(pairs + lanes);
         const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
         if (t == 0)
             best = {first, broadcast(job.codes[0])};
         else
-            take<T, with_codes>(best, first, broadcast(job.codes[t]));
-        take<T, with_codes>(best, second, broadcast(job.codes[t] + T(1)));
+            take<with_codes>(best, first, broadcast(job.codes[t]));
+        take<with_codes>(best, second, broadcast(job.codes[t] + T(1)));
     }
     return best;
 }
 
-template <class T, CodeForm form>
-inline void put(const convx::PoolMax<T>& job, int64_t row, int64_t column, const Best<T>& best) {
-    store(job.output + row * job.output_step + column, best.value);
-    if constexpr (form == CodeForm::bytes) store_codes(job.code_bytes + row * job.code_step + column, best.code);
-    if constexpr (form == CodeForm::lanes) store(job.code_lanes + row * job.code_step + column, best.code);
-}
-template <class T, CodeForm form>
-inline void put(const convx::PoolMax<T>& job, int64_t row, int64_t column, const Best<T>& best, int n) {
-    store(job.output + row * job.output_step + column, best.value, n);
-    if constexpr (form == CodeForm::bytes) store_codes(job.code_bytes + row * job.code_step + column, best.code, n);
-    if constexpr (form == CodeForm::lanes) store(job.code_lanes + row * job.code_step + column, best.code, n);
+template <CodeForm form, class T, class... Count>
+inline void put(const convx::PoolMax<T>& job, int64_t row, int64_t column, const Best<T>& best, Count... n) {
+    store(job.output + row * job.output_step + column, best.value, n...);
+    if constexpr (form == CodeForm::bytes) store_codes(job.code_bytes + row * job.code_step + column, best.code, n...);
+    if constexpr (form == CodeForm::lanes) store(job.code_lanes + row * job.code_step + column, best.code, n...);
 }
 
-// All cells of a block, in whole vectors: the last one of a row overlaps its neighbour. A row of less than one vector
-// runs over into the next rows, which are written after it, wherever these are dense.
-template <class T, CodeForm form, class BestAt>
+// All cells of a block in whole vectors, of which the last one of a row overlaps its neighbour. A row of less than one
+// vector runs over into the next rows, which are written after it, as long as these are dense.
+template <CodeForm form, class T, class BestAt>
 inline void for_each_vector(const convx::PoolMax<T>& job, const BestAt& best_at) {
     constexpr int lanes = VecOf<T>::lanes;
     const int64_t last = job.columns - lanes;
     if (last >= 0) {
         for (int64_t row = 0; row < job.rows; ++row) {
-            for (int64_t column = 0; column < last; column += lanes)
-                put<T, form>(job, row, column, best_at(row, column));
-            put<T, form>(job, row, last, best_at(row, last));
+            for (int64_t column = 0; column < last; column += lanes) put<form>(job, row, column, best_at(row, column));
+            put<form>(job, row, last, best_at(row, last));
         }
         return;
     }
     const bool dense = job.output_step == job.columns && (form == CodeForm::none || job.code_step == job.columns);
     for (int64_t row = 0; row < job.rows; ++row) {
         if (dense && (job.rows - row) * job.columns >= lanes)
-            put<T, form>(job, row, 0, best_at(row, 0));
+            put<form>(job, row, 0, best_at(row, 0));
         else
-            put<T, form>(job, row, 0, best_at(row, 0), static_cast<int>(job.columns));
+            put<form>(job, row, 0, best_at(row, 0), static_cast<int>(job.columns));
     }
 }
 
 template <class T, CodeForm form, int fixed_taps, bool ranked>
 void pool_max_block(const convx::PoolMax<T>& job) {
-    constexpr bool with_codes = form != CodeForm::none;
-    for_each_vector<T, form>(job, [&](int64_t row, int64_t column) {
-        return best_of<T, fixed_taps, with_codes, ranked>(job, row * job.value_step + column, column);
+    for_each_vector<form>(job, [&](int64_t row, int64_t column) {
+        return best_of<T, fixed_taps, form != CodeForm::none, ranked>(job, row * job.value_step + column, column);
+    });
+}
+
+template <class T, CodeForm form, int fixed_taps>
+void pool_max_pairs_block(const convx::PoolMax<T>& job) {
+    for_each_vector<form>(job, [&](int64_t row, int64_t column) {
+        return best_of_pairs<T, fixed_taps, form != CodeForm::none>(job, row * job.value_step + 2 * column);
     });
 }
 
 template <class T, CodeForm form>
 void pool_max_formed(const convx::PoolMax<T>& job) {
+    if (job.pairs) return job.taps == 2 ? pool_max_pairs_block<T, form, 2>(job) : pool_max_pairs_block<T, form, 0>(job);
     if constexpr (form != CodeForm::none) {
-        if (job.rank_offset) return pool_max_block<T, form, 0, true>(job);
+        if (job.rank_offset) return job.taps == 3 ? pool_max_block<T, form, 3, true>(job) : pool_max_block<T, form, 0, true>(job);
     }
     switch (job.taps) {
-        case 2: return pool_max_block<T, form, 2, false>(job);
         case 3: return pool_max_block<T, form, 3, false>(job);
         case 4: return pool_max_block<T, form, 4, false>(job);
         case 9: return pool_max_block<T, form, 9, false>(job);
@@ -131,18 +126,64 @@ void pool_max(const convx::PoolMax<T>& job) {
     pool_max_formed<T, CodeForm::none>(job);
 }
 
-template <class T, CodeForm form>
-void pool_max_pairs_formed(const convx::PoolMax<T>& job) {
-    for_each_vector<T, form>(job, [&](int64_t row, int64_t column) {
-        return best_of_pairs<T, form != CodeForm::none>(job, row * job.value_step + 2 * column);
-    });
+// `count` lanes of `fill`; up to a vector is written beyond them.
+template <class T>
+inline void fill_lanes(T* to, int64_t count, Vec<T> fill) {
+    for (int64_t i = 0; i < count; i += VecOf<T>::lanes) store(to + i, fill);
+}
+
+// One vector, or, where nothing may be read beyond the last element, its first n lanes.
+template <class T>
+inline Vec<T> load_last(const T* p, int64_t n, bool beyond) {
+    return beyond || n >= VecOf<T>::lanes ? load(p) : n > 0 ? load(p, static_cast<int>(n)) : broadcast(T(0));
 }
 
 template <class T>
-void pool_max_pairs(const convx::PoolMax<T>& job) {
-    if (job.code_bytes) return pool_max_pairs_formed<T, CodeForm::bytes>(job);
-    if (job.code_lanes) return pool_max_pairs_formed<T, CodeForm::lanes>(job);
-    pool_max_pairs_formed<T, CodeForm::none>(job);
+void pool_stage(const convx::PoolStage<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const Vec<T> fill = broadcast(job.fill);
+    const int64_t count = job.pixels * job.group;
+    for (int64_t row = 0; row < job.rows; ++row) {
+        T* to = job.staged + row * job.staged_step;
+        const T* from = job.source + row * job.source_step;
+        fill_lanes(to, job.before, fill);
+        to += job.before;
+        if (job.pixel_step == job.group) {
+            for (int64_t i = 0; i < count; i += lanes) store(to + i, load_last(from + i, count - i, job.beyond));
+        } else if (job.group == 1) {
+            for (int64_t i = 0; i < count; ++i) to[i] = from[i * job.pixel_step];
+        } else {
+            for (int64_t pixel = 0; pixel < job.pixels; ++pixel)
+                for (int64_t i = 0; i < job.group; i += lanes)
+                    store(to + pixel * job.group + i, load_last(from + pixel * job.pixel_step + i, job.group - i, job.beyond));
+        }
+        fill_lanes(to + count, job.after, fill);
+    }
+}
+
+// Both residues of columns modulo 2 at once: even.source holds even and odd pixels in turn.
+template <class T>
+void pool_stage_pairs(const convx::PoolStage<T>& even, const convx::PoolStage<T>& odd) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const Vec<T> fill = broadcast(even.fill);
+    const int64_t count = even.pixels + odd.pixels;
+    for (int64_t row = 0; row < even.rows; ++row) {
+        T* to_even = even.staged + row * even.staged_step;
+        T* to_odd = odd.staged + row * odd.staged_step;
+        const T* from = even.source + row * even.source_step;
+        fill_lanes(to_even, even.before, fill);
+        fill_lanes(to_odd, odd.before, fill);
+        to_even += even.before;
+        to_odd += odd.before;
+        for (int64_t i = 0; i < count; i += 2 * lanes) {
+            const Vec<T> low = load_last(from + i, count - i, even.beyond);
+            const Vec<T> high = load_last(from + i + lanes, count - i - lanes, even.beyond);
+            store(to_even + i / 2, even_lanes(low, high));
+            store(to_odd + i / 2, odd_lanes(low, high));
+        }
+        fill_lanes(to_even + even.pixels, even.after, fill);
+        fill_lanes(to_odd + odd.pixels, odd.after, fill);
+    }
 }
 
 }  // namespace

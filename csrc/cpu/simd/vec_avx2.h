@@ -85,8 +85,8 @@ inline VecF add(VecF a, VecF b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline VecD add(VecD a, VecD b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline VecF fma(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline VecD fma(VecD a, VecD b, VecD c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
-inline VecF relu(VecF a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }
-inline VecD relu(VecD a) { return {_mm256_max_pd(_mm256_setzero_pd(), a.v)}; }
+inline VecF relu(VecF a) { return {_mm256_andnot_ps(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_LE_OQ), a.v)}; }
+inline VecD relu(VecD a) { return {_mm256_andnot_pd(_mm256_cmp_pd(a.v, _mm256_setzero_pd(), _CMP_LE_OQ), a.v)}; }
 
 inline MaskF greater_or_nan(VecF a, VecF b) { return {_mm256_or_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))}; }
 inline MaskD greater_or_nan(VecD a, VecD b) { return {_mm256_or_pd(_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q))}; }

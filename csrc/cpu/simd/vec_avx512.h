@@ -58,8 +58,14 @@ inline VecF add(VecF a, VecF b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline VecD add(VecD a, VecD b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline VecF fma(VecF a, VecF b, VecF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline VecD fma(VecD a, VecD b, VecD c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
-inline VecF relu(VecF a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
-inline VecD relu(VecD a) { return {_mm512_max_pd(_mm512_setzero_pd(), a.v)}; }
+inline VecF relu(VecF a) {
+    const __mmask16 kept = _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NLE_UQ);
+    return {_mm512_mask_blend_ps(kept, _mm512_setzero_ps(), a.v)};
+}
+inline VecD relu(VecD a) {
+    const __mmask8 kept = _mm512_cmp_pd_mask(a.v, _mm512_setzero_pd(), _CMP_NLE_UQ);
+    return {_mm512_mask_blend_pd(kept, _mm512_setzero_pd(), a.v)};
+}
 
 inline MaskF greater_or_nan(VecF a, VecF b) {
     return {static_cast<__mmask16>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) |

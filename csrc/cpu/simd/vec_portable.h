@@ -85,7 +85,7 @@ Lanes<T, count> fma(Lanes<T, count> a, Lanes<T, count> b, Lanes<T, count> c) {
     return c;
 }
 
-// a if not (a <= 0) else 0: a NaN stays. On x86 that is max(0, a), whose second operand wins when one is a NaN.
+// a if not (a <= 0) else 0: a NaN stays, and so that zeros are +0 on every path it is a comparison, not max(0, a).
 template <class T, int count>
 Lanes<T, count> relu(Lanes<T, count> a) {
     for (T& lane : a.v) lane = lane <= T(0) ? T(0) : lane;

@@ -16,7 +16,7 @@ from .errors import CommandError
 
 # The importable names of what the extra `demo` installs.
 DEMO_EXTRA = {"matplotlib", "PIL", "rich", "sklearn"}
-LEARNING_RATES = {"adam": 0.003, "sgd": 0.05}
+LEARNING_RATES = {"adam": 0.005, "sgd": 0.05}
 INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", "Train a small convolutional network on scikit-learn's handwritten digits.")
     count, index = whole_number(1), whole_number(0)
     train.add_argument(
-        "--epochs", type=count, metavar="N", default=20, help="passes over the training digits (default: %(default)s)"
+        "--epochs", type=count, metavar="N", default=30, help="passes over the training digits (default: %(default)s)"
     )
     train.add_argument("--batch-size", type=count, metavar="N", default=32, help="digits a step (default: %(default)s)")
     train.add_argument(

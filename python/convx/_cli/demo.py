@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from sklearn.datasets import load_sample_image
 
 from .. import ops
 from . import pictures
-from .errors import CommandError, prepare_folder
+from .errors import CommandError
 
 Image32 = npt.NDArray[np.float32]
 
@@ -45,7 +46,7 @@ class Stage:
 
 def run(options: argparse.Namespace) -> None:
     """Read the photograph, run the pipeline, print the table and write the picture."""
-    prepare_folder(options.output.parent)
+    destination = pictures.destination(options.output)
     name, photograph = shipped() if options.image is None else (options.image.name, read(options.image))
     if min(photograph.shape[:2]) < LEAST_SIDE:
         height, width = photograph.shape[:2]
@@ -67,8 +68,8 @@ def run(options: argparse.Namespace) -> None:
     console.print(table)
 
     figure = pictures.pipeline(photograph, grey, KERNELS, [(stage.name, stage.maps) for stage in stages])
-    pictures.write(figure, options.output)
-    console.print(f"wrote {options.output}", highlight=False, soft_wrap=True)
+    pictures.write(figure, destination)
+    console.print(f"wrote {destination}", highlight=False, soft_wrap=True)
 
 
 def shipped() -> tuple[str, npt.NDArray[np.uint8]]:
@@ -76,7 +77,7 @@ def shipped() -> tuple[str, npt.NDArray[np.uint8]]:
     return SHIPPED, load_sample_image(SHIPPED)
 
 
-def read(path: Path) -> npt.NDArray[np.generic]:
+def read(path: Path) -> npt.NDArray[Any]:
     """Read an image file, upright, as (H, W) or (H, W, 3)."""
     try:
         with warnings.catch_warnings():
@@ -97,15 +98,17 @@ def read(path: Path) -> npt.NDArray[np.generic]:
         raise CommandError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def to_grey(photograph: npt.NDArray[np.generic]) -> Image32:
+def to_grey(photograph: npt.NDArray[Any]) -> Image32:
     """Return the luma of 8-bit colours, or deeper greys, between 0 and 1 as (H, W)."""
+    low, high = 0.0, 255.0
     if photograph.ndim == 3:
-        return (photograph @ np.array(RECOMMENDATION_601) / 255).astype(np.float32)
-    if photograph.dtype == np.uint16:
-        return (photograph / np.float32(65535)).astype(np.float32)
-    values = photograph.astype(np.float64)
-    low, high = values.min(), values.max()
-    return ((values - low) / (high - low or 1)).astype(np.float32)
+        photograph = photograph @ np.array(RECOMMENDATION_601)
+    elif photograph.dtype == np.uint16:
+        high = 65535.0
+    else:  # 32-bit and floating-point greys have no fixed range
+        low, high = float(photograph.min()), float(photograph.max())
+    grey: Image32 = ((photograph - low) / (high - low or 1)).astype(np.float32)
+    return grey
 
 
 def pipeline(grey: Image32) -> list[Stage]:
@@ -130,6 +133,6 @@ def measure(name: str, operation: Callable[[], Image32]) -> Stage:
     return Stage(name, maps, 1000 * statistics.median(times))
 
 
-def shape_of(maps: npt.NDArray[np.generic]) -> str:
+def shape_of(maps: npt.NDArray[Any]) -> str:
     """Write a shape as text."""
     return " x ".join(map(str, maps.shape))

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from .errors import CommandError
+from .errors import CommandError, prepare_folder
 
 Array = npt.NDArray[Any]
 
@@ -26,13 +27,22 @@ INK = "#1f2933"
 DETAIL = 24  # the pixels along each side of the enlarged corner
 
 
+def destination(path: Path) -> Path:
+    """Return where a picture goes, png without a suffix; its folder is made, its format known."""
+    path = path if path.suffix else path.with_suffix(".png")
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise CommandError(f"cannot write {path}: its format is not one of {', '.join(sorted(formats))}")
+    prepare_folder(path.parent)
+    return path
+
+
 def write(figure: Figure, path: Path) -> None:
     """Save `figure` in the format that the file's name asks for."""
     try:
         figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        # ValueError: a format that matplotlib does not know; its message lists those it does.
-        raise CommandError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}") from None
 
 
 def pipeline(
@@ -50,10 +60,7 @@ def pipeline(
     rows, columns = 1 + len(kernels), 1 + len(stages)
     width = 3.6
     height = width * float(np.clip(grey.shape[0] / grey.shape[1], 0.4, 1.6))
-    figure = Figure(
-        figsize=(width * (columns - 0.45), (height + 0.5) * rows + 0.5), layout="constrained", facecolor="w"
-    )
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure = _figure(width * (columns - 0.45), (height + 0.5) * rows + 0.7)
     grid = figure.subplots(rows, columns, width_ratios=[0.55] + [1] * len(stages))
     figure.suptitle("From a photograph to its edges", fontsize=20, fontweight="bold", color=INK)
 
@@ -62,15 +69,16 @@ def pipeline(
     _picture(grid[0, 1], photograph, f"photograph\n{_size(photograph)}", cmap="gray")
     _picture(grid[0, 2], grey, f"grey values, 0 to 1\n{_size(grey)}", cmap="gray", vmin=0, vmax=1)
     # Both corners in the coordinates of the photograph: the valid output begins one pixel further in.
-    limit = _limit(zero[0])
+    limit, side = _limit(zero[0]), min(DETAIL, *grey.shape)
     for axes, name, corner, first in (
-        (grid[0, 3], zero_name, zero[0, :DETAIL, :DETAIL], 0),
-        (grid[0, 4], valid_name, valid[0, : DETAIL - 1, : DETAIL - 1], 1),
+        (grid[0, 3], zero_name, zero[0, :side, :side], 0),
+        (grid[0, 4], valid_name, valid[0, : side - 1, : side - 1], 1),
     ):
         extent = (first - 0.5, first + corner.shape[1] - 0.5, first + corner.shape[0] - 0.5, first - 0.5)
         axes.set_facecolor("#e6e9ec")
         axes.imshow(corner, cmap=SIGNED, vmin=-limit, vmax=limit, extent=extent, interpolation="nearest")
-        axes.set(xlim=(-1.5, DETAIL - 0.5), ylim=(DETAIL - 0.5, -1.5), xticks=[0, 8, 16], yticks=[0, 8, 16])
+        marks = range(0, side, 8)
+        axes.set(xlim=(-1.5, side - 0.5), ylim=(side - 0.5, -1.5), xticks=marks, yticks=marks)
         axes.tick_params(labelsize=9, colors=INK)
         axes.set_title(f"top left corner, edge kernel\n{name.split(', ')[-1]}", fontsize=12, color=INK)
 
@@ -84,6 +92,11 @@ def pipeline(
         bar = figure.colorbar(image, ax=list(grid[row, 1:]), fraction=0.02, pad=0.01, extend="both", ticks=ticks)
         bar.ax.tick_params(labelsize=9, colors=INK)
     return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Make an empty white figure; the sizes are in inches."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1), facecolor="w")
 
 
 def _picture(axes: Axes, image: Array, title: str, **options: Any) -> Any:
@@ -102,7 +115,7 @@ def _numbers(axes: Axes, kernel: Array, title: str) -> None:
 
 
 def _limit(values: Array) -> float:
-    """Return the size that all but 1 % of the values stay below: the end of a colour scale that a few do not flatten."""
+    """Return the end of a colour scale: the size that all but 1 % of the values stay below."""
     return float(np.percentile(np.abs(values), 99)) or 1.0
 
 
@@ -119,7 +132,7 @@ def training(losses: Array, accuracies: Array, goal: float) -> Figure:
     accuracies : array, shape (epochs,), the share of held-out digits that were right after each epoch
     goal : the accuracy to mark
     """
-    figure = Figure(figsize=(12, 4.5), layout="constrained", facecolor="w")
+    figure = _figure(12, 4.6)
     left, right = figure.subplots(1, 2)
     epochs = np.arange(1, len(losses) + 1)
     steps = np.arange(1, losses.size + 1) / losses.shape[1]
@@ -145,7 +158,7 @@ def kernels(layers: Mapping[str, Array]) -> Figure:
     layers : the name and the weight, shape (K, C, R, S), of each layer
     """
     heights = [0.6 + 0.32 * weight.shape[1] for weight in layers.values()]
-    figure = Figure(figsize=(13, 0.6 + sum(heights)), layout="constrained", facecolor="w")
+    figure = _figure(13, 0.6 + sum(heights))
     grid = figure.subplots(len(layers), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, (name, weight) in zip(grid, layers.items(), strict=True):
         outputs, inputs, height, width = weight.shape
@@ -170,8 +183,8 @@ def feature_maps(digit: Array, label: int, layers: Sequence[tuple[str, Array]], 
     columns, cell = 16, 8
     rows = [-(-maps.shape[0] // columns) for _, maps in layers]
     heights = [3.0] + [0.45 + 0.8 * count for count in rows]
-    figure = Figure(figsize=(13.5, sum(heights) + 0.4), layout="constrained", facecolor="w")
-    top, *bands = figure.subfigures(1 + len(layers), 1, height_ratios=heights)
+    figure = _figure(13.5, sum(heights) + 0.4)
+    top, *bands = figure.subfigures(1 + len(layers), 1, height_ratios=heights, squeeze=False)[:, 0]
     image, bars = top.subplots(1, 2, width_ratios=[1, 3])
     _picture(image, digit, f"a held-out digit: {label}", cmap="gray", interpolation="nearest")
     answer = int(probabilities.argmax())

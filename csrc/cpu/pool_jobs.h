@@ -1,0 +1,57 @@
+// What the pooling kernels of a KernelSet work on: blocks of rows x columns cells whose columns are adjacent.
+//
+// A stream is a pointer to what belongs to cell (0, 0), with the same step from row to row for all streams of a job.
+// Every stream can be read for a whole vector, even where columns are fewer.
+#pragma once
+
+#include <cstdint>
+
+namespace convx {
+
+// The best of `taps` streams of values, by the rules of SEMANTICS.md in the order of the streams.
+template <class T>
+struct PoolMax {
+    int taps;
+    bool pairs;              // a stream holds two neighbouring taps in turn, with codes c and c + 1
+    const T* const* values;  // per tap
+    const T* codes;          // per tap: the code of its values
+    const T* first_codes;    // per column, added to the code of the first tap; or null
+    int64_t rank_offset;     // if not 0: this far behind each value lies a number to add to the tap's code
+    int64_t value_step;
+    int64_t rows, columns;
+    T* output;
+    int64_t output_step;
+    uint8_t* code_bytes;  // codes of the chosen values as bytes, or null
+    T* code_lanes;        // the same as numbers of type T, or null; at most one of the two
+    int64_t code_step;
+};
+
+// Per cell the sum of those grads whose code is the wanted one, in the order of the streams.
+template <class T>
+struct PoolSum {
+    int taps;
+    const T* const* grads;
+    const uint8_t* const* codes;
+    const uint8_t* wanted;  // per tap
+    int64_t grad_step, code_step;
+    int64_t rows, columns;
+    T* output;
+    int64_t output_step;
+};
+
+// Rows made ready to be streams: `before` lanes of `fill`, `pixels` groups of adjacent elements, `after` lanes of
+// `fill`. Up to two vectors behind these may be written, too.
+template <class T>
+struct PoolStage {
+    T* staged;
+    int64_t staged_step;
+    const T* source;
+    int64_t source_step;
+    int64_t rows;
+    int64_t before, pixels, after;
+    int64_t group, pixel_step;  // elements of a pixel, and from one pixel to the next
+    T fill;
+    bool beyond;  // two vectors behind the last pixel can be read
+};
+
+}  // namespace convx
