@@ -13,6 +13,7 @@
 #include "cpu/conv2d/plain.h"
 #include "cpu/conv2d/plan.h"
 #include "cpu/registry.h"
+#include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
 
@@ -21,6 +22,22 @@ namespace convx {
 namespace {
 
 Strides strides_of(const std::array<int64_t, 4>& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
+
+// What one worker works with.
+template <class T>
+struct Scratch {
+    Scratch(ScratchParts parts, const GradWeightBlocks& blocks, const KernelSet<T>& kernels)
+        : rows(parts.take<T>(round_up(blocks.block_rows, kernels.mr) * blocks.chunk_pixels)),
+          columns(parts.take<T>(round_up(blocks.block_columns, kernels.nr) * blocks.chunk_pixels)),
+          stage(parts.take<T>(blocks.block_columns * blocks.chunk_pixels)),
+          runs(parts.take<LaneRun>(blocks.chunk_pixels)),
+          bytes(parts.bytes()) {}
+    T* rows;        // grad_output: [panel][pixel][mr]
+    T* columns;     // input: [panel][pixel][nr]
+    T* stage;       // input before its transpose: [column][pixel]
+    LaneRun* runs;  // what a tap reads
+    int64_t bytes;
+};
 
 template <class T>
 class Nest {
@@ -31,9 +48,13 @@ public:
           grad_(grad_output.data), grad_stride_(strides_of(grad_output.stride)), input_(input.data),
           input_stride_(strides_of(input.stride)), border_(border_of(problem, h_, w_)), rows_(problem.group_out()), taps_(problem.taps()),
           columns_(problem.group_in() * taps_), pixels_(problem.batch * problem.out_pixels()),
-          blocks_(plan_grad_weight_blocks(pixels_, problem.groups, rows_, columns_, kernels.mr, kernels.nr)),
-          step_(w_.step * input_stride_.w), channels_adjacent_(input_stride_.c == 1 && step_ != 1),
-          tap_major_(channels_adjacent_ || (step_ == 1 && tap_major_pays())), pad_(static_cast<T>(border_.value)) {}
+          step_(w_.step * input_stride_.w),
+          adjacent_(input_stride_.c == 1 && step_ != 1 ? Adjacent::channels
+                    : step_ == 1                       ? Adjacent::pixels
+                                                       : Adjacent::neither),
+          blocks_(plan_grad_weight_blocks(pixels_, problem.groups, rows_, problem.group_in(), taps_, adjacent_,
+                                          kernels.mr, kernels.nr)),
+          pad_(static_cast<T>(border_.value)) {}
 
     const Border& border() const { return border_; }
 
@@ -44,10 +65,10 @@ public:
         const int width =
             static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), tasks}));
         // One part with the columns in weight order needs no partial sums: the tiles go to grad_weight itself.
-        const bool direct = blocks_.splits == 1 && in_weight_order();
+        const bool direct = blocks_.in_place(taps_);
         const int64_t part = problem_.groups * rows_ * columns_;
         const PassScratch scratch =
-            grad_weight_scratch(blocks_, part, !in_weight_order(), sizeof(T), kernels_.mr, kernels_.nr);
+            grad_weight_scratch(blocks_, part, direct, kernels_);
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
         T* partial = direct ? grad_weight : static_cast<T*>(workspace.data());
         char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
@@ -64,39 +85,8 @@ public:
     }
 
 private:
-    struct Scratch {
-        T* rows;     // grad_output: [panel][pixel][mr]
-        T* columns;  // input: [panel][pixel][nr]
-        T* stage;    // input before its transpose: [column][pixel]
-        LaneRun* runs;
-    };
-
-    bool in_weight_order() const { return !tap_major_ || taps_ == 1; }
-
-    // Tap-major columns save staging the input (about 0.1 ns an element) and cost one permutation of the weights (about
-    // 1 ns each).
-    bool tap_major_pays() const {
-        return taps_ == 1 || pixels_ * ceil_div(rows_, blocks_.block_rows) >= 10 * rows_;
-    }
-
-    int64_t row_panels() const { return ceil_div(blocks_.block_rows, kernels_.mr); }
-    int64_t column_panels() const { return ceil_div(blocks_.block_columns, kernels_.nr); }
-
-    Scratch carve(char* memory) const {
-        const int64_t chunk = blocks_.chunk_pixels, item = sizeof(T);
-        Scratch s;
-        s.rows = reinterpret_cast<T*>(memory);
-        memory += cache_lines(row_panels() * kernels_.mr * chunk * item);
-        s.columns = reinterpret_cast<T*>(memory);
-        memory += cache_lines(column_panels() * kernels_.nr * chunk * item);
-        s.stage = reinterpret_cast<T*>(memory);
-        memory += cache_lines(blocks_.block_columns * chunk * item);
-        s.runs = reinterpret_cast<LaneRun*>(memory);
-        return s;
-    }
-
     void run_task(int64_t group, int64_t first_row, int64_t first_column, int64_t split, T* partial, char* memory) {
-        const Scratch scratch = carve(memory);
+        const Scratch<T> scratch(ScratchParts(memory), blocks_, kernels_);
         const int64_t rows = std::min(blocks_.block_rows, rows_ - first_row);
         const int64_t columns = std::min(blocks_.block_columns, columns_ - first_column);
         const int64_t chunks = ceil_div(pixels_, blocks_.chunk_pixels);
@@ -106,7 +96,7 @@ private:
             const int64_t first_pixel = chunk * blocks_.chunk_pixels;
             const int64_t depth = std::min(blocks_.chunk_pixels, pixels_ - first_pixel);
             pack_rows(group, first_row, rows, first_pixel, depth, scratch);
-            if (tap_major_)
+            if (blocks_.tap_major)
                 pack_columns_tap_major(group, first_column, columns, first_pixel, depth, scratch);
             else
                 pack_columns(group, first_column, columns, first_pixel, depth, scratch);
@@ -122,7 +112,7 @@ private:
 
     // grad_output, pixels outermost: a transpose where pixels are adjacent in memory, copies where channels are.
     void pack_rows(int64_t group, int64_t first_row, int64_t rows, int64_t first_pixel, int64_t depth,
-                   const Scratch& scratch) {
+                   const Scratch<T>& scratch) {
         const bool flat = grad_stride_.h == w_.positions * grad_stride_.w;
         const int64_t segment_rows = flat ? 1 : h_.positions;
         const int64_t segment_columns = flat ? h_.positions * w_.positions : w_.positions;
@@ -151,7 +141,7 @@ private:
 
     // Columns in weight order: gather each as a row of pixels, then transpose panel by panel.
     void pack_columns(int64_t group, int64_t first_column, int64_t columns, int64_t first_pixel, int64_t depth,
-                      const Scratch& scratch) {
+                      const Scratch<T>& scratch) {
         for (int64_t tap = 0; tap < taps_; ++tap) {
             // The channels whose column c * taps + tap lies in this block.
             const int64_t begin = ceil_div(std::max<int64_t>(first_column - tap, 0), taps_);
@@ -172,7 +162,7 @@ private:
 
     // Columns tap by tap: copies where channels are adjacent in memory, a transpose of every run where pixels are.
     void pack_columns_tap_major(int64_t group, int64_t first_column, int64_t columns, int64_t first_pixel,
-                                int64_t depth, const Scratch& scratch) {
+                                int64_t depth, const Scratch<T>& scratch) {
         const int64_t channels = problem_.group_in();
         const int64_t nr = kernels_.nr;
         for (int64_t tap = first_column / channels; tap * channels < first_column + columns; ++tap) {
@@ -199,7 +189,7 @@ private:
     }
 
     void pack_run(T* dst, const T* source, int64_t pixels, int channels) {
-        if (channels_adjacent_) {
+        if (adjacent_ == Adjacent::channels) {
             const LaneRun lanes{0, channels, 0};
             return kernels_.pack_lanes(dst, kernels_.nr, source, step_, pixels, &lanes, 1, channels, 1, pad_);
         }
@@ -208,7 +198,7 @@ private:
         kernels_.pack_transposed(dst, kernels_.nr, row, channels, pixels);
     }
 
-    int find_runs(int64_t tap, int64_t first_pixel, int64_t depth, const Scratch& scratch) const {
+    int find_runs(int64_t tap, int64_t first_pixel, int64_t depth, const Scratch<T>& scratch) const {
         int run_count = 0;
         for_each_segment(h_.positions, w_.positions, first_pixel, depth, [&](const PixelSegment& segment) {
             run_count = append_runs(h_, w_, tap / problem_.w.kernel, tap % problem_.w.kernel, input_stride_, segment,
@@ -224,7 +214,7 @@ private:
             T* to = grad_weight + k * columns_;
             for (int64_t c = 0; c < channels; ++c)
                 for (int64_t tap = 0; tap < taps_; ++tap) {
-                    const int64_t column = tap_major_ ? tap * channels + c : c * taps_ + tap;
+                    const int64_t column = blocks_.tap_major ? tap * channels + c : c * taps_ + tap;
                     const T* from = partial + k * columns_ + column;
                     T sum = from[0];
                     for (int64_t split = 1; split < blocks_.splits; ++split) sum += from[split * part];
@@ -242,14 +232,20 @@ private:
     const Strides input_stride_;
     const Border border_;
     const int64_t rows_, taps_, columns_, pixels_;
-    const GradWeightBlocks blocks_;
     const int64_t step_;  // input distance of pixels adjacent in a row
-    const bool channels_adjacent_;
-    const bool tap_major_;  // columns are ordered (tap, channel), so that a panel reads one tap: no staging
+    const Adjacent adjacent_;
+    const GradWeightBlocks blocks_;
     const T pad_;
 };
 
 }  // namespace
+
+template <class T>
+PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights, bool in_place,
+                                const KernelSet<T>& kernels) {
+    const int64_t partial = in_place ? 0 : blocks.splits * weights * static_cast<int64_t>(sizeof(T));
+    return {cache_lines(partial), Scratch<T>(ScratchParts(), blocks, kernels).bytes};
+}
 
 template <class T>
 void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
@@ -266,6 +262,8 @@ void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_out
         plain_grad_weight(problem, grad_output, input, grad_weight);
 }
 
+template PassScratch grad_weight_scratch(const GradWeightBlocks&, int64_t, bool, const KernelSet<float>&);
+template PassScratch grad_weight_scratch(const GradWeightBlocks&, int64_t, bool, const KernelSet<double>&);
 template void conv2d_grad_weight(const ConvProblem&, TensorView<const float>, TensorView<const float>,
                                  TensorView<float>);
 template void conv2d_grad_weight(const ConvProblem&, TensorView<const double>, TensorView<const double>,

@@ -5,6 +5,7 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/plain.h"
+#include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
 
@@ -38,6 +39,34 @@ struct Panels {
         : pixel_width(blocks.pixels_in_rows ? mr : nr), row_width(blocks.pixels_in_rows ? nr : mr) {}
 };
 
+// Where the pixels of a panel go: at dest + offset, evenly spaced, if `direct`.
+struct PanelDest {
+    int64_t offset;
+    bool direct;
+};
+
+// What one worker works with.
+template <class T>
+struct Scratch {
+    Scratch(ScratchParts parts, const GemmBlocks& blocks, int64_t channels, int64_t taps, const KernelSet<T>& kernels)
+        : width(Panels(blocks, kernels.mr, kernels.nr).pixel_width),
+          pixels(parts.take<T>(blocks.block_panels * width * channels * taps)),
+          tile(parts.take<T>(kernels.mr * kernels.nr)),
+          pad(parts.take<T>(channels)),
+          runs(parts.take<LaneRun>(blocks.block_panels * taps * width)),
+          run_count(parts.take<int32_t>(blocks.block_panels * taps)),
+          dest(parts.take<PanelDest>(blocks.block_panels)),
+          bytes(parts.bytes()) {}
+    int64_t width;
+    T* pixels;           // [panel][channel, tap][pixel]
+    T* tile;             // a tile that has to be scattered
+    T* pad;              // a row of pad values
+    LaneRun* runs;       // [panel][tap][pixel]: what a tap reads
+    int32_t* run_count;  // [panel][tap]
+    PanelDest* dest;     // [panel]
+    int64_t bytes;
+};
+
 template <class T>
 class Nest {
 public:
@@ -46,8 +75,7 @@ public:
           pixels_(gemm.pixels()), row_panels_(ceil_div(gemm.rows, panels_.row_width)) {}
 
     bool run() {
-        const PassScratch scratch = gemm_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, taps_, sizeof(T),
-                                                 kernels_.mr, kernels_.nr);
+        const PassScratch scratch = gemm_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, taps_, kernels_);
         const int64_t row_blocks = ceil_div(gemm_.rows, blocks_.block_rows);
         const int64_t pixel_blocks = ceil_div(pixels_, blocks_.block_panels * panels_.pixel_width);
         const int64_t tasks = gemm_.groups * row_blocks * pixel_blocks;
@@ -136,41 +164,14 @@ private:
 
     // --- one task ---
 
-    struct Scratch {
-        T* pixels;          // [panel][channel, tap][pixel]
-        T* tile;            // a tile that has to be scattered
-        T* pad;             // a row of pad values
-        LaneRun* runs;      // [panel][tap][pixel_width]
-        int32_t* run_count; // [panel][tap]
-        PanelDest* dest;    // [panel]
-    };
-
-    Scratch carve(char* memory) const {
-        const int64_t depth = std::min(blocks_.chunk_channels, gemm_.channels) * taps_;
-        const int64_t item = sizeof(T);
-        const int64_t panel_taps = blocks_.block_panels * taps_;
-        Scratch s;
-        s.pixels = reinterpret_cast<T*>(memory);
-        memory += cache_lines(blocks_.block_panels * panels_.pixel_width * depth * item);
-        s.tile = reinterpret_cast<T*>(memory);
-        memory += cache_lines(kernels_.mr * kernels_.nr * item);
-        s.pad = reinterpret_cast<T*>(memory);
-        memory += cache_lines(blocks_.chunk_channels * item);
-        s.runs = reinterpret_cast<LaneRun*>(memory);
-        memory += cache_lines(panel_taps * panels_.pixel_width * static_cast<int64_t>(sizeof(LaneRun)));
-        s.run_count = reinterpret_cast<int32_t*>(memory);
-        memory += cache_lines(panel_taps * static_cast<int64_t>(sizeof(int32_t)));
-        s.dest = reinterpret_cast<PanelDest*>(memory);
-        return s;
-    }
-
     void run_task(int64_t group, int64_t pixel_block, int64_t row_block, char* memory) {
-        const Scratch scratch = carve(memory);
+        const Scratch<T> scratch(ScratchParts(memory), blocks_, std::min(blocks_.chunk_channels, gemm_.channels), taps_,
+                                 kernels_);
         const int64_t first_panel = pixel_block * blocks_.block_panels;
         const int64_t panel_count =
             std::min(blocks_.block_panels, ceil_div(pixels_, panels_.pixel_width) - first_panel);
         for (int64_t panel = 0; panel < panel_count; ++panel) find_runs(first_panel + panel, panel, scratch);
-        std::fill(scratch.pad, scratch.pad + blocks_.chunk_channels, gemm_.pad);
+        std::fill(scratch.pad, scratch.pad + std::min(blocks_.chunk_channels, gemm_.channels), gemm_.pad);
 
         const int64_t first_row_panel = row_block * blocks_.block_rows / panels_.row_width;
         const int64_t last_row_panel =
@@ -191,7 +192,7 @@ private:
         }
     }
 
-    void find_runs(int64_t panel, int64_t local_panel, const Scratch& scratch) {
+    void find_runs(int64_t panel, int64_t local_panel, const Scratch<T>& scratch) {
         const int64_t first = panel * panels_.pixel_width;
         const int64_t count = std::min(panels_.pixel_width, pixels_ - first);
         const int64_t tap_columns = static_cast<int64_t>(gemm_.w->taps.size());
@@ -207,7 +208,7 @@ private:
         });
     }
 
-    void pack_pixels(int64_t group, int64_t first_channel, int64_t channels, int64_t panel, const Scratch& scratch) {
+    void pack_pixels(int64_t group, int64_t first_channel, int64_t channels, int64_t panel, const Scratch<T>& scratch) {
         const int64_t width = panels_.pixel_width;
         const T* source = gemm_.source + (group * gemm_.channels + first_channel) * gemm_.source_stride.c;
         T* dst = scratch.pixels + panel * width * channels * taps_;
@@ -319,6 +320,15 @@ void fill_with_bias(const ImplicitGemm<T>& gemm) {
 }  // namespace
 
 template <class T>
+PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
+                         const KernelSet<T>& kernels) {
+    const int64_t row_width = Panels(blocks, kernels.mr, kernels.nr).row_width;
+    const int64_t weights = groups * round_up(rows, row_width) * channels * taps;
+    const Scratch<T> worker(ScratchParts(), blocks, std::min(blocks.chunk_channels, channels), taps, kernels);
+    return {cache_lines(weights * static_cast<int64_t>(sizeof(T))), worker.bytes};
+}
+
+template <class T>
 void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
     if (gemm.pixels() == 0 || gemm.rows == 0) return;
     if (gemm.channels == 0 || gemm.taps() == 0) return fill_with_bias(gemm);
@@ -333,6 +343,8 @@ void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, co
     if (!nest.run()) run_plain(gemm);
 }
 
+template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<float>&);
+template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<double>&);
 template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);
 template void run_implicit_gemm(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&);
 

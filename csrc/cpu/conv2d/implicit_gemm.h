@@ -45,12 +45,6 @@ struct ImplicitGemm {
     int64_t taps() const { return static_cast<int64_t>(h->taps.size() * w->taps.size()); }
 };
 
-// Where the pixels of a panel go: at dest + offset, evenly spaced, if `direct`.
-struct PanelDest {
-    int64_t offset;
-    bool direct;
-};
-
 // Skipping is done by multiplying with zero. Where that is not the same, because a weight is infinite or NaN or because
 // one axis skips and the other pads with a number, the plain loops run instead.
 template <class T>

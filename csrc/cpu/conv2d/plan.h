@@ -28,8 +28,10 @@ struct GemmBlocks {
 
 GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, int64_t channels, int64_t rows,
                             int64_t taps, int64_t item_bytes, int mr, int nr);
+// Counted where it is carved up (implicit_gemm.cpp).
+template <class T>
 PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
-                         int64_t item_bytes, int mr, int nr);
+                         const KernelSet<T>& kernels);
 
 // Blocks of the weight gradient (grad_weight.cpp).
 struct GradWeightBlocks {
@@ -37,11 +39,21 @@ struct GradWeightBlocks {
     int64_t block_columns = 1;  // (input channel, tap) pairs of one task
     int64_t chunk_pixels = 1;   // pixels summed in registers in one go
     int64_t splits = 1;         // parts of the pixel sum, added in order at the end
+    bool tap_major = false;     // columns in the order (tap, channel) instead of that of the weights
+
+    // The tiles can be added up in grad_weight itself.
+    bool in_place(int64_t taps) const { return splits == 1 && (!tap_major || taps == 1); }
 };
 
-GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t rows, int64_t columns, int mr, int nr);
-PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights, bool tap_major, int64_t item_bytes,
-                                int mr, int nr);
+// Which of the input's elements are adjacent in memory, for the passes that care.
+enum class Adjacent { pixels, channels, neither };
+
+GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t rows, int64_t channels, int64_t taps,
+                                         Adjacent adjacent, int mr, int nr);
+// Counted where it is carved up (grad_weight.cpp); `weights` partial sums unless they are taken in place.
+template <class T>
+PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights, bool in_place,
+                                const KernelSet<T>& kernels);
 
 // Below this many flops (about 50 us on one core) an operation stays on the calling thread.
 constexpr int64_t parallel_flops = 4'000'000;
