@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -11,20 +12,20 @@ import pytest
 import convx
 
 README = Path(__file__).parents[1] / "README.md"
-MODULES = [convx.__name__] + [
-    module.name for module in pkgutil.walk_packages(convx.__path__, "convx.") if not module.name.endswith("__main__")
+PUBLIC_MODULES = ["convx"] + [
+    module.name for module in pkgutil.walk_packages(convx.__path__, "convx.") if "._" not in module.name
 ]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_examples_in_docstrings(name):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
 
 
 def test_every_public_function_has_an_example():
-    public = {name: getattr(convx, name) for name in convx.__all__ if callable(getattr(convx, name))}
-    assert [name for name, function in public.items() if ">>>" not in (function.__doc__ or "")] == []
+    functions = [getattr(convx, name) for name in convx.__all__ if inspect.isfunction(getattr(convx, name))]
+    assert [function.__name__ for function in functions if ">>>" not in (function.__doc__ or "")] == []
 
 
 def test_python_blocks_of_the_readme(tmp_path, monkeypatch):

@@ -34,6 +34,11 @@ def output_size(layer, axis):
     return (layer[axis] + 2 * layer[f"pad_{axis}"] - dilation * (kernel - 1) - 1) // layer[f"stride_{axis}"] + 1
 
 
+def max_pools(layer):
+    """The pooling lists have average pooling too, whose padding may be wider than half of the window."""
+    return 2 * layer["pad_h"] <= layer["r"] and 2 * layer["pad_w"] <= layer["s"]
+
+
 def check_plan(plan, context):
     __tracebackhide__ = True
     assert plan.isa == _cpu.config()["isa"], context
@@ -80,7 +85,8 @@ def test_the_choice_does_not_depend_on_the_batch(op, isa, dtype, layout):
         for n in (1, 2, 7, 16, 256):
             shape, weight_shape, options = conv_arguments(layer, layout, n)
             plan = convx.explain(op, shape, weight_shape, dtype=dtype, **options)[0]
-            choices.add((plan.algorithm, plan.tile, plan.block))
+            # How many outputs a task has may follow the batch; the parts of which a sum is made must not.
+            choices.add((plan.algorithm, plan.tile, plan.block[plan.block.index("sums of") :]))
         assert len(choices) == 1, f"{op} {layer['name']}: {choices}"
 
 
@@ -100,7 +106,9 @@ def test_the_choice_does_not_depend_on_the_threads(op, isa):
 @pytest.mark.core
 @pytest.mark.parametrize("op", ["max_pool2d", "max_pool2d_backward"])
 def test_every_pooling_of_the_lists(op, isa, dtype, layout):
-    for layer in layer_list("pool"):
+    layers = [layer for layer in layer_list("pool") if max_pools(layer)]
+    assert len(layers) > 90
+    for layer in layers:
         n, c, h, w = (layer[size] for size in "nchw")
         shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
         plans = convx.explain(
@@ -154,7 +162,10 @@ def test_nothing_is_computed_or_allocated():
 
 @pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "depthwise", "groups-narrow", "first-layer-7x7", "reduction-1x1-513"])
 def test_the_scratch_is_what_a_call_takes(name, layout, isa):
-    """With an empty cache and one thread, the cache holds afterwards what the call allocated, rounded up by at most 1/8."""
+    """With an empty cache and one thread, the cache holds afterwards what the call allocated, rounded up by at most 1/8.
+
+    A strided grad_input is stride * stride convolutions of different sizes, of which the plan shows the largest.
+    """
     problem = CONV_PROBLEMS[name].replace(h=64, w=64)
     x, w, _ = (a.astype("float32") for a in conv_data(problem))
     x = x if layout == "NCHW" else np.moveaxis(x, 1, -1).copy()
@@ -173,7 +184,9 @@ def test_the_scratch_is_what_a_call_takes(name, layout, isa):
                 mask = tuple(plan.name == gradient for gradient in PASSES["conv2d_backward"])
                 convx.conv2d_backward(g, x, w, layout=layout, output_mask=mask, **problem.options)
             taken = _cpu.config()["workspace_cached_bytes"]
-            assert plan.scratch_bytes <= taken <= max(plan.scratch_bytes * 9 / 8, 2**16 * (plan.scratch_bytes > 0)), plan
+            parts = problem.stride**2 if plan.name == "grad_input" else 1
+            least = 2**15  # the smallest buffer that there is
+            assert plan.scratch_bytes <= taken <= parts * max(plan.scratch_bytes * 9 / 8, least), plan
 
 
 def test_text():

@@ -3,7 +3,10 @@
 // left is the same for every layout, stride, dilation and padding: compare and keep.
 //
 // Selection is that of SEMANTICS.md in the order of the streams: a tie stays with the earlier one, a NaN replaces all.
-// Per vector and tap: 1 load, 2 compares, or, blend, and for the code another blend.
+// The test for NaNs costs as much as the rest, and compares and blends share two ports (Zen 3), so each vector is first
+// taken as if it had none: per tap a load, compare, max and blend, or, without codes, a max. A sum of the values rides
+// along on other ports and tells afterwards: it is a NaN if one of them was (or if infinities of both signs met); the
+// vector is then taken again, by the rules.
 #pragma once
 
 namespace {
@@ -13,54 +16,67 @@ enum class CodeForm { none, bytes, lanes };
 
 template <class T>
 struct Best {
-    Vec<T> value, code;
+    Vec<T> value, code, sum;
 };
 
-template <bool with_codes, class T>
+template <bool with_codes, bool with_nans, class T>
 inline void take(Best<T>& best, Vec<T> value, Vec<T> code) {
-    const auto replace = greater_or_nan(value, best.value);
-    best.value = select(replace, value, best.value);
-    if constexpr (with_codes) best.code = select(replace, code, best.code);
+    if constexpr (with_nans) {
+        const auto replace = greater_or_nan(value, best.value);
+        best.value = select(replace, value, best.value);
+        if constexpr (with_codes) best.code = select(replace, code, best.code);
+    } else {
+        if constexpr (with_codes) best.code = select(greater(value, best.value), code, best.code);
+        best.value = max(value, best.value);
+        best.sum = add(best.sum, value);
+    }
 }
 
-// The best of one vector of cells: of values[t] + at for all taps t.
+// One vector of cells: values[t] + at for all taps t. Chains of taps are known at compile time where they are short.
 template <class T, int fixed_taps, bool with_codes, bool ranked>
-inline Best<T> best_of(const convx::PoolMax<T>& job, int64_t at, int64_t column) {
-    const int taps = fixed_taps ? fixed_taps : job.taps;
-    const auto code_of = [&](int t) {
-        Vec<T> code = broadcast(T(0));
-        if constexpr (with_codes) code = broadcast(job.codes[t]);
-        if constexpr (ranked) code = add(code, load(job.values[t] + job.rank_offset + at));
-        return code;
-    };
-    Best<T> best{load(job.values[0] + at), code_of(0)};
-    if constexpr (with_codes) {
-        if (job.first_codes) best.code = add(best.code, load(job.first_codes + column));
-    }
+struct Singles {
+    template <bool with_nans>
+    static inline Best<T> best(const convx::PoolMax<T>& job, int64_t at, int64_t column) {
+        const int taps = fixed_taps && !with_nans ? fixed_taps : job.taps;
+        const auto code_of = [&](int t) {
+            Vec<T> code = broadcast(T(0));
+            if constexpr (with_codes) code = broadcast(job.codes[t]);
+            if constexpr (ranked) code = add(code, load(job.values[t] + job.rank_offset + at));
+            return code;
+        };
+        const Vec<T> first = load(job.values[0] + at);
+        Best<T> best{first, code_of(0), first};
+        if constexpr (with_codes) {
+            if (job.first_codes) best.code = add(best.code, load(job.first_codes + column));
+        }
 #pragma GCC unroll 9
-    for (int t = 1; t < taps; ++t) take<with_codes>(best, load(job.values[t] + at), code_of(t));
-    return best;
-}
+        for (int t = 1; t < taps; ++t) take<with_codes, with_nans>(best, load(job.values[t] + at), code_of(t));
+        return best;
+    }
+};
 
 // The same where a stream holds two neighbouring taps in turn, with codes c and c + 1.
 template <class T, int fixed_taps, bool with_codes>
-inline Best<T> best_of_pairs(const convx::PoolMax<T>& job, int64_t at) {
-    constexpr int lanes = VecOf<T>::lanes;
-    const int taps = fixed_taps ? fixed_taps : job.taps;
-    Best<T> best;
+struct Pairs {
+    template <bool with_nans>
+    static inline Best<T> best(const convx::PoolMax<T>& job, int64_t at, int64_t column) {
+        constexpr int lanes = VecOf<T>::lanes;
+        const int taps = fixed_taps && !with_nans ? fixed_taps : job.taps;
+        Best<T> best;
 #pragma GCC unroll 2
-    for (int t = 0; t < taps; ++t) {
-        const T* pairs = job.values[t] + at;
-        const Vec<T> low = load(pairs), high = load(pairs + lanes);
-        const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
-        if (t == 0)
-            best = {first, broadcast(job.codes[0])};
-        else
-            take<with_codes>(best, first, broadcast(job.codes[t]));
-        take<with_codes>(best, second, broadcast(job.codes[t] + T(1)));
+        for (int t = 0; t < taps; ++t) {
+            const T* pairs = job.values[t] + at + column;  // columns are two elements wide
+            const Vec<T> low = load(pairs), high = load(pairs + lanes);
+            const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
+            if (t == 0)
+                best = {first, broadcast(job.codes[0]), first};
+            else
+                take<with_codes, with_nans>(best, first, broadcast(job.codes[t]));
+            take<with_codes, with_nans>(best, second, broadcast(job.codes[t] + T(1)));
+        }
+        return best;
     }
-    return best;
-}
+};
 
 template <CodeForm form, class T, class... Count>
 inline void put(const convx::PoolMax<T>& job, int64_t row, int64_t column, const Best<T>& best, Count... n) {
@@ -71,9 +87,14 @@ inline void put(const convx::PoolMax<T>& job, int64_t row, int64_t column, const
 
 // All cells of a block in whole vectors, of which the last one of a row overlaps its neighbour. A row of less than one
 // vector runs over into the next rows, which are written after it, as long as these are dense.
-template <CodeForm form, class T, class BestAt>
-inline void for_each_vector(const convx::PoolMax<T>& job, const BestAt& best_at) {
+template <CodeForm form, class Streams, class T>
+void pool_max_block(const convx::PoolMax<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
+    const auto best_at = [&](int64_t row, int64_t column) {
+        const int64_t at = row * job.value_step + column;
+        const Best<T> best = Streams::template best<false>(job, at, column);
+        return any_nan(best.sum) ? Streams::template best<true>(job, at, column) : best;
+    };
     const int64_t last = job.columns - lanes;
     if (last >= 0) {
         for (int64_t row = 0; row < job.rows; ++row) {
@@ -91,31 +112,19 @@ inline void for_each_vector(const convx::PoolMax<T>& job, const BestAt& best_at)
     }
 }
 
-template <class T, CodeForm form, int fixed_taps, bool ranked>
-void pool_max_block(const convx::PoolMax<T>& job) {
-    for_each_vector<form>(job, [&](int64_t row, int64_t column) {
-        return best_of<T, fixed_taps, form != CodeForm::none, ranked>(job, row * job.value_step + column, column);
-    });
-}
-
-template <class T, CodeForm form, int fixed_taps>
-void pool_max_pairs_block(const convx::PoolMax<T>& job) {
-    for_each_vector<form>(job, [&](int64_t row, int64_t column) {
-        return best_of_pairs<T, fixed_taps, form != CodeForm::none>(job, row * job.value_step + 2 * column);
-    });
-}
-
 template <class T, CodeForm form>
 void pool_max_formed(const convx::PoolMax<T>& job) {
-    if (job.pairs) return job.taps == 2 ? pool_max_pairs_block<T, form, 2>(job) : pool_max_pairs_block<T, form, 0>(job);
-    if constexpr (form != CodeForm::none) {
-        if (job.rank_offset) return job.taps == 3 ? pool_max_block<T, form, 3, true>(job) : pool_max_block<T, form, 0, true>(job);
-    }
+    constexpr bool codes = form != CodeForm::none;
+    if (job.pairs)
+        return job.taps == 2 ? pool_max_block<form, Pairs<T, 2, codes>>(job) : pool_max_block<form, Pairs<T, 0, codes>>(job);
+    if (codes && job.rank_offset)
+        return job.taps == 3 ? pool_max_block<form, Singles<T, 3, codes, codes>>(job)
+                             : pool_max_block<form, Singles<T, 0, codes, codes>>(job);
     switch (job.taps) {
-        case 3: return pool_max_block<T, form, 3, false>(job);
-        case 4: return pool_max_block<T, form, 4, false>(job);
-        case 9: return pool_max_block<T, form, 9, false>(job);
-        default: return pool_max_block<T, form, 0, false>(job);
+        case 3: return pool_max_block<form, Singles<T, 3, codes, false>>(job);
+        case 4: return pool_max_block<form, Singles<T, 4, codes, false>>(job);
+        case 9: return pool_max_block<form, Singles<T, 9, codes, false>>(job);
+        default: return pool_max_block<form, Singles<T, 0, codes, false>>(job);
     }
 }
 

@@ -88,10 +88,17 @@ inline VecD fma(VecD a, VecD b, VecD c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)
 inline VecF relu(VecF a) { return {_mm256_andnot_ps(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_LE_OQ), a.v)}; }
 inline VecD relu(VecD a) { return {_mm256_andnot_pd(_mm256_cmp_pd(a.v, _mm256_setzero_pd(), _CMP_LE_OQ), a.v)}; }
 
+inline VecF max(VecF a, VecF b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline VecD max(VecD a, VecD b) { return {_mm256_max_pd(a.v, b.v)}; }
+
+inline MaskF greater(VecF a, VecF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
+inline MaskD greater(VecD a, VecD b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ)}; }
 inline MaskF greater_or_nan(VecF a, VecF b) { return {_mm256_or_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))}; }
 inline MaskD greater_or_nan(VecD a, VecD b) { return {_mm256_or_pd(_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q))}; }
 inline MaskF equal(VecF a, VecF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskD equal(VecD a, VecD b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
+inline bool any_nan(VecF a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
+inline bool any_nan(VecD a) { return _mm256_movemask_pd(_mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm256_add_ps(sum.v, _mm256_and_ps(m.m, a.v))}; }
 inline VecD add_where(MaskD m, VecD sum, VecD a) { return {_mm256_add_pd(sum.v, _mm256_and_pd(m.m, a.v))}; }
 inline VecF select(MaskF m, VecF a, VecF b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }

@@ -67,6 +67,11 @@ inline VecD relu(VecD a) {
     return {_mm512_mask_blend_pd(kept, _mm512_setzero_pd(), a.v)};
 }
 
+inline VecF max(VecF a, VecF b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline VecD max(VecD a, VecD b) { return {_mm512_max_pd(a.v, b.v)}; }
+
+inline MaskF greater(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+inline MaskD greater(VecD a, VecD b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ)}; }
 inline MaskF greater_or_nan(VecF a, VecF b) {
     return {static_cast<__mmask16>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) |
                                    _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q))};
@@ -77,6 +82,8 @@ inline MaskD greater_or_nan(VecD a, VecD b) {
 }
 inline MaskF equal(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskD equal(VecD a, VecD b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline bool any_nan(VecF a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
+inline bool any_nan(VecD a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm512_mask_add_ps(sum.v, m.m, sum.v, a.v)}; }
 inline VecD add_where(MaskD m, VecD sum, VecD a) { return {_mm512_mask_add_pd(sum.v, m.m, sum.v, a.v)}; }
 inline VecF select(MaskF m, VecF a, VecF b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }

@@ -92,6 +92,19 @@ Lanes<T, count> relu(Lanes<T, count> a) {
     return a;
 }
 
+// The greater of a and b, neither of which may be a NaN; b where they are equal.
+template <class T, int count>
+Lanes<T, count> max(Lanes<T, count> a, Lanes<T, count> b) {
+    for (int i = 0; i < count; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+
+template <class T, int count>
+LaneMask<T, count> greater(Lanes<T, count> a, Lanes<T, count> b) {
+    LaneMask<T, count> r;
+    for (int i = 0; i < count; ++i) r.m[i] = a.v[i] > b.v[i];
+    return r;
+}
 // a > b, or a is a NaN: the max-pool rule for replacing b by a, and with b = 0 the test !(a <= 0).
 template <class T, int count>
 LaneMask<T, count> greater_or_nan(Lanes<T, count> a, Lanes<T, count> b) {
@@ -104,6 +117,13 @@ LaneMask<T, count> equal(Lanes<T, count> a, Lanes<T, count> b) {
     LaneMask<T, count> r;
     for (int i = 0; i < count; ++i) r.m[i] = a.v[i] == b.v[i];
     return r;
+}
+
+template <class T, int count>
+bool any_nan(Lanes<T, count> a) {
+    bool any = false;
+    for (const T lane : a.v) any = any || lane != lane;
+    return any;
 }
 
 // Lane by lane: m ? sum + a : sum.
