@@ -1,7 +1,9 @@
-// ReLU takes arrays of any rank: axes that all operands step over alike are merged, and what is left is cut into 4-D
-// pieces.
-#include "bindings/cpu_ops.h"
+// ReLU takes arrays of any rank and strides.
 #include "cpu/relu.h"
+
+#include <algorithm>
+
+#include "bindings/cpu_ops.h"
 
 namespace convx {
 
@@ -9,75 +11,58 @@ namespace {
 
 constexpr int64_t small = 4096;  // below this many elements releasing the GIL costs more than the work
 
-// The merged axes of several arrays of one shape, outermost first; strides in elements.
-template <size_t count>
-struct MergedAxes {
-    std::vector<int64_t> shape;
-    std::array<std::vector<int64_t>, count> stride;
-};
-
-template <size_t count>
-MergedAxes<count> merge_axes(const std::array<const py::array*, count>& arrays) {
-    const py::array& first = *arrays[0];
-    std::vector<py::ssize_t> order;
-    for (py::ssize_t axis = 0; axis < first.ndim(); ++axis)
-        if (first.shape(axis) != 1) order.push_back(axis);
-    // Elementwise work may walk the axes in any order: the order of memory merges transposed arrays too.
-    std::stable_sort(order.begin(), order.end(), [&](py::ssize_t a, py::ssize_t b) {
-        return std::abs(first.strides(a)) > std::abs(first.strides(b));
-    });
-    MergedAxes<count> merged;
-    for (const py::ssize_t axis : order) {
-        const int64_t size = first.shape(axis);
-        bool joins = !merged.shape.empty();
-        for (size_t i = 0; i < count && joins; ++i)
-            joins = merged.stride[i].back() == size * arrays[i]->strides(axis) / arrays[i]->itemsize();
+// The arrays, all of one shape, as 4-D views and what is in front of them: relu.cpp merges axes, and only arrays of more
+// than four axes with gaps have to be cut.
+template <class T, size_t count>
+class Pieces {
+public:
+    explicit Pieces(const std::array<const py::array*, count>& arrays) {
+        const py::array& first = *arrays[0];
+        const bool dense = std::all_of(arrays.begin(), arrays.end(),
+                                       [](const py::array* array) { return array->flags() & py::array::c_style; });
+        const py::ssize_t axes = dense ? 1 : first.ndim();
         for (size_t i = 0; i < count; ++i) {
-            const int64_t stride = arrays[i]->strides(axis) / arrays[i]->itemsize();
-            if (joins)
-                merged.stride[i].back() = stride;
-            else
-                merged.stride[i].push_back(stride);
+            views_[i].data = static_cast<T*>(const_cast<void*>(arrays[i]->data()));
+            views_[i].shape = {1, 1, 1, 1};
+            for (py::ssize_t axis = 0; axis < axes; ++axis) {
+                const int64_t size = dense ? first.size() : first.shape(axis);
+                const int64_t stride = dense ? 1 : arrays[i]->strides(axis) / static_cast<py::ssize_t>(sizeof(T));
+                if (axis < axes - 4) {
+                    if (i == 0) outer_.push_back({size, {}});
+                    outer_[static_cast<size_t>(axis)].stride[i] = stride;
+                } else {
+                    views_[i].shape[static_cast<size_t>(4 - axes + axis)] = size;
+                    views_[i].stride[static_cast<size_t>(4 - axes + axis)] = stride;
+                }
+            }
         }
-        if (joins)
-            merged.shape.back() *= size;
-        else
-            merged.shape.push_back(size);
     }
-    while (merged.shape.size() < 4) {
-        merged.shape.insert(merged.shape.begin(), 1);
-        for (auto& stride : merged.stride) stride.insert(stride.begin(), 0);
-    }
-    return merged;
-}
 
-// Calls apply(views) for every 4-D piece.
-template <class T, size_t count, class Apply>
-void for_each_piece(const std::array<const py::array*, count>& arrays, const Apply& apply) {
-    const MergedAxes<count> merged = merge_axes(arrays);
-    const size_t outer = merged.shape.size() - 4;
-    std::array<TensorView<T>, count> views;
-    for (size_t i = 0; i < count; ++i) {
-        views[i].data = static_cast<T*>(const_cast<void*>(arrays[i]->data()));
-        for (size_t axis = 0; axis < 4; ++axis) {
-            views[i].shape[axis] = merged.shape[outer + axis];
-            views[i].stride[axis] = merged.stride[i][outer + axis];
-        }
+    template <class Apply>
+    void for_each(const Apply& apply) {
+        visit(0, apply);
     }
-    std::vector<int64_t> index(outer, 0);
-    while (true) {
-        apply(views);
-        size_t axis = outer;
-        while (axis-- > 0) {
-            const bool carry = ++index[axis] == merged.shape[axis];
-            for (size_t i = 0; i < count; ++i)
-                views[i].data += merged.stride[i][axis] * (carry ? 1 - merged.shape[axis] : 1);
-            if (!carry) break;
-            index[axis] = 0;
+
+private:
+    struct Loop {
+        int64_t size;
+        std::array<int64_t, count> stride;
+    };
+
+    template <class Apply>
+    void visit(size_t axis, const Apply& apply) {
+        if (axis == outer_.size()) return apply(views_);
+        const std::array<TensorView<T>, count> start = views_;
+        for (int64_t index = 0; index < outer_[axis].size; ++index) {
+            visit(axis + 1, apply);
+            for (size_t i = 0; i < count; ++i) views_[i].data += outer_[axis].stride[i];
         }
-        if (axis == static_cast<size_t>(-1)) return;
+        views_ = start;
     }
-}
+
+    std::array<TensorView<T>, count> views_;
+    std::vector<Loop> outer_;
+};
 
 template <class Work>
 void without_gil(int64_t elements, const Work& work) {
@@ -108,9 +93,9 @@ py::array relu_op(py::handle input, py::handle out) {
     if (x.array.size() == 0) return y;
     dispatch(x.info.dtype, [&](auto zero) {
         using T = decltype(zero);
-        without_gil(x.array.size(), [&] {
-            for_each_piece<T, 2>({&x.array, &y}, [](const auto& views) { relu<T>(views[0], views[1]); });
-        });
+        Pieces<T, 2> pieces({&x.array, &y});
+        without_gil(x.array.size(),
+                    [&] { pieces.for_each([](const auto& views) { relu<T>(views[0], views[1]); }); });
     });
     return y;
 }
@@ -129,9 +114,9 @@ py::array relu_backward_op(py::handle grad_output, py::handle output, py::handle
     if (g.array.size() == 0) return result;
     dispatch(g.info.dtype, [&](auto zero) {
         using T = decltype(zero);
+        Pieces<T, 3> pieces({&g.array, &y.array, &result});
         without_gil(g.array.size(), [&] {
-            for_each_piece<T, 3>({&g.array, &y.array, &result},
-                                 [](const auto& views) { relu_backward<T>(views[0], views[1], views[2]); });
+            pieces.for_each([](const auto& views) { relu_backward<T>(views[0], views[1], views[2]); });
         });
     });
     return result;

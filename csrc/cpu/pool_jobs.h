@@ -8,15 +8,17 @@
 
 namespace convx {
 
-// The best of `taps` streams of values, by the rules of SEMANTICS.md in the order of the streams.
+// The best of tap_rows x tap_columns values per cell, by the rules of SEMANTICS.md: value (r, s) of cell (0, 0) lies at
+// rows_of_taps[r][offsets[s]] and has code `code + r * row_codes + s`.
 template <class T>
 struct PoolMax {
-    int taps;
-    bool pairs;              // a stream holds two neighbouring taps in turn, with codes c and c + 1
-    const T* const* values;  // per tap
-    const T* codes;          // per tap: the code of its values
-    const T* first_codes;    // per column, added to the code of the first tap; or null
-    int64_t rank_offset;     // if not 0: this far behind each value lies a number to add to the tap's code
+    int tap_rows, tap_columns;
+    bool pairs;  // tap_columns is 2 and both lie in turn in rows_of_taps[r], two elements per column
+    const T* const* rows_of_taps;
+    const int64_t* offsets;
+    T code, row_codes;
+    const T* first_codes;  // per column, added to the code of the first value; or null
+    int64_t rank_offset;   // if not 0: this far behind each value lies a number to add to its code
     int64_t value_step;
     int64_t rows, columns;
     T* output;

@@ -1,12 +1,11 @@
-// Max-pooling as the greatest of several streams. A loop nest has laid the values under each tap of the window behind a
-// pointer of its own, for a block of cells whose columns are adjacent (pixels of a row, or channels of a pixel); what is
-// left is the same for every layout, stride, dilation and padding: compare and keep.
+// Max-pooling as the greatest of several streams. A loop nest has laid the values under each tap of the window where they
+// are adjacent for a block of cells whose columns are (pixels of a row, or channels of a pixel); what is left is the same
+// for every layout, stride, dilation and padding: compare and keep.
 //
-// Selection is that of SEMANTICS.md in the order of the streams: a tie stays with the earlier one, a NaN replaces all.
-// The test for NaNs costs as much as the rest, and compares and blends share two ports (Zen 3), so each vector is first
-// taken as if it had none: per tap a load, compare, max and blend, or, without codes, a max. A sum of the values rides
-// along on other ports and tells afterwards: it is a NaN if one of them was (or if infinities of both signs met); the
-// vector is then taken again, by the rules.
+// Selection is that of SEMANTICS.md in the order of the taps: a tie stays with the earlier one, a NaN replaces all. The
+// test for NaNs would cost as much as the rest, so each vector is first taken as if it had none: per tap a load, compare,
+// blend and max, or, without codes, a max. A sum of the values rides along and tells afterwards: it is a NaN if one of
+// them was (or if infinities of both signs met), and then the vector is taken again, by the rules.
 #pragma once
 
 namespace {
@@ -32,100 +31,174 @@ inline void take(Best<T>& best, Vec<T> value, Vec<T> code) {
     }
 }
 
-// One vector of cells: values[t] + at for all taps t. Chains of taps are known at compile time where they are short.
-template <class T, int fixed_taps, bool with_codes, bool ranked>
-struct Singles {
-    template <bool with_nans>
-    static inline Best<T> best(const convx::PoolMax<T>& job, int64_t at, int64_t column) {
-        const int taps = fixed_taps && !with_nans ? fixed_taps : job.taps;
-        const auto code_of = [&](int t) {
-            Vec<T> code = broadcast(T(0));
-            if constexpr (with_codes) code = broadcast(job.codes[t]);
-            if constexpr (ranked) code = add(code, load(job.values[t] + job.rank_offset + at));
-            return code;
-        };
-        const Vec<T> first = load(job.values[0] + at);
-        Best<T> best{first, code_of(0), first};
-        if constexpr (with_codes) {
-            if (job.first_codes) best.code = add(best.code, load(job.first_codes + column));
+template <class T>
+inline Vec<T> code_of_row(const convx::PoolMax<T>& job, int r) {
+    return broadcast(job.code + T(r) * job.row_codes);
+}
+
+// The best of one vector of cells, `at` elements from the first. Windows of any size:
+template <class T, bool ranked>
+struct AnyWindow {
+    const convx::PoolMax<T>& job;
+
+    explicit AnyWindow(const convx::PoolMax<T>& given) : job(given) {}
+
+    template <bool with_codes, bool with_nans>
+    inline Best<T> best(int64_t at, int64_t column) const {
+        const Vec<T> one = broadcast(T(1));
+        Best<T> best;
+        for (int r = 0; r < job.tap_rows; ++r) {
+            const T* row = job.rows_of_taps[r] + at;
+            Vec<T> code = code_of_row(job, r);
+            if constexpr (ranked) code = add(code, load(row + job.rank_offset));
+            for (int s = 0; s < job.tap_columns; ++s) {
+                const Vec<T> value = load(row + job.offsets[s]);
+                if (r == 0 && s == 0) {
+                    best = {value, code, value};
+                    if (with_codes && job.first_codes) best.code = add(code, load(job.first_codes + column));
+                } else {
+                    take<with_codes, with_nans>(best, value, code);
+                }
+                if constexpr (with_codes) code = add(code, one);
+            }
         }
-#pragma GCC unroll 9
-        for (int t = 1; t < taps; ++t) take<with_codes, with_nans>(best, load(job.values[t] + at), code_of(t));
         return best;
     }
 };
 
-// The same where a stream holds two neighbouring taps in turn, with codes c and c + 1.
-template <class T, int fixed_taps, bool with_codes>
-struct Pairs {
-    template <bool with_nans>
-    static inline Best<T> best(const convx::PoolMax<T>& job, int64_t at, int64_t column) {
+// Windows of a size known at compile time: addresses and codes in registers, or operands from the stack.
+template <class T, int tap_rows, int tap_columns, bool ranked>
+struct FixedWindow {
+    const T* rows[tap_rows];
+    int64_t offsets[tap_columns];
+    Vec<T> codes[tap_rows * tap_columns];
+    const T* first_codes;
+    int64_t rank_offset;
+
+    explicit FixedWindow(const convx::PoolMax<T>& job) : first_codes(job.first_codes), rank_offset(job.rank_offset) {
+        for (int r = 0; r < tap_rows; ++r) rows[r] = job.rows_of_taps[r];
+        for (int s = 0; s < tap_columns; ++s) offsets[s] = job.offsets[s];
+        for (int r = 0; r < tap_rows; ++r)
+            for (int s = 0; s < tap_columns; ++s) codes[r * tap_columns + s] = add(code_of_row(job, r), broadcast(T(s)));
+    }
+
+    template <bool with_codes, bool with_nans>
+    inline Best<T> best(int64_t at, int64_t column) const {
+        Best<T> best;
+#pragma GCC unroll 9
+        for (int t = 0; t < tap_rows * tap_columns; ++t) {
+            const T* place = rows[t / tap_columns] + offsets[t % tap_columns] + at;
+            const Vec<T> value = load(place);
+            Vec<T> code = codes[t];
+            if constexpr (ranked) code = add(code, load(place + rank_offset));
+            if (t == 0) {
+                best = {value, code, value};
+                if (with_codes && first_codes) best.code = add(code, load(first_codes + column));
+            } else {
+                take<with_codes, with_nans>(best, value, code);
+            }
+        }
+        return best;
+    }
+};
+
+// Windows of two columns at stride 2, whose values lie in turn in rows as they are.
+template <class T, int fixed_rows>
+struct PairWindow {
+    const convx::PoolMax<T>& job;
+
+    explicit PairWindow(const convx::PoolMax<T>& given) : job(given) {}
+
+    template <bool with_codes, bool with_nans>
+    inline Best<T> best(int64_t at, int64_t column) const {
         constexpr int lanes = VecOf<T>::lanes;
-        const int taps = fixed_taps && !with_nans ? fixed_taps : job.taps;
+        const int tap_rows = fixed_rows ? fixed_rows : job.tap_rows;
         Best<T> best;
 #pragma GCC unroll 2
-        for (int t = 0; t < taps; ++t) {
-            const T* pairs = job.values[t] + at + column;  // columns are two elements wide
+        for (int r = 0; r < tap_rows; ++r) {
+            const T* pairs = job.rows_of_taps[r] + at + column;  // a cell is two elements wide
             const Vec<T> low = load(pairs), high = load(pairs + lanes);
             const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
-            if (t == 0)
-                best = {first, broadcast(job.codes[0]), first};
+            const Vec<T> code = code_of_row(job, r);
+            if (r == 0)
+                best = {first, code, first};
             else
-                take<with_codes, with_nans>(best, first, broadcast(job.codes[t]));
-            take<with_codes, with_nans>(best, second, broadcast(job.codes[t] + T(1)));
+                take<with_codes, with_nans>(best, first, code);
+            take<with_codes, with_nans>(best, second, add(code, broadcast(T(1))));
         }
         return best;
     }
 };
 
-template <CodeForm form, class T, class... Count>
-inline void put(const convx::PoolMax<T>& job, int64_t row, int64_t column, const Best<T>& best, Count... n) {
-    store(job.output + row * job.output_step + column, best.value, n...);
-    if constexpr (form == CodeForm::bytes) store_codes(job.code_bytes + row * job.code_step + column, best.code, n...);
-    if constexpr (form == CodeForm::lanes) store(job.code_lanes + row * job.code_step + column, best.code, n...);
+// Where the results of one row go.
+template <CodeForm form, class T>
+struct RowOutput {
+    T* values;
+    uint8_t* code_bytes;
+    T* code_lanes;
+
+    RowOutput(const convx::PoolMax<T>& job, int64_t row)
+        : values(job.output + row * job.output_step),
+          code_bytes(form == CodeForm::bytes ? job.code_bytes + row * job.code_step : nullptr),
+          code_lanes(form == CodeForm::lanes ? job.code_lanes + row * job.code_step : nullptr) {}
+
+    // All lanes, or the first n.
+    template <class... Count>
+    inline void put(int64_t column, const Best<T>& best, Count... n) const {
+        store(values + column, best.value, n...);
+        if constexpr (form == CodeForm::bytes) store_codes(code_bytes + column, best.code, n...);
+        if constexpr (form == CodeForm::lanes) store(code_lanes + column, best.code, n...);
+    }
+};
+
+// The first n cells of one vector, NaNs or not.
+template <CodeForm form, class Window, class T>
+void put_exactly(const convx::PoolMax<T>& job, int64_t row, int64_t column, int n) {
+    const Window window(job);
+    const Best<T> best = window.template best<form != CodeForm::none, true>(row * job.value_step + column, column);
+    RowOutput<form, T>(job, row).put(column, best, n);
 }
 
 // All cells of a block in whole vectors, of which the last one of a row overlaps its neighbour. A row of less than one
 // vector runs over into the next rows, which are written after it, as long as these are dense.
-template <CodeForm form, class Streams, class T>
+template <CodeForm form, class Window, class T>
 void pool_max_block(const convx::PoolMax<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
-    const auto best_at = [&](int64_t row, int64_t column) {
-        const int64_t at = row * job.value_step + column;
-        const Best<T> best = Streams::template best<false>(job, at, column);
-        return any_nan(best.sum) ? Streams::template best<true>(job, at, column) : best;
-    };
-    const int64_t last = job.columns - lanes;
-    if (last >= 0) {
-        for (int64_t row = 0; row < job.rows; ++row) {
-            for (int64_t column = 0; column < last; column += lanes) put<form>(job, row, column, best_at(row, column));
-            put<form>(job, row, last, best_at(row, last));
+    const Window window(job);
+    const int64_t columns = job.columns, rows = job.rows;
+    const bool dense = job.output_step == columns && (form == CodeForm::none || job.code_step == columns);
+    for (int64_t row = 0; row < rows; ++row) {
+        if (columns < lanes && !(dense && (rows - row) * columns >= lanes)) {
+            put_exactly<form, Window>(job, row, 0, static_cast<int>(columns));
+            continue;
         }
-        return;
-    }
-    const bool dense = job.output_step == job.columns && (form == CodeForm::none || job.code_step == job.columns);
-    for (int64_t row = 0; row < job.rows; ++row) {
-        if (dense && (job.rows - row) * job.columns >= lanes)
-            put<form>(job, row, 0, best_at(row, 0));
-        else
-            put<form>(job, row, 0, best_at(row, 0), static_cast<int>(job.columns));
+        const RowOutput<form, T> output(job, row);
+        const int64_t at = row * job.value_step;
+        for (int64_t column = 0;;) {
+            const Best<T> best = window.template best<form != CodeForm::none, false>(at + column, column);
+            if (any_nan(best.sum))
+                put_exactly<form, Window>(job, row, column, lanes);
+            else
+                output.put(column, best);
+            column += lanes;
+            if (column >= columns) break;
+            if (column > columns - lanes) column = columns - lanes;
+        }
     }
 }
 
 template <class T, CodeForm form>
 void pool_max_formed(const convx::PoolMax<T>& job) {
-    constexpr bool codes = form != CodeForm::none;
+    const auto is = [&](int tap_rows, int tap_columns) { return job.tap_rows == tap_rows && job.tap_columns == tap_columns; };
     if (job.pairs)
-        return job.taps == 2 ? pool_max_block<form, Pairs<T, 2, codes>>(job) : pool_max_block<form, Pairs<T, 0, codes>>(job);
-    if (codes && job.rank_offset)
-        return job.taps == 3 ? pool_max_block<form, Singles<T, 3, codes, codes>>(job)
-                             : pool_max_block<form, Singles<T, 0, codes, codes>>(job);
-    switch (job.taps) {
-        case 3: return pool_max_block<form, Singles<T, 3, codes, false>>(job);
-        case 4: return pool_max_block<form, Singles<T, 4, codes, false>>(job);
-        case 9: return pool_max_block<form, Singles<T, 9, codes, false>>(job);
-        default: return pool_max_block<form, Singles<T, 0, codes, false>>(job);
-    }
+        return is(2, 2) ? pool_max_block<form, PairWindow<T, 2>>(job) : pool_max_block<form, PairWindow<T, 0>>(job);
+    if (form != CodeForm::none && job.rank_offset)
+        return is(3, 1) ? pool_max_block<form, FixedWindow<T, 3, 1, true>>(job) : pool_max_block<form, AnyWindow<T, true>>(job);
+    if (is(3, 3)) return pool_max_block<form, FixedWindow<T, 3, 3, false>>(job);
+    if (is(2, 2)) return pool_max_block<form, FixedWindow<T, 2, 2, false>>(job);
+    if (is(1, 3)) return pool_max_block<form, FixedWindow<T, 1, 3, false>>(job);
+    if (is(3, 1)) return pool_max_block<form, FixedWindow<T, 3, 1, false>>(job);
+    pool_max_block<form, AnyWindow<T, false>>(job);
 }
 
 template <class T>

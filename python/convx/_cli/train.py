@@ -53,6 +53,8 @@ def run(options: argparse.Namespace) -> None:
     prepare_folder(options.output_dir)
     if options.save is not None:
         prepare_folder(options.save.parent)
+        if options.save.is_dir():
+            raise CommandError(f"cannot write {options.save}: it is a folder")
     console = Console()
     rng = np.random.default_rng(options.seed)
     digits = load(rng)

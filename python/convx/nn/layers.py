@@ -293,8 +293,10 @@ class Flatten(Module):
 class Linear(Module):
     """``input @ weight.T + bias`` over the last axis.
 
-    It runs as a 1x1 convolution over the rows of the input, so a fully-connected layer, too, gives the same bits for
-    any number of threads, and no second thread pool (that of a BLAS) takes turns with convx's own.
+    It runs as a 1x1 convolution, so a fully-connected layer, too, gives the same bits for any number of threads, and no
+    second thread pool (that of a BLAS) takes turns with convx's own. The weight is the image, whose pixels are read
+    where they lie, and the rows of the input are the kernels, which get packed. The other way round the large one of
+    the two would be packed: 1.9 times the time for 8 rows of 25088 features, 1.1 to 1.6 times for 128 rows.
 
     Parameters
     ----------
@@ -343,8 +345,14 @@ class Linear(Module):
         if input.ndim == 0 or input.shape[-1] != weight.shape[1]:
             found = f"{input.shape[-1]} features" if input.ndim else "no axis"
             raise ShapeError(f"Linear: input has {found}, expected {weight.shape[1]} (the size of the last axis)")
-        bias = None if self.bias is None else self.bias.value
-        output = conv2d(_as_row_of_pixels(input), weight[:, :, None, None], bias, layout="NHWC")
+        if input.dtype != weight.dtype:
+            raise TypeError(f"Linear: input has dtype {input.dtype}, expected {weight.dtype} (that of the weight)")
+        rows = input.reshape(-1, weight.shape[1])
+        output = np.empty_like(weight, shape=(len(rows), weight.shape[0]))
+        if len(rows):  # no rows would be no kernels
+            output[...] = conv2d(_as_image(weight), _as_kernels(rows), layout="NHWC")[0, 0].T
+        if self.bias is not None:
+            output += self.bias.value
         return output.reshape(*input.shape[:-1], weight.shape[0]), input
 
     def backward(
@@ -352,14 +360,18 @@ class Linear(Module):
     ) -> FloatArray | None:
         """Add the gradients of weight and bias; return that of the input."""
         weight = self.weight.value
-        grad_input, grad_weight, grad_bias = conv2d_backward(
-            _as_row_of_pixels(grad_output),
-            _as_row_of_pixels(context),
-            weight[:, :, None, None],
-            layout="NHWC",
-            output_mask=(need_grad_input, True, self.bias is not None),
-        )
-        _accumulate((self.weight, grad_weight), (self.bias, grad_bias))
+        rows, grad_rows = context.reshape(-1, weight.shape[1]), grad_output.reshape(-1, weight.shape[0])
+        grad_weight: FloatArray | None = np.zeros_like(weight)
+        grad_input: FloatArray | None = np.zeros_like(rows) if need_grad_input else None
+        if len(rows):
+            grad_weight, grad_input, _ = conv2d_backward(
+                _as_image(grad_rows.T),
+                _as_image(weight),
+                _as_kernels(rows),
+                layout="NHWC",
+                output_mask=(True, need_grad_input, False),
+            )
+        _accumulate((self.weight, grad_weight), (self.bias, grad_rows.sum(axis=0)))
         return None if grad_input is None else grad_input.reshape(context.shape)
 
     def __repr__(self) -> str:
@@ -367,11 +379,14 @@ class Linear(Module):
         return f"Linear({in_features}, {out_features}, bias={self.bias is not None})"
 
 
-def _as_row_of_pixels(matrix: FloatArray) -> FloatArray:
-    """View (..., features) as the NHWC image (1, 1, rows, features); no rows are no image, which is a legal batch."""
-    *batch, features = matrix.shape
-    rows = math.prod(batch)
-    return matrix.reshape(min(rows, 1), 1, max(rows, 1), features)
+def _as_image(matrix: FloatArray) -> FloatArray:
+    """View (pixels, features) as the NHWC image (1, 1, pixels, features)."""
+    return matrix[None, None]
+
+
+def _as_kernels(matrix: FloatArray) -> FloatArray:
+    """View (rows, features) as 1x1 kernels (rows, features, 1, 1)."""
+    return matrix[:, :, None, None]
 
 
 class Sequential(Module):
