@@ -137,7 +137,9 @@ def overhead(results: Results) -> tuple[float | None, str]:
 
 
 def summary(results: Results) -> Table:
-    made = table("Speed floor", ["figure", "measured", "floor", "", "how"], left=1)
+    sampled = results.about["settings"].get("deadline") is not None
+    title = "Speed floor, on a sample of the layers only (--quick)" if sampled else "Speed floor"
+    made = table(title, ["figure", "measured", "floor", "", "how"], left=1)
     made.columns[4].justify = "left"
     verdicts = {
         True: Text("met", style="green"),

@@ -66,6 +66,7 @@ public:
                 tap_codes_.push_back(static_cast<T>(r * w_.kernel + s));
                 index_offsets_.push_back(r * h_.dilation * w_.input + s * w_.dilation);
             }
+        for (int64_t s = 0; s < w_.kernel; ++s) direct_columns_.push_back(s * w_.dilation * input_.stride[3]);
     }
 
     void run_channels();
@@ -75,16 +76,14 @@ private:
     // What one worker works with; a part that the problem does not need is empty.
     struct Scratch {
         Scratch(ScratchParts parts, const Forward& f)
-            : values(parts.take<const T*>(f.problem_.taps())),
-              codes(parts.take<T>(f.problem_.taps())),
+            : rows_of_taps(parts.take<const T*>(f.h_.kernel)),
               staged(parts.take<T>(f.slots_ * f.staged_row_)),
               ranked(parts.take<T>(f.slots_ * f.ranked_row_)),
               output(parts.take<T>(f.output_cells_)),
               code_bytes(parts.take<uint8_t>(f.code_cells_)),
               code_lanes(parts.take<T>(f.index_cells_)),
               bytes(parts.bytes()) {}
-        const T** values;  // one stream per tap
-        T* codes;
+        const T** rows_of_taps;
         T* staged;
         T* ranked;
         T* output;  // results on their way
@@ -104,6 +103,8 @@ private:
         });
     }
 
+    PoolMax<T> job_of(const WindowRun& rows, const WindowRun& columns, const std::vector<int64_t>& offsets,
+                      const Scratch& scratch) const;
     void emit(PoolMax<T>& job, const Place& to, const Scratch& scratch) const;
     template <class U>
     void scatter(const U* from, const TensorView<U>& view, const PoolMax<T>& job, const Place& to) const;
@@ -129,6 +130,7 @@ private:
     const std::vector<WindowRun> row_runs_ = window_runs(h_), column_runs_ = window_runs(w_);
     std::vector<T> tap_codes_;            // 0, 1, ..., R * S - 1
     std::vector<int64_t> index_offsets_;  // index under a tap less that of the window's origin
+    std::vector<int64_t> direct_columns_;  // per s: where its values begin in a row as it is
     int64_t output_cells_ = 0, code_cells_ = 0, index_cells_ = 0;
 
     // Planes only.
@@ -139,11 +141,25 @@ private:
     int64_t slots_ = 0;      // input rows of a block
     int64_t slot_step_ = 1;  // input rows from one slot to the next
     std::vector<int64_t> residues_;  // modulo the stride, of the columns that taps read
-    int64_t staged_columns_ = 0, residue_width_ = 0, staged_row_ = 0, ranked_row_ = 0;
-    std::vector<int64_t> tap_columns_;  // per s: where its values begin in a staged row
+    int64_t residue_columns_ = 0, residue_width_ = 0, staged_row_ = 0, ranked_row_ = 0;
+    std::vector<int64_t> staged_columns_;  // per s: where its values begin in a staged row
     std::vector<T> first_columns_;      // per column: the first s inside the image, if that is not 0 for all
     const T* input_end_ = nullptr;      // behind the last element in memory
 };
+
+// A job over these taps, whose rows are yet to be filled in.
+template <class T>
+PoolMax<T> Forward<T>::job_of(const WindowRun& rows, const WindowRun& columns, const std::vector<int64_t>& offsets,
+                              const Scratch& scratch) const {
+    PoolMax<T> job{};
+    job.tap_rows = static_cast<int>(rows.count());
+    job.tap_columns = static_cast<int>(columns.count());
+    job.rows_of_taps = scratch.rows_of_taps + rows.tap_begin;
+    job.offsets = offsets.data() + columns.tap_begin;
+    job.codes = tap_codes_.data() + rows.tap_begin * w_.kernel + columns.tap_begin;
+    job.code_row = w_.kernel;
+    return job;
+}
 
 // Runs the kernel on a job that lacks its outputs, and brings these to where they belong.
 template <class T>
@@ -222,14 +238,9 @@ void Forward<T>::channels_row(int64_t n, int64_t p, const Scratch& scratch) cons
                 for (int64_t pixel = 0; pixel < pixels; ++pixel) write_empty(n, 0, p, q + pixel);
                 continue;
             }
-            PoolMax<T> job{};
-            job.values = scratch.values;
-            job.codes = scratch.codes;
+            PoolMax<T> job = job_of(rows, columns, direct_columns_, scratch);
             for (int64_t r = rows.tap_begin; r < rows.tap_end; ++r)
-                for (int64_t s = columns.tap_begin; s < columns.tap_end; ++s) {
-                    scratch.values[job.taps] = input_.at(n, 0, h_.position(p, r), w_.position(q, s));
-                    scratch.codes[job.taps++] = tap_codes_[static_cast<size_t>(r * w_.kernel + s)];
-                }
+                scratch.rows_of_taps[r] = input_.at(n, 0, h_.position(p, r), w_.position(q, 0));
             job.value_step = step;
             job.rows = pixels;
             job.columns = group_;
@@ -261,11 +272,11 @@ void Forward<T>::plan_planes() {
         if (std::find(residues_.begin(), residues_.end(), residue) == residues_.end()) residues_.push_back(residue);
     }
     if (w_.stride == 2) residues_ = {0, 1};  // staged at once, whether read or not
-    staged_columns_ = (w_.extent() - 1) / w_.stride + block_columns_;
-    residue_width_ = round_up(staged_columns_ * group_ + 2 * lanes);
+    residue_columns_ = (w_.extent() - 1) / w_.stride + block_columns_;
+    residue_width_ = round_up(residue_columns_ * group_ + 2 * lanes);
     for (int64_t s = 0; s < w_.kernel; ++s) {
         const auto residue = std::find(residues_.begin(), residues_.end(), s * w_.dilation % w_.stride);
-        tap_columns_.push_back((residue - residues_.begin()) * residue_width_ + s * w_.dilation / w_.stride * group_);
+        staged_columns_.push_back((residue - residues_.begin()) * residue_width_ + s * w_.dilation / w_.stride * group_);
     }
     if (column_runs_[0].tap_begin > 0) {
         first_columns_.resize(static_cast<size_t>(columns * group_ + widest_vector));
@@ -332,7 +343,7 @@ void Forward<T>::stage(int64_t n, int64_t c, int64_t h_begin, int64_t slots, int
     for (size_t i = 0; i < residues_.size(); ++i) {
         PoolStage<T>& job = jobs[i % 2];
         const int64_t first = w_begin + residues_[i];
-        const int64_t skipped = first < 0 ? std::min(ceil_div(-first, w_.stride), staged_columns_) : 0;
+        const int64_t skipped = first < 0 ? std::min(ceil_div(-first, w_.stride), residue_columns_) : 0;
         const int64_t column = first + skipped * w_.stride;
         const int64_t inside = column < w_.input ? (w_.input - 1 - column) / w_.stride + 1 : 0;
         job.staged = staged + static_cast<int64_t>(i) * residue_width_;
@@ -341,8 +352,8 @@ void Forward<T>::stage(int64_t n, int64_t c, int64_t h_begin, int64_t slots, int
         job.source_step = slot_step_ * input_.stride[2];
         job.rows = slots;
         job.before = skipped * group_;
-        job.pixels = std::min(inside, staged_columns_ - skipped);
-        job.after = (staged_columns_ - skipped - job.pixels) * group_;
+        job.pixels = std::min(inside, residue_columns_ - skipped);
+        job.after = (residue_columns_ - skipped - job.pixels) * group_;
         job.group = group_;
         job.pixel_step = w_.stride * input_.stride[3];
         job.fill = -std::numeric_limits<T>::infinity();
@@ -368,6 +379,8 @@ void Forward<T>::plane_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_en
         slots = run.count();
     }
     slots = std::max<int64_t>(0, slots);
+    const WindowRun all_columns{0, 0, 0, w_.kernel};
+    const int64_t zero = 0;
 
     const int64_t w_begin = w_.position(q_begin, 0);
     const T* source = input_.at(n, c, h_begin, w_begin);
@@ -379,35 +392,22 @@ void Forward<T>::plane_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_en
         source = scratch.staged;
         source_row = staged_row_;
     }
-    const auto tap_column = [&](int64_t s) { return staged ? tap_columns_[static_cast<size_t>(s)] : s * w_.dilation * group_; };
-
-    PoolMax<T> job{};
-    job.values = scratch.values;
-    job.columns = block_columns_ * group_;
-    if (!first_columns_.empty()) job.first_codes = first_columns_.data() + q_begin * group_;
+    const std::vector<int64_t>& columns = staged ? staged_columns_ : direct_columns_;
+    const T* const first_codes = first_columns_.empty() ? nullptr : first_columns_.data() + q_begin * group_;
     if (separable_) {
-        PoolMax<T> rows = job;
-        rows.taps = static_cast<int>(w_.kernel);
-        for (int64_t s = 0; s < w_.kernel; ++s) scratch.values[s] = source + tap_column(s);
-        rows.codes = tap_codes_.data();
-        rows.value_step = source_row;
-        rows.rows = slots;
-        rows.columns = std::max<int64_t>(job.columns, kernels_.lanes);  // whole vectors: a ranked row has room for one
-        rows.output = scratch.ranked;
-        rows.output_step = rows.code_step = ranked_row_;
-        if (indices_.data || codes_.data) {
-            job.rank_offset = ranked_row_ / 2;
-            rows.code_lanes = scratch.ranked + job.rank_offset;
-        }
-        kernels_.pool_max(rows);
+        PoolMax<T> job = job_of({0, 0, 0, 1}, all_columns, columns, scratch);
+        scratch.rows_of_taps[0] = source;
+        job.first_codes = first_codes;
+        job.value_step = source_row;
+        job.rows = slots;
+        job.columns = std::max<int64_t>(block_columns_ * group_, kernels_.lanes);  // a ranked row has room for a vector
+        job.output = scratch.ranked;
+        job.output_step = job.code_step = ranked_row_;
+        if (indices_.data || codes_.data) job.code_lanes = scratch.ranked + ranked_row_ / 2;
+        kernels_.pool_max(job);
         source = scratch.ranked;
         source_row = ranked_row_;
-        job.first_codes = nullptr;
     }
-
-    job.codes = scratch.codes;
-    job.pairs = pairs_ && !staged;
-    const bool one_per_row = separable_ || job.pairs;
     for (const WindowRun& run : row_runs_) {
         const int64_t p = std::max(p_begin, run.begin), end = std::min(p_end, run.end);
         if (p >= end) continue;
@@ -416,16 +416,20 @@ void Forward<T>::plane_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_en
                 for (int64_t q = q_begin; q < q_begin + block_columns_; ++q) write_empty(n, c, row, q);
             continue;
         }
-        job.taps = 0;
-        for (int64_t r = run.tap_begin; r < run.tap_end; ++r) {
-            const T* row = source + (h_.position(p, r) - h_begin) / slot_step_ * source_row;
-            for (int64_t s = 0; s < (one_per_row ? 1 : w_.kernel); ++s) {
-                scratch.values[job.taps] = row + (one_per_row ? 0 : tap_column(s));
-                scratch.codes[job.taps++] = tap_codes_[static_cast<size_t>(r * w_.kernel + s)];
-            }
+        PoolMax<T> job = job_of(run, all_columns, columns, scratch);
+        for (int64_t r = run.tap_begin; r < run.tap_end; ++r)
+            scratch.rows_of_taps[r] = source + (h_.position(p, r) - h_begin) / slot_step_ * source_row;
+        job.pairs = pairs_ && !staged;
+        if (separable_) {
+            job.tap_columns = 1;
+            job.offsets = &zero;
+            job.rank_offset = indices_.data || codes_.data ? ranked_row_ / 2 : 0;
+        } else {
+            job.first_codes = first_codes;
         }
         job.value_step = h_.stride * source_row;
         job.rows = end - p;
+        job.columns = block_columns_ * group_;
         emit(job, {n, c, p, q_begin, 2, block_columns_, group_}, scratch);
     }
     for (const WindowRun& run : column_runs_) {

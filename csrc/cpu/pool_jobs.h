@@ -9,14 +9,15 @@
 namespace convx {
 
 // The best of tap_rows x tap_columns values per cell, by the rules of SEMANTICS.md: value (r, s) of cell (0, 0) lies at
-// rows_of_taps[r][offsets[s]] and has code `code + r * row_codes + s`.
+// rows_of_taps[r][offsets[s]] and its code is codes[r * code_row + s].
 template <class T>
 struct PoolMax {
     int tap_rows, tap_columns;
     bool pairs;  // tap_columns is 2 and both lie in turn in rows_of_taps[r], two elements per column
     const T* const* rows_of_taps;
     const int64_t* offsets;
-    T code, row_codes;
+    const T* codes;
+    int64_t code_row;
     const T* first_codes;  // per column, added to the code of the first value; or null
     int64_t rank_offset;   // if not 0: this far behind each value lies a number to add to its code
     int64_t value_step;

@@ -31,37 +31,31 @@ inline void take(Best<T>& best, Vec<T> value, Vec<T> code) {
     }
 }
 
-template <class T>
-inline Vec<T> code_of_row(const convx::PoolMax<T>& job, int r) {
-    return broadcast(job.code + T(r) * job.row_codes);
-}
-
 // The best of one vector of cells, `at` elements from the first. Windows of any size:
 template <class T, bool ranked>
 struct AnyWindow {
+    using Exact = AnyWindow;
     const convx::PoolMax<T>& job;
 
     explicit AnyWindow(const convx::PoolMax<T>& given) : job(given) {}
 
     template <bool with_codes, bool with_nans>
     inline Best<T> best(int64_t at, int64_t column) const {
-        const Vec<T> one = broadcast(T(1));
-        Best<T> best;
-        for (int r = 0; r < job.tap_rows; ++r) {
-            const T* row = job.rows_of_taps[r] + at;
-            Vec<T> code = code_of_row(job, r);
-            if constexpr (ranked) code = add(code, load(row + job.rank_offset));
+        const auto code_at = [&](const T* place, const T* code) {
+            if constexpr (!with_codes) return broadcast(T(0));
+            if constexpr (ranked) return add(broadcast(*code), load(place + job.rank_offset));
+            return broadcast(*code);
+        };
+        // The first value is taken twice, which changes nothing and keeps it out of the loop.
+        const T* place = job.rows_of_taps[0] + job.offsets[0] + at;
+        const Vec<T> value = load(place);
+        Best<T> best{value, code_at(place, job.codes), value};
+        if (with_codes && job.first_codes) best.code = add(best.code, load(job.first_codes + column));
+        for (int r = 0; r < job.tap_rows; ++r)
             for (int s = 0; s < job.tap_columns; ++s) {
-                const Vec<T> value = load(row + job.offsets[s]);
-                if (r == 0 && s == 0) {
-                    best = {value, code, value};
-                    if (with_codes && job.first_codes) best.code = add(code, load(job.first_codes + column));
-                } else {
-                    take<with_codes, with_nans>(best, value, code);
-                }
-                if constexpr (with_codes) code = add(code, one);
+                place = job.rows_of_taps[r] + job.offsets[s] + at;
+                take<with_codes, with_nans>(best, load(place), code_at(place, job.codes + r * job.code_row + s));
             }
-        }
         return best;
     }
 };
@@ -69,6 +63,7 @@ struct AnyWindow {
 // Windows of a size known at compile time: addresses and codes in registers, or operands from the stack.
 template <class T, int tap_rows, int tap_columns, bool ranked>
 struct FixedWindow {
+    using Exact = AnyWindow<T, ranked>;
     const T* rows[tap_rows];
     int64_t offsets[tap_columns];
     Vec<T> codes[tap_rows * tap_columns];
@@ -79,7 +74,7 @@ struct FixedWindow {
         for (int r = 0; r < tap_rows; ++r) rows[r] = job.rows_of_taps[r];
         for (int s = 0; s < tap_columns; ++s) offsets[s] = job.offsets[s];
         for (int r = 0; r < tap_rows; ++r)
-            for (int s = 0; s < tap_columns; ++s) codes[r * tap_columns + s] = add(code_of_row(job, r), broadcast(T(s)));
+            for (int s = 0; s < tap_columns; ++s) codes[r * tap_columns + s] = broadcast(job.codes[r * job.code_row + s]);
     }
 
     template <bool with_codes, bool with_nans>
@@ -105,6 +100,7 @@ struct FixedWindow {
 // Windows of two columns at stride 2, whose values lie in turn in rows as they are.
 template <class T, int fixed_rows>
 struct PairWindow {
+    using Exact = PairWindow<T, 0>;
     const convx::PoolMax<T>& job;
 
     explicit PairWindow(const convx::PoolMax<T>& given) : job(given) {}
@@ -117,14 +113,14 @@ struct PairWindow {
 #pragma GCC unroll 2
         for (int r = 0; r < tap_rows; ++r) {
             const T* pairs = job.rows_of_taps[r] + at + column;  // a cell is two elements wide
+            const T* codes = job.codes + r * job.code_row;
             const Vec<T> low = load(pairs), high = load(pairs + lanes);
             const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
-            const Vec<T> code = code_of_row(job, r);
             if (r == 0)
-                best = {first, code, first};
+                best = {first, broadcast(codes[0]), first};
             else
-                take<with_codes, with_nans>(best, first, code);
-            take<with_codes, with_nans>(best, second, add(code, broadcast(T(1))));
+                take<with_codes, with_nans>(best, first, broadcast(codes[0]));
+            take<with_codes, with_nans>(best, second, broadcast(codes[1]));
         }
         return best;
     }
@@ -169,7 +165,7 @@ void pool_max_block(const convx::PoolMax<T>& job) {
     const bool dense = job.output_step == columns && (form == CodeForm::none || job.code_step == columns);
     for (int64_t row = 0; row < rows; ++row) {
         if (columns < lanes && !(dense && (rows - row) * columns >= lanes)) {
-            put_exactly<form, Window>(job, row, 0, static_cast<int>(columns));
+            put_exactly<form, typename Window::Exact>(job, row, 0, static_cast<int>(columns));
             continue;
         }
         const RowOutput<form, T> output(job, row);
@@ -177,7 +173,7 @@ void pool_max_block(const convx::PoolMax<T>& job) {
         for (int64_t column = 0;;) {
             const Best<T> best = window.template best<form != CodeForm::none, false>(at + column, column);
             if (any_nan(best.sum))
-                put_exactly<form, Window>(job, row, column, lanes);
+                put_exactly<form, typename Window::Exact>(job, row, column, lanes);
             else
                 output.put(column, best);
             column += lanes;
@@ -193,11 +189,14 @@ void pool_max_formed(const convx::PoolMax<T>& job) {
     if (job.pairs)
         return is(2, 2) ? pool_max_block<form, PairWindow<T, 2>>(job) : pool_max_block<form, PairWindow<T, 0>>(job);
     if (form != CodeForm::none && job.rank_offset)
-        return is(3, 1) ? pool_max_block<form, FixedWindow<T, 3, 1, true>>(job) : pool_max_block<form, AnyWindow<T, true>>(job);
+        return is(3, 1)   ? pool_max_block<form, FixedWindow<T, 3, 1, true>>(job)
+               : is(2, 1) ? pool_max_block<form, FixedWindow<T, 2, 1, true>>(job)
+                          : pool_max_block<form, AnyWindow<T, true>>(job);
     if (is(3, 3)) return pool_max_block<form, FixedWindow<T, 3, 3, false>>(job);
     if (is(2, 2)) return pool_max_block<form, FixedWindow<T, 2, 2, false>>(job);
     if (is(1, 3)) return pool_max_block<form, FixedWindow<T, 1, 3, false>>(job);
     if (is(3, 1)) return pool_max_block<form, FixedWindow<T, 3, 1, false>>(job);
+    if (is(2, 1)) return pool_max_block<form, FixedWindow<T, 2, 1, false>>(job);
     pool_max_block<form, AnyWindow<T, false>>(job);
 }
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from .errors import CommandError, prepare_folder
+from .errors import CommandError, prepare_file
 
 Array = npt.NDArray[Any]
 
@@ -33,7 +33,7 @@ def destination(path: Path) -> Path:
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise CommandError(f"cannot write {path}: its format is not one of {', '.join(sorted(formats))}")
-    prepare_folder(path.parent)
+    prepare_file(path)
     return path
 
 

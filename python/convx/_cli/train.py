@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 
 from .. import nn, optim
 from . import LEARNING_RATES, pictures
-from .errors import CommandError, prepare_folder
+from .errors import CommandError, prepare_file, prepare_folder
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -52,9 +52,7 @@ def run(options: argparse.Namespace) -> None:
     """Train, report the accuracy of each class, and write the pictures."""
     prepare_folder(options.output_dir)
     if options.save is not None:
-        prepare_folder(options.save.parent)
-        if options.save.is_dir():
-            raise CommandError(f"cannot write {options.save}: it is a folder")
+        prepare_file(options.save)
     console = Console()
     rng = np.random.default_rng(options.seed)
     digits = load(rng)
