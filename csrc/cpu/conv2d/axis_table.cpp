@@ -62,6 +62,13 @@ AxisTable adjoint_table(const Axis& axis, int64_t residue) {
     return table;
 }
 
+std::vector<AxisTable> residue_classes(const Axis& axis) {
+    std::vector<AxisTable> classes;
+    for (int64_t residue = 0; residue < std::min(axis.stride, axis.input); ++residue)
+        classes.push_back(adjoint_table(axis, residue));
+    return classes;
+}
+
 Border border_of(const ConvProblem& problem, const AxisTable& h, const AxisTable& w) {
     const auto finds = [&](PaddingMode mode) {
         return (problem.h.mode == mode && h.reads_outside()) || (problem.w.mode == mode && w.reads_outside());

@@ -35,6 +35,9 @@ AxisTable forward_table(const Axis& axis);
 // strided gradient multiplies no zeros. Borders other than zeros are folded by the caller (grad_input.cpp).
 AxisTable adjoint_table(const Axis& axis, int64_t residue);
 
+// The adjoint tables of all classes that have an input.
+std::vector<AxisTable> residue_classes(const Axis& axis);
+
 // What the forward pass of a problem finds outside the image.
 struct Border {
     bool skips;    // some taps have to be left out ("zeros")

@@ -1,6 +1,8 @@
 // Input gradient: the adjoint of forward as an implicit GEMM over grad_output. Rows are input channels, the reduction
 // runs over output channels and taps. A stride splits the input into stride_h * stride_w residue classes, each a dense
 // small convolution of its own: no multiplications by inserted zeros, no scatter.
+#include <algorithm>
+
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/implicit_gemm.h"
 #include "cpu/registry.h"
@@ -34,6 +36,26 @@ AxisTable shown_cells(const Axis& axis) {
     return forward_table(cells);
 }
 
+// Inputs that no window reads: whole planes at once, since the classes lie interleaved.
+template <class T>
+void fill_zero(TensorView<T> dest) {
+    const auto [batch, channels, height, width] = dest.shape;
+    const bool channels_inside = dest.stride[1] == 1;
+    const int64_t planes = channels_inside ? height : channels;
+    parallel_for(batch * planes, parallel_width(8 * dest.size()),
+                 [&, channels = channels, height = height, width = width](int64_t task, int) {
+                     const int64_t n = task / planes, plane = task % planes;
+                     if (channels_inside) {
+                         for (int64_t w = 0; w < width; ++w) std::fill_n(dest.at(n, 0, plane, w), channels, T(0));
+                     } else if (dest.stride[3] == 1) {
+                         for (int64_t h = 0; h < height; ++h) std::fill_n(dest.at(n, plane, h, 0), width, T(0));
+                     } else {
+                         for (int64_t h = 0; h < height; ++h)
+                             for (int64_t w = 0; w < width; ++w) *dest.at(n, plane, h, w) = T(0);
+                     }
+                 });
+}
+
 template <class T>
 void adjoint(const ConvProblem& problem, const Axis& axis_h, const Axis& axis_w, TensorView<const T> grad_output,
              TensorView<const T> weight, TensorView<T> dest) {
@@ -55,18 +77,21 @@ void adjoint(const ConvProblem& problem, const Axis& axis_h, const Axis& axis_w,
     gemm.weight_w = weight.stride[3];
     gemm.dest_stride = {dest.stride[0], dest.stride[1], axis_h.stride * dest.stride[2], axis_w.stride * dest.stride[3]};
 
-    for (int64_t class_h = 0; class_h < std::min(axis_h.stride, axis_h.input); ++class_h) {
-        const AxisTable h = adjoint_table(axis_h, class_h);
-        for (int64_t class_w = 0; class_w < std::min(axis_w.stride, axis_w.input); ++class_w) {
-            const AxisTable w = adjoint_table(axis_w, class_w);
-            gemm.h = &h;
-            gemm.w = &w;
-            gemm.dest = dest.data + class_h * dest.stride[2] + class_w * dest.stride[3];
+    const std::vector<AxisTable> classes_h = residue_classes(axis_h), classes_w = residue_classes(axis_w);
+    const auto is_empty = [](const AxisTable& table) { return table.taps.empty(); };
+    if (std::any_of(classes_h.begin(), classes_h.end(), is_empty) ||
+        std::any_of(classes_w.begin(), classes_w.end(), is_empty))
+        fill_zero(dest);
+    for (size_t class_h = 0; class_h < classes_h.size(); ++class_h)
+        for (size_t class_w = 0; class_w < classes_w.size(); ++class_w) {
+            gemm.h = &classes_h[class_h];
+            gemm.w = &classes_w[class_w];
+            if (gemm.taps() == 0) continue;
+            gemm.dest = dest.at(0, 0, static_cast<int64_t>(class_h), static_cast<int64_t>(class_w));
             const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, gemm.pixels(), gemm.groups, gemm.channels,
                                                        gemm.rows, gemm.taps(), sizeof(T), kernels.mr, kernels.nr);
             run_implicit_gemm(gemm, blocks, kernels);
         }
-    }
 }
 
 // grad_input[cell] = sum of all padded cells that show it, in row-major order.

@@ -18,12 +18,9 @@ constexpr int64_t pixel_block_bytes = 192 * 1024;
 constexpr int64_t wanted_tasks = 48;
 
 AxisTable densest_class(const Axis& axis) {
-    AxisTable densest;
-    for (int64_t residue = 0; residue < std::min(axis.stride, axis.input); ++residue) {
-        AxisTable table = adjoint_table(axis, residue);
-        if (residue == 0 || table.taps.size() > densest.taps.size()) densest = std::move(table);
-    }
-    return densest;
+    const std::vector<AxisTable> classes = residue_classes(axis);
+    return *std::max_element(classes.begin(), classes.end(),
+                             [](const AxisTable& a, const AxisTable& b) { return a.taps.size() < b.taps.size(); });
 }
 
 }  // namespace

@@ -115,6 +115,7 @@ struct PairWindow {
             const T* pairs = job.rows_of_taps[r] + at + column;  // a cell is two elements wide
             const T* codes = job.codes + r * job.code_row;
             const Vec<T> low = load(pairs), high = load(pairs + lanes);
+            __builtin_prefetch(pairs + job.value_step);
             const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
             if (r == 0)
                 best = {first, broadcast(codes[0]), first};

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from .errors import CommandError
 
-# The importable names of what the extra `demo` installs.
-DEMO_EXTRA = {"matplotlib", "PIL", "rich", "sklearn"}
+# What the extra `demo` installs: the importable name and the package.
+DEMO_EXTRA = {"matplotlib": "matplotlib", "PIL": "pillow", "rich": "rich", "sklearn": "scikit-learn"}
 LEARNING_RATES = {"adam": 0.005, "sgd": 0.05}
 INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in DEMO_EXTRA:
             raise
-        return _fail(options.command, f'this command needs {missing}: pip install "convx[demo]"')
+        return _fail(options.command, f'this command needs {DEMO_EXTRA[missing]}: pip install "convx[demo]"')
     except KeyboardInterrupt:
         print(f"convx {options.command}: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -164,7 +164,8 @@ def kernels(layers: Mapping[str, Array]) -> Figure:
         outputs, inputs, height, width = weight.shape
         limit = _limit(weight)
         tiles = mosaic(weight.transpose(1, 0, 2, 3).reshape(-1, height, width), outputs, gap=1)
-        title = f"{name}: {outputs * inputs} kernels of {height} × {width} (one column for each output channel)"
+        size = f"{outputs * inputs} kernels of {height} × {width}"
+        title = f"{name}: {size}; a column for each output channel, a row for each input channel"
         shown = _picture(axes, tiles, title, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
         figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, extend="both", ticks=MaxNLocator(3, symmetric=True))
     return figure

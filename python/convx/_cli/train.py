@@ -156,7 +156,8 @@ def fit(
 def shifted(images: Images, rng: np.random.Generator) -> Images:
     """Move each image by -1, 0 or 1 pixel along each axis; zeros come in.
 
-    The network then learns shapes more than places: the mean accuracy of 16 seeds rose from 98.5 to 99.1 %.
+    The network then learns shapes more than places: the mean accuracy of 16 seeds rose from 98.5 to 99.0 %, the lowest
+    from 96.4 to 98.1 %.
     """
     count, _, height, width = images.shape
     framed = np.pad(images[:, 0], ((0, 0), (1, 1), (1, 1)))
