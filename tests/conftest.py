@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from support import DTYPES, ISAS, LAYOUTS
 
 import convx
 from convx import _cpu
+from support import DTYPES, ISAS, LAYOUTS
 
 # ci runs the same examples every time; dev looks for new ones on every run; sanitizer is ci cut down for slow builds.
 hypothesis.settings.register_profile("ci", max_examples=500, deadline=None, derandomize=True)

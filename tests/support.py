@@ -1,8 +1,9 @@
 """What the test files share: problems and their data, expected results, error bounds, views, comparisons.
 
-Two kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the result must be
-equal to the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot hide.
-`normal`: normally distributed values, exact in float32 (both dtypes see the same numbers), compared within `rounding_bound`.
+Two kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the result
+must equal the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot hide.
+`normal`: normally distributed values, exact in float32 (both dtypes see the same numbers), compared within
+`rounding_bound`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def straddle(*tiles: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A conv2d problem, in the letters of SEMANTICS: N C H W, K R S and the options."""
+    """A conv2d problem, in the usual letters: N C H W, K R S and the options."""
 
     n: int = 2
     c: int = 3
@@ -151,6 +152,7 @@ CONV_PROBLEMS = {
     "depthwise-5x5-stride2": Conv(c=9, h=14, w=19, k=9, r=5, s=5, groups=9, stride=2, padding=2),
     "depthwise-dilation": Conv(c=7, h=14, w=19, k=7, groups=7, dilation=(2, 3), padding=(2, 3)),
     "depthwise-7x7": Conv(c=8, h=14, w=14, k=8, r=7, s=7, groups=8, padding=3),
+    "depthwise-31x31": Conv(n=1, c=3, h=33, w=34, k=3, r=31, s=31, groups=3, padding=15),
     "depthwise-multiplier": Conv(c=6, h=8, w=9, k=18, groups=6, padding=1),
     "depthwise-valid-stride3": Conv(c=5, h=16, w=17, k=5, groups=5, stride=3),
     "depthwise-reflect": Conv(c=17, h=9, w=10, k=17, groups=17, padding=2, padding_mode="reflect"),
@@ -232,11 +234,12 @@ def freeze(*arrays: np.ndarray) -> None:
 
 
 def rounding_bound(terms: Any, magnitude: Any, dtype: str) -> np.ndarray:
-    """Bound on the error of a sum of `terms` products whose absolute values sum to `magnitude`, in any order, fused or not.
+    """Bound on the error of a sum of `terms` products with absolute values that sum to `magnitude`, in any order.
 
-    n roundings of unit u stay within n u / (1 - n u) of the magnitude (Higham, Accuracy and Stability of Numerical Algorithms, 3.1);
-    roundings that are independent with mean zero stay within 8 sqrt(n) u, with probability 1 - 2 exp(-32) (Higham and Mary 2019,
-    theorem 2.4), which is the smaller one from n = 64. The reference's own error, in float64, is added.
+    n roundings of unit u stay within n u / (1 - n u) of the magnitude (Higham, Accuracy and Stability of Numerical
+    Algorithms, 3.1); roundings that are independent with mean zero stay within 8 sqrt(n) u, with probability
+    1 - 2 exp(-32) (Higham and Mary 2019, theorem 2.4), which is the smaller one from n = 64. The reference's own error,
+    in float64, is added.
     """
     n = np.asarray(terms, np.float64) + 1
     bound = np.zeros(np.broadcast(n, magnitude).shape)
@@ -258,7 +261,7 @@ def conv_data(problem: Conv, kind: str = "normal", seed: int = 0) -> tuple[np.nd
 
 @functools.lru_cache(maxsize=512)
 def conv_expected(problem: Conv, kind: str = "normal", seed: int = 0) -> SimpleNamespace:
-    """Data and reference results of `problem`: output (with bias) and the three gradients, each with its terms and magnitude."""
+    """Data and reference results of `problem`: output (with bias) and gradients, each with its terms and magnitude."""
     x, w, b = conv_data(problem, kind, seed)
     output = reference.conv2d(x, w, b, **problem.options)
     g = numbers(output.shape, kind, seed + 1000)
@@ -273,7 +276,9 @@ def conv_expected(problem: Conv, kind: str = "normal", seed: int = 0) -> SimpleN
     magnitude = dict(zip(GRADIENTS, reference.conv2d_backward(abs_g, abs_x, abs_w, **sizes), strict=True))
     magnitude["output"] = reference.conv2d(abs_x, abs_w, abs_b, **sizes)
     if kind == "integer":
-        assert max(m.max(initial=0) for m in magnitude.values()) < 2**24, f"{problem}: partial sums beyond float32's integers"
+        assert max(m.max(initial=0) for m in magnitude.values()) < 2**24, (
+            f"{problem}: partial sums beyond float32's integers"
+        )
     freeze(g, *results.values())
     return SimpleNamespace(x=x, w=w, b=b, g=g, terms=terms, magnitude=magnitude, **results)
 
@@ -329,7 +334,9 @@ def assert_same_bits(actual: Any, expected: Any, context: object) -> None:
     """The same dtype, shape and bits; tuples element by element, None equal to None."""
     __tracebackhide__ = True
     if isinstance(expected, tuple):
-        assert isinstance(actual, tuple) and len(actual) == len(expected), f"{context}: {len(expected)} results expected"
+        assert isinstance(actual, tuple) and len(actual) == len(expected), (
+            f"{context}: {len(expected)} results expected"
+        )
         for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
             assert_same_bits(one, other, f"{context}, result {index}")
         return
@@ -349,7 +356,7 @@ def assert_same_bits(actual: Any, expected: Any, context: object) -> None:
 
 
 def views(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The same values behind other strides; what lies between the elements is NaN (or no valid tap), so that a stray read shows."""
+    """The same values behind other strides; what lies between is NaN (or no valid tap), so that a stray read shows."""
     outside = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max - 1
     yield "fortran", np.asfortranarray(array)
     if array.ndim >= 3:

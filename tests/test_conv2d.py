@@ -1,4 +1,4 @@
-"""conv2d forward: sizes on both sides of every tile, every option, layout, view and `out`, for every instruction set."""
+"""conv2d forward: sizes on both sides of every tile, every option, layout, view and `out`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+
+import convx
+from convx import reference
 from support import (
     CONV_PROBLEMS,
     PADDING_MODES,
@@ -24,9 +27,6 @@ from support import (
     to_layout,
     views,
 )
-
-import convx
-from convx import reference
 
 
 def forward(problem, kind, dtype, layout="NCHW", **options):
@@ -83,9 +83,7 @@ def test_input_channels_straddle_tiles_and_reduction_chunks(r, isa, dtype, layou
     """Depths around the tiles and around chunks of 256 channel-taps: 28, 29 and 57 channels of 3x3, 256 of 1x1."""
     for c in straddle(*TILES, 28, 57, 64, 85, 128, 256):
         problem = Conv(n=1, c=c, h=3, w=6, k=7, r=r, s=r, padding=r // 2)
-        assert_equal(
-            forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem
-        )
+        assert_equal(forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -93,9 +91,7 @@ def test_group_sizes_straddle_tiles(kernel, isa, dtype, layout):
     sizes = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17)
     for group_in, group_out in itertools.product(sizes, sizes):
         problem = Conv(n=1, c=3 * group_in, h=3, w=5, k=3 * group_out, r=kernel, s=kernel, padding=1, groups=3)
-        assert_equal(
-            forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem
-        )
+        assert_equal(forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem)
 
 
 @pytest.mark.core
@@ -108,9 +104,7 @@ def test_depthwise_straddles_tiles(kernel, stride, isa, dtype, layout):
             n=1, c=channels, h=6, w=width, k=channels, r=kernel, s=kernel,
             stride=stride, padding=kernel // 2, groups=channels,
         )  # fmt: skip
-        assert_equal(
-            forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem
-        )
+        assert_equal(forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem)
 
 
 @pytest.mark.parametrize("modes", list(itertools.product(PADDING_MODES, repeat=2)), ids="-".join)
@@ -119,9 +113,7 @@ def test_padding_modes(modes, isa, dtype, layout):
         problem = Conv(
             c=3, h=5, w=6, k=5, stride=stride, dilation=dilation, padding=padding, padding_mode=modes, padding_value=2.0
         )
-        assert_equal(
-            forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem
-        )
+        assert_equal(forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem)
 
 
 @pytest.mark.parametrize("mode", PADDING_MODES)
@@ -148,7 +140,9 @@ def test_unbatched(name, isa, dtype, layout):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "depthwise", "groups-narrow", "reduction-1x1-513", "per-side-stride"])
+@pytest.mark.parametrize(
+    "name", ["3x3-pad1", "1x1", "depthwise", "groups-narrow", "reduction-1x1-513", "per-side-stride"]
+)
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_fused_bias_and_relu(name, with_bias, activation, isa, dtype, layout):
@@ -214,9 +208,25 @@ def test_broadcast_views(name, isa, dtype, layout):
 
 
 @pytest.mark.core
+def test_strides_of_axes_with_one_element_mean_nothing(isa, dtype, layout):
+    """Any number may stand there, also one that is no multiple of the element's size."""
+    for shape, weight_shape in [((1, 1, 6, 7), (4, 1, 3, 3)), ((1, 5, 1, 9), (1, 5, 1, 3)), ((3, 8, 1, 1), (1, 8, 1, 1))]:
+        x, w = (numbers(s, "integer", i).astype(dtype) for i, s in enumerate((shape, weight_shape)))
+        x = to_layout(x, layout)
+        expected = convx.conv2d(x, w, layout=layout)
+        for odd in (0, 1, -3, 10**15):
+            views = []
+            for array in (x, w, np.zeros_like(expected)):
+                strides = [odd if size == 1 else stride for size, stride in zip(array.shape, array.strides, strict=True)]
+                views.append(np.lib.stride_tricks.as_strided(array, array.shape, strides))
+            convx.conv2d(*views[:2], layout=layout, out=views[2])
+            assert_same_bits(views[2], expected, f"{shape} * {weight_shape}, stride {odd}")
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "depthwise", "groups3-odd", "photo"])
 def test_out(name, isa, dtype, layout):
-    """`out` may have any strides; it is returned, filled with the bits of the allocating call, and nothing beside it is touched."""
+    """`out` may have any strides; it gets the bits of the allocating call, and nothing beside it is touched."""
     problem = CONV_PROBLEMS[name]
     x, w, b = (a.astype(dtype) for a in conv_data(problem))
     x = to_layout(x, layout)
@@ -282,6 +292,9 @@ BORDERS = {
     "photo": Conv(n=1, c=1, h=6, w=19, k=1, padding=1),
     "kernel-over-image": Conv(n=1, c=2, h=2, w=3, k=9, r=5, s=7, padding=(2, 3)),
     "same": Conv(c=3, h=5, w=6, k=5, r=4, s=4, padding="same"),
+    "zeros-reflect": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode=("zeros", "reflect")),
+    "replicate-zeros": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode=("replicate", "zeros")),
+    "zeros-constant": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode=("zeros", "constant"), padding_value=2.0),
 }
 
 
@@ -289,28 +302,46 @@ BORDERS = {
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("name", BORDERS)
 def test_taps_outside_the_image_are_skipped(name, value, isa, dtype, layout):
-    """An inf or NaN weight adds nothing where its tap lies in the zero padding, and spoils every output where it does not."""
+    """An inf or NaN weight adds nothing where its tap lies in the zero padding, and spoils every other output."""
     problem = BORDERS[name]
     x, w, b = (a.copy() for a in conv_data(problem, "integer"))
+    spared = 0
     for r, s in {(0, 0), (problem.r - 1, 0), (problem.r // 2, problem.s - 1), (problem.r // 2, problem.s // 2)}:
         poisoned = w.copy()
         poisoned[:, 0, r, s] = value
         y = convx.conv2d(
-            to_layout(x, layout).astype(dtype), poisoned.astype(dtype), b.astype(dtype), layout=layout, **problem.options
+            to_layout(x, layout).astype(dtype),
+            poisoned.astype(dtype),
+            b.astype(dtype),
+            layout=layout,
+            **problem.options,
         )
         expected = reference.conv2d(x, poisoned, b, **problem.options)
-        assert (r, s) == (problem.r // 2, problem.s // 2) or np.isfinite(expected).any(), "the case skips no tap"
+        spared += np.isfinite(expected).sum()
         assert_equal(from_layout(y, layout), expected, f"{problem}, weight[:, 0, {r}, {s}] = {value}")
+    assert spared, "the case skips no tap"
 
 
-def test_taps_outside_count_under_constant_padding(isa, dtype):
-    problem = BORDERS["3x3"].replace(padding_mode="constant", padding_value=2.0)
+@pytest.mark.parametrize("padding_value", [0.0, 2.0])
+def test_taps_outside_count_under_constant_padding(padding_value, isa, dtype):
+    """Constant 0.0 is a number that is multiplied like any other, not an absent tap."""
+    problem = BORDERS["3x3"].replace(padding_mode="constant", padding_value=padding_value)
     x, w, b = (a.copy() for a in conv_data(problem, "integer"))
     w[:, 0, 0, 0] = np.inf
     y = convx.conv2d(x.astype(dtype), w.astype(dtype), b.astype(dtype), **problem.options)
     expected = reference.conv2d(x, w, b, **problem.options)
     assert not np.isfinite(expected).any()
     assert_equal(y, expected, problem)
+
+
+@pytest.mark.parametrize("padding_value", [np.inf, -np.inf, np.nan, -0.0, 2.0**-140])
+@pytest.mark.parametrize("name", ["3x3", "depthwise", "groups", "5x5-stride2", "zeros-constant"])
+def test_any_padding_value(name, padding_value, isa, dtype, layout):
+    mode = "constant" if name != "zeros-constant" else ("zeros", "constant")
+    problem = BORDERS[name].replace(padding_mode=mode, padding_value=padding_value)
+    x, w, b = (a.copy() for a in conv_data(problem, "integer"))
+    y = convx.conv2d(to_layout(x, layout).astype(dtype), w.astype(dtype), b.astype(dtype), layout=layout, **problem.options)
+    assert_equal(from_layout(y, layout), reference.conv2d(x, w, b, **problem.options).astype(dtype), problem)
 
 
 @pytest.mark.core
@@ -323,7 +354,9 @@ def test_inf_and_nan_in_the_input(name, isa, dtype, layout):
         [(0, 0, 0, 0), (-1, -1, -1, -1), (0, 0, 1, 2), (-1, 0, 0, -1)], [np.inf, np.nan, -np.inf, np.inf], strict=True
     ):
         x[index] = value
-    y = convx.conv2d(to_layout(x, layout).astype(dtype), w.astype(dtype), b.astype(dtype), layout=layout, **problem.options)
+    y = convx.conv2d(
+        to_layout(x, layout).astype(dtype), w.astype(dtype), b.astype(dtype), layout=layout, **problem.options
+    )
     expected = reference.conv2d(x, w, b, **problem.options)
     assert_equal(from_layout(y, layout), expected, problem)
 

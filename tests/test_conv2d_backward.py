@@ -1,4 +1,4 @@
-"""The three gradients of conv2d: every problem of test_conv2d, tile edges, masks, adjoint identities, finite differences."""
+"""The three gradients of conv2d: every problem of test_conv2d, masks, adjoint identities, finite differences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+
+import convx
+from convx import reference
 from support import (
     CONV_PROBLEMS,
     GRADIENTS,
@@ -25,9 +28,6 @@ from support import (
     to_layout,
     views,
 )
-
-import convx
-from convx import reference
 
 
 def backward(problem, kind, dtype, layout="NCHW", **options):
@@ -143,7 +143,9 @@ def test_unbatched(name, isa, dtype, layout):
     problem = CONV_PROBLEMS[name].replace(n=1)
     expected = conv_expected(problem, "integer")
     x, w, g = (getattr(expected, name).astype(dtype) for name in "xwg")
-    gradients = convx.conv2d_backward(to_layout(g[0], layout), to_layout(x[0], layout), w, layout=layout, **problem.options)
+    gradients = convx.conv2d_backward(
+        to_layout(g[0], layout), to_layout(x[0], layout), w, layout=layout, **problem.options
+    )
     assert_equal(from_layout(gradients[0], layout), expected.grad_input[0], f"grad_input of {problem}")
     assert_equal(gradients[1], expected.grad_weight, f"grad_weight of {problem}")
     assert_equal(gradients[2], expected.grad_bias, f"grad_bias of {problem}")
@@ -166,7 +168,7 @@ def test_output_mask(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", CONV_PROBLEMS)
 def test_adjoint_identities(name, isa, dtype):
-    """<conv(x, w), g> = <x, grad_input(g, w)> = <w, grad_weight(g, x)>: three sums of the same products, exact in whole numbers."""
+    """<conv(x, w), g> = <x, grad_input(g, w)> = <w, grad_weight(g, x)>: sums of one set of products, in integers."""
     problem = CONV_PROBLEMS[name]
     x, w, g = (getattr(conv_expected(problem, "integer"), name).astype(dtype) for name in "xwg")
     y = convx.conv2d(x, w, **problem.options)
@@ -181,7 +183,7 @@ def test_adjoint_identities(name, isa, dtype):
 
 @pytest.mark.parametrize("name", [name for name, problem in CONV_PROBLEMS.items() if max(problem.c, problem.k) < 20])
 def test_finite_differences(name, isa):
-    """Along random directions: conv2d is linear in each argument, so that a central difference has rounding error only."""
+    """Along random directions: conv2d is linear in each argument, so a central difference has rounding error only."""
     problem = CONV_PROBLEMS[name]
     expected = conv_expected(problem)
     x, w, b, g = (getattr(expected, name) for name in "xwbg")
@@ -198,7 +200,9 @@ def test_finite_differences(name, isa):
         slope = np.vdot(gradient, direction)
         # Each loss is a sum of terms * |g| products; their magnitude bounds the rounding of both sides.
         scale = np.abs(g).sum() * expected.magnitude["output"].max() * (1 + np.abs(direction).max())
-        assert abs(difference - slope) <= 1e-13 * scale, f"{GRADIENTS[position]} of {problem}: {difference} against {slope}"
+        assert abs(difference - slope) <= 1e-13 * scale, (
+            f"{GRADIENTS[position]} of {problem}: {difference} against {slope}"
+        )
 
 
 def test_inputs_that_no_window_reaches_get_no_gradient(isa, dtype, layout):
@@ -284,6 +288,13 @@ BORDERS = {
     "kernel-over-image": Conv(n=1, c=2, h=2, w=3, k=9, r=5, s=7, padding=(2, 3)),
     "stride-over-kernel": Conv(c=3, h=9, w=11, k=5, r=2, s=2, stride=3, padding=1),
     "1x1": Conv(c=9, h=5, w=6, k=17, r=1, s=1),
+    "zeros-reflect": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode=("zeros", "reflect")),
+    "replicate-zeros": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode=("replicate", "zeros")),
+    "zeros-constant": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode=("zeros", "constant"), padding_value=2.0),
+    "constant": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode="constant", padding_value=2.0),
+    "constant-zero": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode="constant"),
+    "constant-inf": Conv(c=3, h=5, w=6, k=5, padding=1, padding_mode="constant", padding_value=np.inf),
+    "circular": Conv(c=3, h=5, w=6, k=5, stride=2, padding=2, padding_mode="circular"),
 }
 
 
@@ -304,8 +315,8 @@ def check_non_finite(problem, x, w, g, dtype, layout, context):
 def test_taps_outside_the_image_are_skipped(name, value, isa, dtype, layout):
     """An inf or NaN reaches a gradient only through taps that lie inside the image."""
     problem = BORDERS[name]
-    expected = conv_expected(problem, "integer")
-    x, w, g = expected.x, expected.w, expected.g
+    data = conv_expected(problem.replace(padding_value=0.0), "integer")
+    x, w, g = data.x, data.w, data.g
     for r, s in {(0, 0), (problem.r - 1, 0), (problem.r // 2, problem.s - 1)}:
         poisoned = w.copy()
         poisoned[:, 0, r, s] = value

@@ -6,6 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+
+import convx
+from convx import reference
 from support import (
     GRADIENTS,
     Conv,
@@ -23,9 +26,6 @@ from support import (
     to_layout,
     views,
 )
-
-import convx
-from convx import reference
 
 
 def pool(kernel_size=2, stride=None, padding=0):
@@ -112,7 +112,7 @@ def test_exact(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_rounding(name, isa, dtype, layout):
-    """Values within the bound of the convolution; gradients, for the taps that were saved, within that of its backward."""
+    """Values within the bound of conv2d; gradients, for the taps that were saved, within that of its backward."""
     problem, pooling = PROBLEMS[name]
     expected = conv_expected(problem)
     x, w, b = expected.x, expected.w, expected.b
@@ -134,7 +134,9 @@ def test_rounding(name, isa, dtype, layout):
         return reference.max_pool2d_backward(grad, saved, conv.shape, size, stride, padding)
 
     wanted = reference.conv2d_backward(through_pool(g), x, w, **problem.options)
-    terms = reference.conv2d_backward(through_pool(np.ones_like(g)), np.ones_like(x), np.ones_like(w), **problem.options)
+    terms = reference.conv2d_backward(
+        through_pool(np.ones_like(g)), np.ones_like(x), np.ones_like(w), **problem.options
+    )
     magnitude = reference.conv2d_backward(through_pool(np.abs(g)), np.abs(x), np.abs(w), **problem.options)
     for position, gradient_name in enumerate(GRADIENTS):
         allowed = rounding_bound(terms[position], magnitude[position], dtype)
@@ -203,7 +205,7 @@ def test_unbatched(name, isa, dtype, layout):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", ["vgg", "pool-3x3-stride1", "depthwise"])
+@pytest.mark.parametrize("name", ["odd-sizes", "pool-3x3-stride1", "photo"])
 def test_views(name, isa, dtype, layout):
     problem, pooling = PROBLEMS[name]
     arrays = [a.astype(dtype) for a in conv_data(problem)]
@@ -255,7 +257,9 @@ def test_dead_windows_stop_every_gradient(isa, dtype, layout):
 def test_nan_passes_value_and_gradient(isa, dtype, layout):
     x = np.ones((1, 1, 4, 34), dtype)
     x[0, 0, 1, 5], x[0, 0, 2, 20] = np.nan, np.nan
-    output, saved = fused(Conv(n=1, c=1, r=1, s=1), pool(), to_layout(x, layout), np.ones((1, 1, 1, 1), dtype), None, layout)
+    output, saved = fused(
+        Conv(n=1, c=1, r=1, s=1), pool(), to_layout(x, layout), np.ones((1, 1, 1, 1), dtype), None, layout
+    )
     output, codes = from_layout(output, layout), from_layout(saved.codes, layout)
     assert np.argwhere(np.isnan(output)).tolist() == [[0, 0, 0, 2], [0, 0, 1, 10]]
     assert codes[0, 0, 0, 2] == 3

@@ -1,4 +1,4 @@
-"""Bad input: the exception of SEMANTICS, "Errors", with the operation, the argument, what it got and what it expected."""
+"""Bad input: the right exception, which names the operation, the argument, what it got and what it expected."""
 
 from __future__ import annotations
 
@@ -55,17 +55,26 @@ def fused_backward(grad_output=grad_fused, output_mask=(True, True, True), **cha
     )
 
 
-# What the argument got and what was expected stand behind the operation's and the argument's name.
+PADDINGS = 'an integer, (height, width), ((top, bottom), (left, right)), "valid", "same" or "same_lower"'
+MODES = '"zeros", "constant", "reflect", "replicate", "circular", or a pair of these'
+ZERO = "have a size of zero, expected zero only for the batch or the input channels"
+MASK = "three bools: (grad_input, grad_weight, grad_bias)"
+CODE = "has a code outside its window, expected taps 0 to 3 inside the image, or 255"
+
 SHAPE_ERRORS = {
-    "the example of SEMANTICS": (
+    "weight channels": (
         conv2d(weight=zeros(4, 5, 3, 3), groups=2),
         "conv2d: weight has 5 input channels per group, expected 4 (input channels 8 / groups 2)",
     ),
     "input axes": (conv2d(input=zeros(6, 7)), "conv2d: input has 2 dimensions, expected 4 or 3 (unbatched)"),
-    "input with too many axes": (conv2d(input=zeros(1, 1, 8, 6, 7)), "conv2d: input has 5 dimensions, expected 4 or 3 (unbatched)"),
+    "input with too many axes": (
+        conv2d(input=zeros(1, 1, 8, 6, 7)),
+        "conv2d: input has 5 dimensions, expected 4 or 3 (unbatched)",
+    ),
     "weight axes": (
         conv2d(weight=zeros(8, 3, 3)),
-        "conv2d: weight has 3 dimensions, expected 4: (out channels, in channels / groups, kernel height, kernel width)",
+        "conv2d: weight has 3 dimensions, "
+        "expected 4: (out channels, in channels / groups, kernel height, kernel width)",
     ),
     "weight in NHWC": (
         conv2d(input=zeros(2, 6, 7, 8), weight=zeros(4, 3, 3, 8), layout="NHWC"),
@@ -86,15 +95,15 @@ SHAPE_ERRORS = {
     "bias axes": (conv2d(bias=zeros(1, 4, 1, 1)), "conv2d: bias has shape (1, 4, 1, 1), expected (4,)"),
     "height zero": (
         conv2d(input=zeros(2, 8, 0, 7)),
-        "conv2d: input (2, 8, 0, 7) and weight (4, 8, 3, 3) have a size of zero, expected zero only for the batch or the input channels",
+        f"conv2d: input (2, 8, 0, 7) and weight (4, 8, 3, 3) {ZERO}",
     ),
     "kernel zero": (
         conv2d(weight=zeros(4, 8, 3, 0)),
-        "conv2d: input (2, 8, 6, 7) and weight (4, 8, 3, 0) have a size of zero, expected zero only for the batch or the input channels",
+        f"conv2d: input (2, 8, 6, 7) and weight (4, 8, 3, 0) {ZERO}",
     ),
     "K zero": (
         conv2d(weight=zeros(0, 8, 3, 3), bias=zeros(0)),
-        "conv2d: input (2, 8, 6, 7) and weight (0, 8, 3, 3) have a size of zero, expected zero only for the batch or the input channels",
+        f"conv2d: input (2, 8, 6, 7) and weight (0, 8, 3, 3) {ZERO}",
     ),
     "stride zero": (conv2d(stride=0), "conv2d: stride is (0, 0), expected positive numbers"),
     "stride negative": (conv2d(stride=(1, -2)), "conv2d: stride is (1, -2), expected positive numbers"),
@@ -124,14 +133,17 @@ SHAPE_ERRORS = {
         conv2d(padding=((0, 2**62), (0, 0))),
         f"conv2d: padding is (0, {2**62}) in height, expected numbers from 0 to {2**40}",
     ),
-    "padding beyond 64 bits": (conv2d(padding=-(2**70)), f"conv2d: padding is {-(2**70)}, expected a number of at most 64 bits"),
+    "padding beyond 64 bits": (
+        conv2d(padding=-(2**70)),
+        f"conv2d: padding is {-(2**70)}, expected a number of at most 64 bits",
+    ),
     "padded sizes beyond 64 bits": (
         conv2d(padding=2**39),
         "conv2d: padded input of * does not fit 64 bits",
     ),
     "padding of three": (
         conv2d(padding=(1, 2, 3)),
-        'conv2d: padding is (1, 2, 3), expected an integer, (height, width), ((top, bottom), (left, right)), "valid", "same" or "same_lower"',
+        f"conv2d: padding is (1, 2, 3), expected {PADDINGS}",
     ),
     "padding of three sides": (
         conv2d(padding=((1, 2, 3), (0, 0))),
@@ -139,11 +151,11 @@ SHAPE_ERRORS = {
     ),
     "padding of four": (
         conv2d(padding=(1, 2, 3, 4)),
-        'conv2d: padding is (1, 2, 3, 4), expected an integer, (height, width), ((top, bottom), (left, right)), "valid", "same" or "same_lower"',
+        f"conv2d: padding is (1, 2, 3, 4), expected {PADDINGS}",
     ),
     "padding rule": (
         conv2d(padding="full"),
-        "conv2d: padding is 'full', expected an integer, (height, width), ((top, bottom), (left, right)), \"valid\", \"same\" or \"same_lower\"",
+        f"conv2d: padding is 'full', expected {PADDINGS}",
     ),
     "window over image": (
         conv2d(dilation=(3, 1)),
@@ -155,11 +167,11 @@ SHAPE_ERRORS = {
     ),
     "padding mode": (
         conv2d(padding_mode="mirror"),
-        "conv2d: padding_mode is 'mirror', expected \"zeros\", \"constant\", \"reflect\", \"replicate\", \"circular\", or a pair of these",
+        f"conv2d: padding_mode is 'mirror', expected {MODES}",
     ),
     "padding modes of three": (
         conv2d(padding_mode=("zeros",) * 3),
-        "conv2d: padding_mode is ('zeros', 'zeros', 'zeros'), expected \"zeros\", \"constant\", \"reflect\", \"replicate\", \"circular\", or a pair of these",
+        f"conv2d: padding_mode is ('zeros', 'zeros', 'zeros'), expected {MODES}",
     ),
     "reflect": (
         conv2d(padding=6, padding_mode="reflect"),
@@ -171,7 +183,7 @@ SHAPE_ERRORS = {
     ),
     "activation": (conv2d(activation="tanh"), "conv2d: activation is 'tanh', expected None or \"relu\""),
     "layout": (conv2d(layout="CHWN"), 'conv2d: layout is \'CHWN\', expected "NCHW" or "NHWC"'),
-    "algorithm": (conv2d(algorithm="fft"), "conv2d: algorithm is 'fft', expected \"auto\" or \"direct\""),
+    "algorithm": (conv2d(algorithm="fft"), 'conv2d: algorithm is \'fft\', expected "auto" or "direct"'),
     "out shape": (conv2d(out=zeros(2, 4, 5, 4)), "conv2d: out has shape (2, 4, 5, 4), expected (2, 4, 4, 5)"),
     "out axes": (conv2d(out=zeros(4, 4, 5)), "conv2d: out has shape (4, 4, 5), expected (2, 4, 4, 5)"),
     "out layout": (
@@ -246,7 +258,10 @@ SHAPE_ERRORS = {
     ),
     "pool codes of a large window": (
         max_pool2d_backward(
-            grad_output=zeros(1, 1, 1, 1), indices_or_codes=zeros(1, 1, 1, 1, dtype="uint8"), input_shape=(1, 1, 16, 16), kernel_size=16
+            grad_output=zeros(1, 1, 1, 1),
+            indices_or_codes=zeros(1, 1, 1, 1, dtype="uint8"),
+            input_shape=(1, 1, 16, 16),
+            kernel_size=16,
         ),
         "max_pool2d_backward: the window has 256 taps, expected at most 255 for one-byte codes",
     ),
@@ -260,7 +275,7 @@ SHAPE_ERRORS = {
     ),
     "code outside the window": (
         max_pool2d_backward(indices_or_codes=np.full_like(codes, 4)),
-        "max_pool2d_backward: indices_or_codes has a code outside its window, expected taps 0 to 3 inside the image, or 255",
+        f"max_pool2d_backward: indices_or_codes {CODE}",
     ),
     "pool input_shape zero": (
         max_pool2d_backward(input_shape=(2, 8, 0, 7)),
@@ -272,7 +287,7 @@ SHAPE_ERRORS = {
     ),
     "fused codes outside the window": (
         fused_backward(codes=np.full_like(saved.codes, 4)),
-        "conv2d_relu_max_pool2d_backward: codes has a code outside its window, expected taps 0 to 3 inside the image, or 255",
+        f"conv2d_relu_max_pool2d_backward: codes {CODE}",
     ),
     "fused codes shape": (
         fused_backward(codes=saved.codes[:1]),
@@ -284,7 +299,7 @@ SHAPE_ERRORS = {
     ),
     "fused mask": (
         fused_backward(output_mask=(True,)),
-        "conv2d_relu_max_pool2d_backward: output_mask is (True,), expected three bools: (grad_input, grad_weight, grad_bias)",
+        f"conv2d_relu_max_pool2d_backward: output_mask is (True,), expected {MASK}",
     ),
     "fused weight": (
         fused_forward(weight=zeros(4, 5, 3, 3)),
@@ -355,18 +370,27 @@ def test_shape_error_is_what_numpy_and_pytorch_code_catches():
 
 
 TYPE_ERRORS = {
-    "stride": (conv2d(stride=1.0), "conv2d: stride is a float, expected an integer or a pair of integers (height, width)"),
-    "stride bool": (conv2d(stride=True), "conv2d: stride is a bool, expected an integer or a pair of integers (height, width)"),
-    "stride None": (conv2d(stride=None), "conv2d: stride is None, expected an integer or a pair of integers (height, width)"),
+    "stride": (
+        conv2d(stride=1.0),
+        "conv2d: stride is a float, expected an integer or a pair of integers (height, width)",
+    ),
+    "stride bool": (
+        conv2d(stride=True),
+        "conv2d: stride is a bool, expected an integer or a pair of integers (height, width)",
+    ),
+    "stride None": (
+        conv2d(stride=None),
+        "conv2d: stride is None, expected an integer or a pair of integers (height, width)",
+    ),
     "stride of floats": (conv2d(stride=(1, 2.0)), "conv2d: stride is a float, expected an integer"),
     "padding": (
         conv2d(padding=None),
-        'conv2d: padding is None, expected an integer, (height, width), ((top, bottom), (left, right)), "valid", "same" or "same_lower"',
+        f"conv2d: padding is None, expected {PADDINGS}",
     ),
     "groups": (conv2d(groups="2"), "conv2d: groups is a str, expected an integer"),
     "padding_mode": (
         conv2d(padding_mode=0),
-        'conv2d: padding_mode is an int, expected "zeros", "constant", "reflect", "replicate", "circular", or a pair of these',
+        f"conv2d: padding_mode is an int, expected {MODES}",
     ),
     "padding_value": (conv2d(padding_value="0"), "conv2d: padding_value is a str, expected a number"),
     "activation": (conv2d(activation=convx.relu), 'conv2d: activation is a function, expected None or "relu"'),
@@ -479,7 +503,20 @@ def test_arguments_that_are_no_arrays(op, argument):
 @every_array_argument
 def test_wrong_dtypes(op, argument):
     legal, call = ARRAY_ARGUMENTS[op, argument]
-    names = ["float16", "longdouble", "complex64", "int8", "int32", "bool", "object", "S4", "M8[s]", ">f4", ">f8", "f4,f4"]
+    names = [
+        "float16",
+        "longdouble",
+        "complex64",
+        "int8",
+        "int32",
+        "bool",
+        "object",
+        "S4",
+        "M8[s]",
+        ">f4",
+        ">f8",
+        "f4,f4",
+    ]
     for name in names + (["int64", "uint8"] if legal.dtype == np.float32 else ["float32", "float64", "uint64", ">i8"]):
         wrong = np.zeros(legal.shape, name)
         with pytest.raises(TypeError) as caught:
@@ -531,7 +568,10 @@ def read_only(array):
 
 shared = zeros(1000)
 OUT_ERRORS = {
-    "conv2d read-only": (conv2d(out=read_only(zeros(2, 4, 4, 5))), "conv2d: out is read-only, expected a writeable array"),
+    "conv2d read-only": (
+        conv2d(out=read_only(zeros(2, 4, 4, 5))),
+        "conv2d: out is read-only, expected a writeable array",
+    ),
     "conv2d broadcast": (
         lambda: convx.conv2d(x, w, out=np.lib.stride_tricks.as_strided(shared, (2, 4, 4, 5), (0, 80, 20, 4))),
         "conv2d: out has elements that share memory with each other, expected an array without overlap",
@@ -556,8 +596,14 @@ OUT_ERRORS = {
         lambda: convx.conv2d(x, w, shared[:4], out=shared[3:163].reshape(2, 4, 4, 5)),
         "conv2d: out shares memory with bias, expected memory of its own",
     ),
-    "conv2d unaligned": (conv2d(out=unaligned(2, 4, 4, 5)), "conv2d: out is not aligned, expected strides of whole elements"),
-    "relu read-only": (lambda: convx.relu(zeros(3), out=read_only(zeros(3))), "relu: out is read-only, expected a writeable array"),
+    "conv2d unaligned": (
+        conv2d(out=unaligned(2, 4, 4, 5)),
+        "conv2d: out is not aligned, expected strides of whole elements",
+    ),
+    "relu read-only": (
+        lambda: convx.relu(zeros(3), out=read_only(zeros(3))),
+        "relu: out is read-only, expected a writeable array",
+    ),
     "relu of a read-only array in place": (
         lambda: convx.relu(frozen, out=frozen),
         "relu: out is read-only, expected a writeable array",
@@ -566,8 +612,14 @@ OUT_ERRORS = {
         lambda: convx.relu(zeros(3, 3), out=np.lib.stride_tricks.as_strided(shared, (3, 3), (0, 4))),
         "relu: out has elements that share memory with each other, expected an array without overlap",
     ),
-    "relu shifted": (lambda: convx.relu(shared[:9], out=shared[1:10]), "relu: out shares memory with input, expected memory of its own"),
-    "relu mirrored": (lambda: convx.relu(shared[:9], out=shared[8::-1]), "relu: out shares memory with input, expected memory of its own"),
+    "relu shifted": (
+        lambda: convx.relu(shared[:9], out=shared[1:10]),
+        "relu: out shares memory with input, expected memory of its own",
+    ),
+    "relu mirrored": (
+        lambda: convx.relu(shared[:9], out=shared[8::-1]),
+        "relu: out shares memory with input, expected memory of its own",
+    ),
     "relu transposed": (
         lambda: convx.relu(shared[:9].reshape(3, 3), out=shared[:9].reshape(3, 3).T),
         "relu: out shares memory with input, expected memory of its own",
@@ -606,9 +658,10 @@ def test_interleaved_memory_is_no_overlap():
 def test_a_failing_call_leaves_out_untouched():
     out = np.full((2, 4, 4, 5), 7, "float32")
     for name, value in [
-        ("weight", zeros(4, 5, 3, 3)), ("weight", w.astype("float64")), ("bias", zeros(5)), ("stride", 0), ("stride", 3),
+        ("weight", zeros(4, 5, 3, 3)), ("weight", w.astype("float64")), ("bias", zeros(5)), ("stride", 0),
         ("padding", -1), ("padding", "full"), ("groups", 3), ("padding_mode", "mirror"), ("activation", "tanh"),
-        ("layout", "NHWC"), ("algorithm", "fft"), ("dilation", 9), ("input", zeros(2, 8, 0, 7)), ("padding_value", None),
+        ("layout", "NHWC"), ("algorithm", "fft"), ("dilation", 9), ("input", zeros(2, 8, 0, 7)), ("stride", 3),
+        ("padding_value", None),
     ]:  # fmt: skip
         with pytest.raises((ShapeError, TypeError)):
             conv2d(out=out, **{name: value})()

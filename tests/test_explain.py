@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from support import CONV_PROBLEMS, conv_data, layer_list, numbers
 
 import convx
 from convx import _cpu
+from support import CONV_PROBLEMS, conv_data, layer_list, numbers
 
 PASSES = {"conv2d": ["forward"], "conv2d_backward": ["grad_input", "grad_weight", "grad_bias"]}
 
@@ -112,8 +112,8 @@ def test_every_pooling_of_the_lists(op, isa, dtype, layout):
         n, c, h, w = (layer[size] for size in "nchw")
         shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
         plans = convx.explain(
-            op, shape, (layer["r"], layer["s"]), (layer["stride_h"], layer["stride_w"]), (layer["pad_h"], layer["pad_w"]),
-            ceil_mode=True, layout=layout, dtype=dtype,
+            op, shape, (layer["r"], layer["s"]), (layer["stride_h"], layer["stride_w"]),
+            (layer["pad_h"], layer["pad_w"]), ceil_mode=True, layout=layout, dtype=dtype,
         )  # fmt: skip
         assert len(plans) == 1
         check_plan(plans[0], f"{op} {layer['name']}")
@@ -160,9 +160,11 @@ def test_nothing_is_computed_or_allocated():
     assert plans[0].flops == 2 * 10**6 * 1024**2 * 512**2 * 9
 
 
-@pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "depthwise", "groups-narrow", "first-layer-7x7", "reduction-1x1-513"])
+@pytest.mark.parametrize(
+    "name", ["3x3-pad1", "1x1", "depthwise", "groups-narrow", "first-layer-7x7", "reduction-1x1-513"]
+)
 def test_the_scratch_is_what_a_call_takes(name, layout, isa):
-    """With an empty cache and one thread, the cache holds afterwards what the call allocated, rounded up by at most 1/8.
+    """With an empty cache and one thread, the cache holds afterwards what the call took, rounded up by at most 1/8.
 
     A strided grad_input is stride * stride convolutions of different sizes, of which the plan shows the largest.
     """

@@ -1,4 +1,4 @@
-"""max_pool2d and its backward: values, indices and codes exactly as the window walk of SEMANTICS chooses them."""
+"""max_pool2d and its backward: values, indices and codes exactly as the walk over each window chooses them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+
+import convx
+from convx import reference
 from support import (
     POOL_PROBLEMS,
     Pool,
@@ -19,21 +22,20 @@ from support import (
     views,
 )
 
-import convx
-from convx import reference
-
 KINDS = ("normal", "ties", "special", "dead")
 
 
 def pool_data(shape, kind, seed=0):
-    """normal: no ties. ties: three values. special: NaN, both infinities and both zeros among them. dead: mostly -inf."""
+    """normal: no ties. ties: three values. special: NaN, infinities, zeros of both signs. dead: mostly -inf."""
     rng = np.random.default_rng(seed)
     if kind == "normal":
         return rng.permutation(np.prod(shape)).reshape(shape) - np.prod(shape) / 2
     if kind == "ties":
         return rng.integers(-1, 2, shape).astype(float)
     if kind == "special":
-        return rng.choice([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0], shape, p=[0.1, 0.1, 0.3, 0.15, 0.15, 0.1, 0.1])
+        return rng.choice(
+            [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0], shape, p=[0.1, 0.1, 0.3, 0.15, 0.15, 0.1, 0.1]
+        )
     return rng.choice([-np.inf, -3.0, np.nan], shape, p=[0.9, 0.08, 0.02])
 
 
@@ -111,7 +113,8 @@ def test_indices_and_codes_give_the_same_bits(name, isa, dtype, layout):
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (2, 1, 0), (3, 3, 0), (5, 1, 2), (2, 3, 1)]
+    ("kernel", "stride", "padding"),
+    [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (2, 1, 0), (3, 3, 0), (5, 1, 2), (2, 3, 1)],
 )
 def test_sizes_straddle_vectors(kernel, stride, padding, isa, dtype, layout):
     sizes = straddle(4, 8, 16, 32, 64)

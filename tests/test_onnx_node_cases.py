@@ -12,9 +12,9 @@ import warnings
 
 import numpy as np
 import pytest
-from support import assert_equal
 
 import convx
+from support import assert_equal, assert_within, rounding_bound
 
 # By name, so that a case that vanishes from a later onnx is noticed, and a new one too: see test_every_case_is_here.
 CASES = {
@@ -66,7 +66,9 @@ def onnx_cases(kind):
     """The cases of one kind that this file is about: name -> (node, list of (inputs, outputs))."""
     onnx = pytest.importorskip("onnx")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # onnx computes the expected values of all its operators here, overflows included
+        warnings.simplefilter(
+            "ignore"
+        )  # onnx computes the expected values of all its operators here, overflows included
         from onnx.backend.test.loader import load_model_tests
 
         found = {}
@@ -136,7 +138,7 @@ def max_pool(attribute, x, wanted):
     kernel, dilation = tuple(attribute["kernel_shape"]), tuple(attribute.get("dilations", (1, 1)))
     padding = padding_of(attribute)
     if not isinstance(padding, str):
-        # ONNX sets no limit to padding, convx does: half the window. What lies beyond becomes part of the image, as -inf.
+        # ONNX sets no limit to padding, convx half of the window: what lies beyond becomes part of the image, as -inf.
         half = [(d * (k - 1) + 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
         beyond = [tuple(max(0, side - most) for side in sides) for sides, most in zip(padding, half, strict=True)]
         padding = tuple(tuple(min(side, most) for side in sides) for sides, most in zip(padding, half, strict=True))
@@ -168,8 +170,11 @@ def test_case(kind, name, isa):
     attribute = attributes(node)
     for inputs, outputs in data_sets:
         if node.op_type == "Conv":
-            # Sums of products in another order: the tolerance that onnx gives its own backends is 1e-3.
-            np.testing.assert_allclose(conv(attribute, *inputs), outputs[0], rtol=1e-5, atol=1e-5)
+            # Both results are float32 sums, each in an order of its own.
+            sizes = conv(attribute, *(np.abs(array) for array in inputs))
+            terms = inputs[1][0].size + len(inputs) - 2
+            bound = 2 * rounding_bound(terms, sizes, "float32")
+            assert_within(conv(attribute, *inputs), outputs[0], bound, name)
         elif node.op_type == "MaxPool":
             for actual, expected in zip(max_pool(attribute, inputs[0], len(outputs)), outputs, strict=True):
                 assert actual.dtype == expected.dtype

@@ -1,4 +1,4 @@
-"""convx among other processes and threads: fork, many Python threads at once, signals, memory that runs out, settings."""
+"""convx among processes and threads: fork, many Python threads at once, signals, memory that runs out, settings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import Conv, assert_same_bits, numbers
 
 import convx
 from convx import _cpu
+from support import Conv, assert_same_bits, numbers
 
 PATIENCE = 120  # seconds for a child that takes one, on a busy machine
 
@@ -42,7 +42,7 @@ def every_operation(seed=0):
 
 
 def in_child(work):
-    """Run `work` in a forked child; return (whether it ended, its exit status). The child dies on an exception with status 1."""
+    """Run `work` in a forked child; return whether it ended, and its exit status: 1 where `work` raised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of fork beside threads
         pid = os.fork()
@@ -110,12 +110,11 @@ def test_fork_in_the_middle_of_a_call():
     failures = []
 
     def busy():
-        while not stop.is_set():
-            try:
+        try:
+            while not stop.is_set():
                 assert_same_bits(every_operation(), expected, "beside the fork")
-            except BaseException as error:
-                failures.append(error)
-                return
+        except BaseException as error:
+            failures.append(error)
 
     def child():
         assert_same_bits(every_operation(), expected, "in the child")
@@ -156,7 +155,7 @@ def test_multiprocessing_by_fork():
 
 
 def test_many_python_threads_at_once(isa):
-    """Different problems in eight threads, while a ninth changes the number of threads: nobody sees anybody else's numbers."""
+    """Different problems in eight threads, while a ninth sets the number of threads: nobody sees another's numbers."""
     expected = [every_operation(seed) for seed in range(4)]
     stop = threading.Event()
 
@@ -245,8 +244,19 @@ OUT_OF_MEMORY = """
     y = convx.conv2d(x, w, padding=1)
     pooled, codes = convx.max_pool2d(y, 2, return_codes=True)
     fused, saved = convx.conv2d_relu_max_pool2d(x, w, padding=1, pool_kernel_size=2)
+    out = np.empty_like(y)
+
+    def into_out():
+        out[...] = 7
+        try:
+            return convx.conv2d(x, w, padding=1, out=out)
+        except MemoryError:
+            assert (out == 7).all(), "half-written"
+            raise
+
     calls = [
         lambda: convx.conv2d(x, w, padding=1),
+        lambda: into_out().copy(),
         lambda: convx.conv2d(x.transpose(0, 1, 3, 2), w, padding=1),
         lambda: convx.conv2d_backward(y, x, w, padding=1),
         lambda: convx.relu(y),
@@ -344,9 +354,11 @@ def test_where_the_number_of_threads_comes_from():
 
 def test_the_context_manager_restores_the_number_of_threads():
     before = convx.get_num_threads()
-    with pytest.raises(ZeroDivisionError), convx.threads(before + 1):
+    with convx.threads(before + 1):
         assert convx.get_num_threads() == before + 1
-        1 / 0  # noqa: B018
+    assert convx.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError), convx.threads(before + 1):
+        raise ZeroDivisionError
     assert convx.get_num_threads() == before
 
 

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
+
+import convx
+from convx import _cpu, reference
 from support import (
     DTYPES,
     GRADIENTS,
@@ -23,9 +26,6 @@ from support import (
     numbers,
     to_layout,
 )
-
-import convx
-from convx import _cpu, reference
 
 pytestmark = pytest.mark.core
 
@@ -66,7 +66,9 @@ def convolutions(draw):
     modes = (mode, mode) if isinstance(mode, str) else mode
     extents = [d * (k - 1) + 1 for d, k in zip(both(dilation), (r, s), strict=True)]
     limits = [{"reflect": size - 1, "circular": size}.get(m, size + 4) for m, size in zip(modes, (h, w), strict=True)]
-    padding = draw(st.one_of(paddings([min(limit, 6) for limit in limits]), st.sampled_from(("valid", "same", "same_lower"))))
+    padding = draw(
+        st.one_of(paddings([min(limit, 6) for limit in limits]), st.sampled_from(("valid", "same", "same_lower")))
+    )
     problem = Conv(
         n, group_in * groups, h, w, group_out * groups, r, s, stride, padding, dilation, groups, mode,
         float(draw(st.integers(-3, 3))),
@@ -87,7 +89,9 @@ def poolings(draw):
     r, s = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     dilation = draw(pairs(1, 3))
     extents = [d * (k - 1) + 1 for d, k in zip(both(dilation), (r, s), strict=True)]
-    padding = draw(st.one_of(paddings([extent // 2 for extent in extents]), st.sampled_from(("valid", "same", "same_lower"))))
+    padding = draw(
+        st.one_of(paddings([extent // 2 for extent in extents]), st.sampled_from(("valid", "same", "same_lower")))
+    )
     return Pool(
         draw(st.integers(1, 3)), draw(channels), extents[0] + draw(sizes) - 1, extents[1] + draw(sizes) - 1, (r, s),
         draw(st.one_of(st.none(), pairs(1, 5))), padding, dilation, draw(flags),
@@ -133,7 +137,13 @@ def test_conv2d(data, problem, isa, dtype, layout):
     _cpu.set_isa(isa)
     try:
         y = convx.conv2d(
-            x, w, b if with_bias else None, activation="relu" if relu else None, layout=layout, out=out, **problem.options
+            x,
+            w,
+            b if with_bias else None,
+            activation="relu" if relu else None,
+            layout=layout,
+            out=out,
+            **problem.options,
         )
         gradients = convx.conv2d_backward(g, x, w, layout=layout, **problem.options)
     finally:
@@ -153,7 +163,9 @@ def test_conv2d(data, problem, isa, dtype, layout):
 def test_max_pool2d(data, problem, isa, dtype, layout):
     note(f"{problem} {isa} {dtype} {layout}")
     rng = np.random.default_rng(data.draw(st.integers(0, 100), "seed"))
-    palette = data.draw(st.sampled_from(((-1, 0, 1), (np.nan, np.inf, -np.inf, 0.0, -0.0, 2.0), (-np.inf, -np.inf, 1.0))))
+    palette = data.draw(
+        st.sampled_from(((-1, 0, 1), (np.nan, np.inf, -np.inf, 0.0, -0.0, 2.0), (-np.inf, -np.inf, 1.0)))
+    )
     x = rng.choice(palette, problem.input_shape).astype(float)
     output, indices = reference.max_pool2d(x, return_indices=True, **problem.options)
     codes = reference.max_pool2d(x, return_codes=True, **problem.options)[1]
@@ -183,7 +195,13 @@ def test_max_pool2d(data, problem, isa, dtype, layout):
 
 
 @given(
-    st.data(), convolutions(), poolings(), st.sampled_from(ISAS), st.sampled_from(DTYPES), st.sampled_from(LAYOUTS), flags
+    st.data(),
+    convolutions(),
+    poolings(),
+    st.sampled_from(ISAS),
+    st.sampled_from(DTYPES),
+    st.sampled_from(LAYOUTS),
+    flags,
 )
 def test_conv2d_relu_max_pool2d(data, problem, pooling, isa, dtype, layout, with_bias):
     """A pooling drawn on its own, cut down to one that fits the convolution's output."""

@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from support import assert_equal, assert_same_bits, broadcasts, straddle, views
 
 import convx
 from convx import reference
+from support import assert_equal, assert_same_bits, broadcasts, straddle, views
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 3.4e38, -3.4e38)
 SIZES = [0, *straddle(1, 4, 8, 16, 32, 64, 128), 1000, 4097]
@@ -115,7 +115,7 @@ def test_out(isa, dtype):
 
 @pytest.mark.core
 def test_in_place(isa, dtype):
-    """`out` may be the very input: relu(x, out=x), and relu_backward into grad_output or output, whatever the strides."""
+    """`out` may be the very input: relu(x, out=x), and relu_backward into either argument, whatever the strides."""
     x, g = numbers((2, 5, 6, 19), dtype, 1), numbers((2, 5, 6, 19), dtype, 2)
     y = convx.relu(x)
     gradient = convx.relu_backward(g, y)
@@ -134,7 +134,7 @@ def test_in_place(isa, dtype):
 
 
 def test_arrays_larger_than_the_cache(isa, dtype):
-    """Where non-temporal stores may be used: a length that no vector divides, from an address that no vector divides."""
+    """Where non-temporal stores may be used: a length and an address that no vector divides."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(12_000_001, np.float32).astype(dtype)[2:]
     y = convx.relu(x)

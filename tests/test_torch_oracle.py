@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+import convx
 from support import (
     CONV_PROBLEMS,
     GRADIENTS,
@@ -17,8 +19,6 @@ from support import (
     numbers,
 )
 
-import convx
-
 ROUNDS = 400
 
 
@@ -31,7 +31,7 @@ def torch():
 
 
 def padded_by_torch(torch, x, problem):
-    """The image with its border made by torch.nn.functional.pad, axis by axis, which leaves the convolution no padding."""
+    """The image with its border made by torch.nn.functional.pad, which leaves the convolution no padding."""
     padding = problem.padding
     if padding == "valid":
         padding = 0
@@ -53,7 +53,9 @@ def conv_by_torch(torch, problem, dtype):
         padded = padded_by_torch(torch, x, problem)
         y = torch.nn.functional.conv2d(padded, w, b, problem.stride, 0, problem.dilation, problem.groups)
     y.backward(g)
-    return dict(output=y.detach().numpy(), grad_input=x.grad.numpy(), grad_weight=w.grad.numpy(), grad_bias=b.grad.numpy())
+    return dict(
+        output=y.detach().numpy(), grad_input=x.grad.numpy(), grad_weight=w.grad.numpy(), grad_bias=b.grad.numpy()
+    )
 
 
 def check_conv(torch, problem, dtype):
@@ -87,8 +89,8 @@ def test_random_conv2d(torch, isa, dtype):
         h, w = dilation[0] * (r - 1) + draw(4, 16), dilation[1] * (s - 1) + draw(4, 24)
         problem = Conv(
             n=draw(1, 4), c=groups * draw(1, 10), h=h, w=w, k=groups * draw(1, 18), r=r, s=s,
-            stride=(draw(1, 5), draw(1, 5)), dilation=dilation, groups=groups, padding_mode=mode, padding_value=draw(-2, 3),
-            padding=((draw(0, 4), draw(0, 4)), (draw(0, 4), draw(0, 4))),
+            stride=(draw(1, 5), draw(1, 5)), dilation=dilation, groups=groups, padding_mode=mode,
+            padding_value=draw(-2, 3), padding=((draw(0, 4), draw(0, 4)), (draw(0, 4), draw(0, 4))),
         )  # fmt: skip
         check_conv(torch, problem, dtype)
 
@@ -105,7 +107,13 @@ def check_pool(torch, problem, dtype, kind, seed):
     __tracebackhide__ = True
     x = torch.tensor(pool_data(problem.input_shape, kind, seed), dtype=getattr(torch, dtype), requires_grad=True)
     y, indices = torch.nn.functional.max_pool2d(
-        x, problem.kernel_size, problem.stride, problem.padding, problem.dilation, problem.ceil_mode, return_indices=True
+        x,
+        problem.kernel_size,
+        problem.stride,
+        problem.padding,
+        problem.dilation,
+        problem.ceil_mode,
+        return_indices=True,
     )
     output, chosen = convx.max_pool2d(x.detach().numpy(), return_indices=True, **problem.options)
     assert_equal(output, y.detach().numpy(), f"output of {problem}")
@@ -137,7 +145,8 @@ def test_random_max_pool2d(torch, isa, dtype):
         problem = Pool(
             n=draw(1, 4), c=draw(1, 20), h=dilation[0] * (kernel[0] - 1) + draw(1, 14),
             w=dilation[1] * (kernel[1] - 1) + draw(1, 40), kernel_size=kernel, stride=(draw(1, 5), draw(1, 5)),
-            padding=(draw(0, kernel[0] // 2 + 1), draw(0, kernel[1] // 2 + 1)), dilation=dilation, ceil_mode=bool(draw(0, 2)),
+            padding=(draw(0, kernel[0] // 2 + 1), draw(0, kernel[1] // 2 + 1)), dilation=dilation,
+            ceil_mode=bool(draw(0, 2)),
         )  # fmt: skip
         check_pool(torch, problem, dtype, ("ties", "special")[seed % 2], seed)
 
@@ -153,8 +162,10 @@ def test_relu(torch, isa, dtype):
 
 
 def test_fused_block(torch, isa, dtype):
-    """A block of a network, forward and backward, on whole numbers: PyTorch's autograd goes through the three operations."""
-    for seed, (name, pool) in enumerate([("3x3-pad1", 2), ("depthwise", 3), ("first-layer-7x7", 2), ("groups3-odd", 2)]):
+    """A block of a network, on whole numbers: PyTorch's autograd goes through the three operations."""
+    for seed, (name, pool) in enumerate(
+        [("3x3-pad1", 2), ("depthwise", 3), ("first-layer-7x7", 2), ("groups3-odd", 2)]
+    ):
         problem = CONV_PROBLEMS[name]
         expected = conv_expected(problem, "integer")
         x, w, b = (torch.tensor(getattr(expected, key), requires_grad=True) for key in "xwb")
@@ -164,7 +175,13 @@ def test_fused_block(torch, isa, dtype):
         y.backward(torch.tensor(g))
         arrays = [getattr(expected, key).astype(dtype) for key in "xwb"]
         output, saved = convx.conv2d_relu_max_pool2d(
-            *arrays, problem.stride, problem.padding, problem.dilation, problem.groups, pool_kernel_size=pool, pool_stride=2
+            *arrays,
+            problem.stride,
+            problem.padding,
+            problem.dilation,
+            problem.groups,
+            pool_kernel_size=pool,
+            pool_stride=2,
         )
         assert_equal(output, y.detach().numpy(), name)
         gradients = convx.conv2d_relu_max_pool2d_backward(g.astype(dtype), saved)

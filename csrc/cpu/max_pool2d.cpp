@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <limits>
 
+#include "common/rounding.h"
 #include "cpu/memory_bound.h"
 #include "cpu/pool_axis.h"
 #include "cpu/registry.h"
@@ -33,8 +34,7 @@ constexpr int64_t block_elements = 512;              // of one row of a block, u
 constexpr int64_t block_cells = int64_t{1} << 14;
 constexpr int64_t widest_vector = 16;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t n) { return ceil_div(n, widest_vector) * widest_vector; }
+int64_t whole_vectors(int64_t n) { return round_up(n, widest_vector); }
 
 // Where a block of results goes: the cell of its corner, the axis of its rows, and what its columns are.
 struct Place {
@@ -151,9 +151,14 @@ private:
 template <class T>
 PoolMax<T> Forward<T>::job_of(const WindowRun& rows, const WindowRun& columns, const std::vector<int64_t>& offsets,
                               const Scratch& scratch) const {
-    PoolMax<T> job{};
+    PoolMax<T> job;
     job.tap_rows = static_cast<int>(rows.count());
     job.tap_columns = static_cast<int>(columns.count());
+    job.pairs = false;
+    job.first_codes = nullptr;
+    job.rank_offset = 0;
+    job.code_bytes = nullptr;
+    job.code_lanes = nullptr;
     job.rows_of_taps = scratch.rows_of_taps + rows.tap_begin;
     job.offsets = offsets.data() + columns.tap_begin;
     job.codes = tap_codes_.data() + rows.tap_begin * w_.kernel + columns.tap_begin;
@@ -265,7 +270,7 @@ void Forward<T>::plan_planes() {
 
     const int64_t limit = std::max<int64_t>(16, block_elements / group_);
     block_columns_ = ceil_div(columns, ceil_div(columns, limit));
-    if (group_ == 1) block_columns_ = std::min(columns, round_up(block_columns_));
+    if (group_ == 1) block_columns_ = std::min(columns, whole_vectors(block_columns_));
 
     for (int64_t s = 0; s < w_.kernel; ++s) {
         const int64_t residue = s * w_.dilation % w_.stride;
@@ -273,7 +278,7 @@ void Forward<T>::plan_planes() {
     }
     if (w_.stride == 2) residues_ = {0, 1};  // staged at once, whether read or not
     residue_columns_ = (w_.extent() - 1) / w_.stride + block_columns_;
-    residue_width_ = round_up(residue_columns_ * group_ + 2 * lanes);
+    residue_width_ = whole_vectors(residue_columns_ * group_ + 2 * lanes);
     for (int64_t s = 0; s < w_.kernel; ++s) {
         const auto residue = std::find(residues_.begin(), residues_.end(), s * w_.dilation % w_.stride);
         staged_columns_.push_back((residue - residues_.begin()) * residue_width_ + s * w_.dilation / w_.stride * group_);
@@ -305,7 +310,7 @@ void Forward<T>::plan_rows(bool separable) {
     const int64_t block = std::max<int64_t>(block_columns_ * group_, kernels_.lanes);
     const bool stages = !direct_ || block > block_columns_ * group_;
     staged_row_ = stages ? static_cast<int64_t>(residues_.size()) * residue_width_ : 0;
-    ranked_row_ = separable ? (codes ? 2 : 1) * round_up(block) : 0;
+    ranked_row_ = separable ? (codes ? 2 : 1) * whole_vectors(block) : 0;
     int64_t slots = std::max<int64_t>(1, task_elements / (w_.input * group_));
     if (const int64_t bytes = (staged_row_ + ranked_row_) * int64_t{sizeof(T)})
         slots = std::max(l1_bytes / bytes, std::min(l2_bytes / bytes, h_.extent() + 7 * h_.stride));
@@ -325,13 +330,14 @@ void Forward<T>::run_planes() {
     // Where channels lie closer than pixels, they take turns within a block of rows: its lines are in cache then.
     const bool channels_inside = std::abs(input_.stride[1]) < std::abs(input_.stride[3]);
     run_tasks(ceil_div(units, task_units), [&](int64_t task, const Scratch& scratch) {
-        for (int64_t unit = task * task_units; unit < std::min(units, (task + 1) * task_units); ++unit) {
-            const int64_t n = unit / (groups * blocks), rest = unit % (groups * blocks);
-            const int64_t c = (channels_inside ? rest % groups : rest / blocks) * group_;
-            const int64_t p = (channels_inside ? rest / groups : rest % blocks) * block_rows_;
-            // The last block overlaps its neighbour, so that all are equally wide.
+        const int64_t end = std::min(units, (task + 1) * task_units);
+        BlockCounter at(task * task_units, groups, blocks, channels_inside);
+        for (int64_t unit = task * task_units; unit < end; ++unit, at.next()) {
+            const int64_t p = at.block * block_rows_;
+            // The last block of a row overlaps its neighbour, so that all are equally wide.
             for (int64_t q = 0; q < columns; q += block_columns_)
-                plane_block(n, c, p, std::min(rows, p + block_rows_), std::min(q, columns - block_columns_), scratch);
+                plane_block(at.n, at.group * group_, p, std::min(rows, p + block_rows_),
+                            std::min(q, columns - block_columns_), scratch);
         }
     });
 }
@@ -418,7 +424,7 @@ void Forward<T>::plane_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_en
         }
         PoolMax<T> job = job_of(run, all_columns, columns, scratch);
         for (int64_t r = run.tap_begin; r < run.tap_end; ++r)
-            scratch.rows_of_taps[r] = source + (h_.position(p, r) - h_begin) / slot_step_ * source_row;
+            scratch.rows_of_taps[r] = source + (block_rows_ == 1 ? r - run.tap_begin : h_.position(p, r) - h_begin) * source_row;
         job.pairs = pairs_ && !staged;
         if (separable_) {
             job.tap_columns = 1;

@@ -1,16 +1,21 @@
 // Max-pooling, backward.
 //
 // By codes: a gather over one kernel (kernels/max_pool2d_backward.inl.h), in the two loop nests of max_pool2d.cpp. Input
-// columns of one residue modulo the stride have the same taps, and one tap of neighbours of a residue has neighbouring
-// windows: the residues are summed one by one, or for stride 2 both at once. Rows alike. In planes, gradients and codes
-// are staged, padded with what no tap matches, unless every window that the taps name exists.
+// columns of one residue modulo the stride have the same taps, and a tap's windows over neighbours of a residue are
+// neighbours: residues are summed one by one, or for stride 2 both at once. Rows alike. In planes the codes are staged,
+// padded with one that no tap has, unless every window that the taps name exists; gradients are read as they lie, with
+// whatever stands beside a row, because the codes decide.
 //
-// By indices, which may point anywhere in the plane: a scatter in row-major order of the windows. A task owns some rows
-// of a plane (or of an image, where channels are adjacent) and adds what falls into them.
+// By indices, which may point anywhere in the plane, and by codes where windows overlap so much that looking at all of
+// them costs more: a scatter in row-major order of the windows. A task owns some rows of a plane (or of an image, where
+// channels are adjacent) and adds what falls into them. Both ways give the same bits.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
+#include "common/rounding.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/memory_bound.h"
 #include "cpu/pool_axis.h"
@@ -24,91 +29,205 @@ namespace convx {
 namespace {
 
 constexpr int64_t task_elements = int64_t{1} << 15;  // grad_input elements of one task
-constexpr int64_t block_bytes = 24 << 10;            // staged gradients and codes of one block: L1
-constexpr int64_t block_columns_limit = 512;
+constexpr int64_t l1_bytes = 24 << 10;               // gradients, codes and sums of one block
+constexpr int64_t block_elements = 512;              // of one row of a block
+constexpr int64_t block_cells = int64_t{1} << 14;
 constexpr int64_t widest_vector = 16;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t n) { return ceil_div(n, widest_vector) * widest_vector; }
-
 int width_for(const PoolProblem& problem, int64_t item_bytes) {
-    const int64_t inputs = problem.batch * problem.channels * problem.h.input * problem.w.input;
-    const int64_t outputs = problem.batch * problem.channels * problem.out_h() * problem.out_w();
-    return (inputs + outputs * problem.taps()) * item_bytes < parallel_bytes ? 1 : num_threads();
+    const auto elements = [](const std::array<int64_t, 4>& s) { return s[0] * s[1] * s[2] * s[3]; };
+    const int64_t compared = elements(problem.input_shape()) + elements(problem.output_shape()) * problem.taps();
+    return compared * item_bytes < parallel_bytes ? 1 : num_threads();
 }
 
-// True if no cell of any row (n, p) of `view` is refused: legal(p, q, cells, count, step) looks at `count` cells, along
-// q, or along the channels of pixel q where those are adjacent.
-template <class U, class Legal>
-bool all_legal(const PoolProblem& problem, const TensorView<const U>& view, int width, const Legal& legal) {
-    const auto [batch, channels, rows, columns] = view.shape;
-    const bool channels_inside = std::abs(view.stride[1]) < std::abs(view.stride[3]);
-    const std::vector<WindowRun> column_runs = window_runs(problem.w);
-    std::atomic<bool> all{true};
-    parallel_for(batch * rows, width, [&, channels = channels, rows = rows](int64_t task, int) {
-        const int64_t n = task / rows, p = task % rows;
-        bool fine = true;
-        for (const WindowRun& run : column_runs) {
-            if (channels_inside)
-                for (int64_t q = run.begin; q < run.end; ++q)
-                    fine = fine && legal(p, run, view.at(n, 0, p, q), channels, view.stride[1]);
-            else
-                for (int64_t c = 0; c < channels; ++c)
-                    fine = fine && legal(p, run, view.at(n, c, p, run.begin), run.end - run.begin, view.stride[3]);
+// Behind the last element of a view in memory.
+template <class U>
+const U* end_of(const TensorView<const U>& view) {
+    const U* end = view.data + 1;
+    for (size_t axis = 0; axis < 4; ++axis) end += std::max<int64_t>(0, view.stride[axis]) * (view.shape[axis] - 1);
+    return end;
+}
+template <class U>
+const U* begin_of(const TensorView<const U>& view) {
+    const U* begin = view.data;
+    for (size_t axis = 0; axis < 4; ++axis) begin += std::min<int64_t>(0, view.stride[axis]) * (view.shape[axis] - 1);
+    return begin;
+}
+
+// The cells of a view row by row: rows (n, c, p) of Q cells, or, where channels lie closer than pixels, rows (n, p) of
+// Q x C cells.
+template <class U>
+struct Rows {
+    explicit Rows(const TensorView<const U>& given) : view(given) {
+        if (std::abs(view.stride[1]) < std::abs(view.stride[3])) channels = view.shape[1];
+        const int64_t plane_stride = channels == 1 && view.shape[1] > 1 ? view.stride[1] : view.stride[0];
+        adjacent = (channels == 1 || view.stride[1] == 1) && view.stride[3] == channels;
+        stacked = view.stride[2] == cells() && plane_stride == view.shape[2] * view.stride[2] &&
+                  (view.shape[0] == 1 || view.stride[0] == view.shape[1] / channels * plane_stride);
+    }
+    int64_t count() const { return view.shape[0] * view.shape[1] / channels * view.shape[2]; }
+    int64_t cells() const { return view.shape[3] * channels; }
+    const U* at(int64_t row) const {
+        if (stacked) return view.data + row * cells();
+        const int64_t plane = row / view.shape[2] * channels;
+        return view.at(plane / view.shape[1], plane % view.shape[1], row % view.shape[2], 0);
+    }
+
+    // Calls visit(cells, count) for pixels [pixel, pixel + pixels) of these rows: for all at once where rows are stacked
+    // one upon the other and whole, by adjacent cells of a row, or cell by cell.
+    template <class Visit>
+    void for_each(int64_t row, int64_t rows, int64_t pixel, int64_t pixels, const Visit& visit) const {
+        if (stacked && adjacent && pixels == view.shape[3]) return visit(at(row), rows * cells());
+        const U* first = at(row);
+        for (int64_t i = 0; i < rows; ++i, first = at(row + i)) {
+            const U* piece = first + pixel * view.stride[3];
+            if (adjacent) {
+                visit(piece, pixels * channels);
+                continue;
+            }
+            for (int64_t k = 0; k < pixels; ++k)
+                for (int64_t c = 0; c < channels; ++c) visit(piece + k * view.stride[3] + c * view.stride[1], int64_t{1});
         }
-        if (!fine) all.store(false, std::memory_order_relaxed);
-    });
-    return all.load();
-}
+    }
 
-bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>& codes, int width) {
-    const std::vector<WindowRun> row_runs = window_runs(problem.h);
-    const int64_t columns = problem.w.kernel, taps = problem.taps();
-    return all_legal(problem, codes, width,
-                     [&](int64_t p, const WindowRun& taps_w, const uint8_t* cells, int64_t count, int64_t step) {
-                         const WindowRun& taps_h = run_of(row_runs, p);
-                         uint8_t most = 0;  // 255 counts as 0, code c as c + 1
-                         for (int64_t i = 0; i < count; ++i) most = std::max(most, static_cast<uint8_t>(cells[i * step] + 1));
-                         if (most > taps) return false;
-                         if (taps_h.count() * taps_w.count() == taps) return true;
-                         for (int64_t i = 0; i < count; ++i) {
-                             const int64_t code = cells[i * step];
-                             if (code == no_gradient_code) continue;
-                             if (!taps_h.has_tap(code / columns) || !taps_w.has_tap(code % columns)) return false;
-                         }
-                         return true;
-                     });
-}
+    // True if legal(row, rows) is for all rows, which are looked at in parallel.
+    template <class Legal>
+    bool all(int width, const Legal& legal) const {
+        const int64_t task_rows = std::max<int64_t>(1, task_elements / cells());
+        std::atomic<bool> result{true};
+        parallel_for(ceil_div(count(), task_rows), width, [&](int64_t task, int) {
+            const int64_t row = task * task_rows;
+            if (!legal(row, std::min(task_rows, count() - row))) result.store(false, std::memory_order_relaxed);
+        });
+        return result.load();
+    }
 
-// One residue of an input axis modulo the stride, and the windows over its cells first + j * stride.
-struct Residue {
-    struct Tap {
-        int64_t tap;
-        int64_t offset;  // window of cell j under this tap, less j
-    };
-    int64_t first, count;
-    std::vector<Tap> taps;         // in ascending order of the windows
-    std::vector<WindowRun> runs;   // cells j whose windows all exist for taps[tap_begin], ...
+    const TensorView<const U> view;
+    int64_t channels = 1;
+    bool adjacent, stacked;
 };
 
-std::vector<Residue> residues_of(const Axis& axis) {
-    std::vector<Residue> residues;
-    const int64_t windows = axis.output();
+// A code is legal if its tap lies inside the image. That of a whole window is below the number of taps; rows of windows
+// that lack taps have theirs in an interval, because those that they have are neighbours; columns go by a table.
+bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>& codes, int width) {
+    const std::vector<WindowRun> row_runs = window_runs(problem.h), column_runs = window_runs(problem.w);
+    const int64_t columns = problem.w.kernel, rows_per_plane = problem.out_h();
+    struct Border {
+        int64_t begin, count;
+        std::array<bool, 256> legal;
+    };
+    std::vector<Border> borders;
+    for (const WindowRun& run : column_runs) {
+        if (run.count() == columns) continue;
+        Border border{run.begin, run.end - run.begin, {}};
+        for (int64_t code = 0; code < problem.taps(); ++code)
+            border.legal[static_cast<size_t>(code)] = run.has_tap(code % columns);
+        border.legal[no_gradient_code] = true;
+        borders.push_back(border);
+    }
+    const Rows<uint8_t> view(codes);
+    return view.all(width, [&](int64_t first_row, int64_t rows) {
+        uint8_t illegal = 0;
+        const auto expect_between = [&](int64_t row, int64_t count, int64_t begin, int64_t taps) {
+            const uint8_t least = static_cast<uint8_t>(begin), below = static_cast<uint8_t>(taps);
+            view.for_each(row, count, 0, problem.out_w(), [&](const uint8_t* cells, int64_t n) {
+                uint8_t any = 0;
+                for (int64_t i = 0; i < n; ++i)
+                    any |= static_cast<uint8_t>(static_cast<uint8_t>(cells[i] - least) >= below && cells[i] != no_gradient_code);
+                illegal |= any;
+            });
+        };
+        expect_between(first_row, rows, 0, problem.taps());
+        const int64_t end = first_row + rows;
+        for (const WindowRun& run : row_runs) {
+            if (run.count() == problem.h.kernel) continue;
+            for (int64_t plane = first_row / rows_per_plane * rows_per_plane; plane < end; plane += rows_per_plane) {
+                const int64_t begin = std::max(first_row, plane + run.begin), stop = std::min(end, plane + run.end);
+                if (begin < stop) expect_between(begin, stop - begin, run.tap_begin * columns, run.count() * columns);
+            }
+        }
+        for (const Border& border : borders)
+            view.for_each(first_row, rows, border.begin, border.count, [&](const uint8_t* cells, int64_t n) {
+                for (int64_t i = 0; i < n; ++i) illegal |= static_cast<uint8_t>(!border.legal[cells[i]]);
+            });
+        return illegal == 0;
+    });
+}
+
+// Local indices lie in rows that their window covers; others have to lie in the plane.
+enum class Indices { illegal, anywhere, local };
+
+Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64_t>& indices, int width) {
+    const Axis& h = problem.h;
+    const int64_t columns = problem.w.input, rows_per_plane = problem.out_h();
+    const Rows<int64_t> view(indices);
+    std::atomic<bool> local{true};
+    const bool legal = view.all(width, [&](int64_t first_row, int64_t rows) {
+        const auto are_between = [&](int64_t row, int64_t begin, int64_t end) {
+            const uint64_t first = static_cast<uint64_t>(begin), span = static_cast<uint64_t>(end - begin);
+            bool outside = false;
+            view.for_each(row, 1, 0, problem.out_w(), [&](const int64_t* cells, int64_t n) {
+                for (int64_t i = 0; i < n; ++i)
+                    outside |= (static_cast<uint64_t>(cells[i]) - first >= span) & (cells[i] != no_gradient_index);
+            });
+            return !outside;
+        };
+        bool fine = true;
+        int64_t p = first_row % rows_per_plane;
+        for (int64_t row = first_row; row < first_row + rows; ++row, p = p + 1 == rows_per_plane ? 0 : p + 1) {
+            const int64_t begin = std::clamp<int64_t>(h.position(p, 0), 0, h.input) * columns;
+            const int64_t end = std::max(begin, (std::min(h.input - 1, h.position(p, h.kernel - 1)) + 1) * columns);
+            if (are_between(row, begin, end)) continue;
+            local.store(false, std::memory_order_relaxed);
+            fine = are_between(row, 0, h.input * columns) && fine;
+        }
+        return fine;
+    });
+    return !legal ? Indices::illegal : local.load() ? Indices::local : Indices::anywhere;
+}
+
+// One residue of an input axis modulo the stride: cells first + j * stride for j < count. Taps are numbered through all
+// residues of an axis, in ascending order of the windows within each.
+struct Residue {
+    int64_t first, count;
+    int64_t tap_begin, tap_end;
+    std::vector<WindowRun> runs;  // cells j by the taps whose windows exist
+
+    bool is_inside() const { return runs.size() == 1 && runs[0].count() == tap_end - tap_begin; }
+};
+
+struct Residues {
+    explicit Residues(const Axis& axis);
+
+    std::vector<Residue> list;
+    std::vector<int64_t> taps;     // the kernel row or column
+    std::vector<int64_t> windows;  // of cell j, less j
+    int64_t least = 0, most = 0;   // of the windows
+};
+
+Residues::Residues(const Axis& axis) {
+    const auto count_of = [](const std::vector<int64_t>& v) { return static_cast<int64_t>(v.size()); };
+    const int64_t outputs = axis.output();
     for (int64_t first = 0; first < std::min(axis.stride, axis.input); ++first) {
-        Residue residue{first, ceil_div(axis.input - first, axis.stride), {}, {}};
+        Residue residue{first, ceil_div(axis.input - first, axis.stride), count_of(taps), 0, {}};
         for (int64_t tap = axis.kernel - 1; tap >= 0; --tap) {
             const int64_t distance = first + axis.pad_before - tap * axis.dilation;
-            if (distance % axis.stride == 0) residue.taps.push_back({tap, distance / axis.stride});
+            if (distance % axis.stride != 0) continue;
+            taps.push_back(tap);
+            windows.push_back(distance / axis.stride);
         }
+        residue.tap_end = count_of(taps);
         for (int64_t j = 0; j < residue.count; ++j) {
-            int64_t begin = 0, end = static_cast<int64_t>(residue.taps.size());
-            while (begin < end && j + residue.taps[static_cast<size_t>(begin)].offset < 0) ++begin;
-            while (begin < end && j + residue.taps[static_cast<size_t>(end - 1)].offset >= windows) --end;
+            int64_t begin = residue.tap_begin, end = residue.tap_end;
+            while (begin < end && j + windows[static_cast<size_t>(begin)] < 0) ++begin;
+            while (begin < end && j + windows[static_cast<size_t>(end - 1)] >= outputs) --end;
             append_to(residue.runs, j, begin, end);
         }
-        residues.push_back(residue);
+        list.push_back(residue);
     }
-    return residues;
+    if (windows.empty()) return;
+    least = *std::min_element(windows.begin(), windows.end());
+    most = *std::max_element(windows.begin(), windows.end());
 }
 
 template <class T>
@@ -116,42 +235,35 @@ class Gather {
 public:
     Gather(const PoolProblem& problem, const TensorView<const T>& grad_output, const TensorView<const uint8_t>& codes,
            const TensorView<T>& grad_input, int width)
-        : problem_(problem), grad_output_(grad_output), codes_(codes), grad_input_(grad_input), width_(width) {}
+        : problem_(problem), grad_output_(grad_output), codes_(codes), grad_input_(grad_input), width_(width) {
+        for (const int64_t r : h_.taps)
+            for (const int64_t s : w_.taps) wanted_.push_back(static_cast<uint8_t>(r * problem.w.kernel + s));
+    }
 
     void run() {
-        const bool adjacent_channels = grad_output_.stride[1] == 1 && codes_.stride[1] == 1 && grad_input_.stride[1] == 1;
-        if (adjacent_channels && problem_.channels >= kernels_.lanes)
-            run_channels();
-        else
-            run_planes();
+        const bool adjacent = grad_output_.stride[1] == 1 && codes_.stride[1] == 1 && grad_input_.stride[1] == 1;
+        if (adjacent && problem_.channels >= kernels_.lanes) return run_channels();
+        if (adjacent) group_ = problem_.channels;
+        run_planes();
     }
 
 private:
     // What one worker works with; a part that the problem does not need is empty.
     struct Scratch {
         Scratch(ScratchParts parts, const Gather& g)
-            : staged(parts.take<T>(g.staged_rows_ * g.staged_row_)),
-              staged_codes(parts.take<uint8_t>(g.staged_rows_ * g.staged_row_)),
-              sums(parts.take<T>(g.sums_)) {
-            for (Streams* list : {&even, &odd}) {
-                list->grads = parts.take<const T*>(g.problem_.taps());
-                list->codes = parts.take<const uint8_t*>(g.problem_.taps());
-                list->wanted = parts.take<uint8_t>(g.problem_.taps());
-            }
-            bytes = parts.bytes();
-        }
-        struct Streams {
-            const T** grads;
-            const uint8_t** codes;
-            uint8_t* wanted;
-        };
-        T* staged;
-        uint8_t* staged_codes;
+            : grad_rows(parts.take<const T*>(g.problem_.h.kernel)),
+              code_rows(parts.take<const uint8_t*>(g.problem_.h.kernel)),
+              grads(parts.take<T>(g.staged_rows_ * g.staged_row_)),
+              codes(parts.take<uint8_t>(g.staged_rows_ * g.staged_row_)),
+              sums(parts.take<T>(g.sums_)),
+              bytes(parts.bytes()) {}
+        const T** grad_rows;
+        const uint8_t** code_rows;
+        T* grads;
+        uint8_t* codes;
         T* sums;
-        Streams even, odd;
         int64_t bytes;
     };
-    using Streams = typename Scratch::Streams;
 
     template <class Body>
     void run_tasks(int64_t tasks, const Body& body) {
@@ -162,28 +274,36 @@ private:
         });
     }
 
-    // Window rows and columns that hold the cells of one run each, as the streams of a job. `grads` and `codes` are
-    // those of the window that cell (0, 0) would have under offset 0.
-    struct Source {
+    void set_offsets(int64_t grad_column, int64_t code_column) {
+        for (const int64_t window : w_.windows) {
+            grad_offsets_.push_back(window * grad_column);
+            code_offsets_.push_back(window * code_column);
+        }
+    }
+
+    // Where the windows of a block lie: those that its first cell would have under offset 0, and the next row of them.
+    struct Block {
         const T* grads;
         const uint8_t* codes;
-        std::array<int64_t, 2> grad_stride, code_stride;  // per window row and column
+        int64_t grad_row, code_row;
     };
-    PoolSum<T> job_for(const Streams& streams, const Source& from, const Residue& h, const WindowRun& rows,
-                       const Residue& w, const WindowRun& columns) const {
-        PoolSum<T> job{};
-        job.grads = streams.grads;
-        job.codes = streams.codes;
-        job.wanted = streams.wanted;
-        for (int64_t i = rows.tap_begin; i < rows.tap_end; ++i)
-            for (int64_t k = columns.tap_begin; k < columns.tap_end; ++k, ++job.taps) {
-                const Residue::Tap& r = h.taps[static_cast<size_t>(i)];
-                const Residue::Tap& s = w.taps[static_cast<size_t>(k)];
-                streams.grads[job.taps] = from.grads + r.offset * from.grad_stride[0] + s.offset * from.grad_stride[1];
-                streams.codes[job.taps] = from.codes + r.offset * from.code_stride[0] + s.offset * from.code_stride[1];
-                streams.wanted[job.taps] = static_cast<uint8_t>(r.tap * problem_.w.kernel + s.tap);
-            }
-        return job;
+
+    void set_rows(const Block& block, const WindowRun& rows, const Scratch& scratch) const {
+        for (int64_t r = rows.tap_begin; r < rows.tap_end; ++r) {
+            const int64_t window = h_.windows[static_cast<size_t>(r)];
+            scratch.grad_rows[r] = block.grads + window * block.grad_row;
+            scratch.code_rows[r] = block.codes + window * block.code_row;
+        }
+    }
+    void set_taps(PoolSum<T>& job, const WindowRun& rows, int64_t tap_begin, int64_t tap_end, const Scratch& scratch) const {
+        job.tap_rows = static_cast<int>(rows.count());
+        job.tap_columns = static_cast<int>(tap_end - tap_begin);
+        job.grad_rows = scratch.grad_rows + rows.tap_begin;
+        job.code_rows = scratch.code_rows + rows.tap_begin;
+        job.grad_offsets = grad_offsets_.data() + tap_begin;
+        job.code_offsets = code_offsets_.data() + tap_begin;
+        job.wanted_row = static_cast<int64_t>(w_.taps.size());
+        job.wanted = wanted_.data() + rows.tap_begin * job.wanted_row + tap_begin;
     }
 
     void run_channels();
@@ -192,6 +312,9 @@ private:
     void plan_planes();
     void run_planes();
     void plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, const Scratch& scratch) const;
+    void sum_and_scatter(PoolSum<T>& job, T* sums) const;
+    void find_grads(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* staged, Block& block) const;
+    void find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, uint8_t* staged, Block& block) const;
 
     const PoolProblem& problem_;
     const TensorView<const T> grad_output_;
@@ -199,17 +322,25 @@ private:
     const TensorView<T> grad_input_;
     const int width_;
     const KernelSet<T>& kernels_ = kernel_set<T>(active_kernels());
-    const std::vector<Residue> row_residues_ = residues_of(problem_.h), column_residues_ = residues_of(problem_.w);
+    const Residues h_{problem_.h}, w_{problem_.w};
+    std::vector<uint8_t> wanted_;                       // codes of all pairs of taps in h_ and w_
+    std::vector<int64_t> grad_offsets_, code_offsets_;  // per tap in w_
 
-    // Planes only. A block is block_rows_ x block_columns_ cells of each residue.
+    // Planes only. A block is block_rows_ x block_columns_ cells of each residue; staged, their windows are
+    // staged_rows_ x staged_row_.
+    int64_t group_ = 1;  // adjacent channels that are the elements of one column
     int64_t block_rows_ = 1, block_columns_ = 1;
-    int64_t staged_rows_ = 0, staged_row_ = 0;  // 0 if nothing is staged
-    int64_t sums_ = 0;                          // results on their way
-    int64_t least_row_ = 0, most_row_ = 0, least_column_ = 0;  // window offsets
+    int64_t staged_rows_ = 0, staged_row_ = 0;
+    int64_t sums_ = 0;  // results on their way
+    bool grads_adjacent_ = false, codes_adjacent_ = false;
+    bool inside_ = false;  // every window that a tap names exists
+    const T *grads_begin_ = nullptr, *grads_end_ = nullptr;
+    const uint8_t* codes_end_ = nullptr;
 };
 
 template <class T>
 void Gather<T>::run_channels() {
+    set_offsets(grad_output_.stride[3], codes_.stride[3]);
     const int64_t rows_per_image = problem_.h.input;
     const int64_t rows = problem_.batch * rows_per_image;
     const int64_t task_rows = std::max<int64_t>(1, task_elements / (problem_.w.input * problem_.channels));
@@ -222,176 +353,220 @@ void Gather<T>::run_channels() {
 template <class T>
 void Gather<T>::channels_row(int64_t n, int64_t row, const Scratch& scratch) const {
     const int64_t channels = problem_.channels, stride = problem_.w.stride;
-    const Residue& h = row_residues_[static_cast<size_t>(row % problem_.h.stride)];
     const int64_t i = row / problem_.h.stride;
-    const WindowRun& rows = run_of(h.runs, i);
-    const int64_t out_step = stride * grad_input_.stride[3];
-    const bool dense = grad_output_.stride[3] == channels && codes_.stride[3] == channels && out_step == channels;
-    for (const Residue& w : column_residues_)
+    const WindowRun& rows = run_of(h_.list[static_cast<size_t>(row % problem_.h.stride)].runs, i);
+    PoolSum<T> job;
+    job.grad_step = grad_output_.stride[3];
+    job.code_step = codes_.stride[3];
+    job.output_step = stride * grad_input_.stride[3];
+    const bool dense = job.grad_step == channels && job.code_step == channels && job.output_step == channels;
+    for (const Residue& w : w_.list)
         for (const WindowRun& columns : w.runs) {
-            const Source from{grad_output_.at(n, 0, i, columns.begin), codes_.at(n, 0, i, columns.begin),
-                              {grad_output_.stride[2], grad_output_.stride[3]}, {codes_.stride[2], codes_.stride[3]}};
-            PoolSum<T> job = job_for(scratch.even, from, h, rows, w, columns);
-            job.grad_step = grad_output_.stride[3];
-            job.code_step = codes_.stride[3];
-            job.rows = columns.end - columns.begin;
-            job.columns = channels;
+            const Block block{grad_output_.at(n, 0, i, columns.begin), codes_.at(n, 0, i, columns.begin),
+                              grad_output_.stride[2], codes_.stride[2]};
+            set_rows(block, rows, scratch);
+            set_taps(job, rows, columns.tap_begin, columns.tap_end, scratch);
+            const int64_t pixels = columns.end - columns.begin;
+            job.rows = dense ? 1 : pixels;
+            job.columns = dense ? pixels * channels : channels;
             job.output = grad_input_.at(n, 0, row, w.first + columns.begin * stride);
-            job.output_step = out_step;
-            if (dense) {
-                job.columns *= job.rows;
-                job.rows = 1;
-            }
             kernels_.pool_sum(job);
         }
 }
 
 template <class T>
 void Gather<T>::plan_planes() {
-    const int64_t lanes = kernels_.lanes;
-    const int64_t columns = column_residues_[0].count;
-    bool inside = grad_output_.stride[3] == 1 && codes_.stride[3] == 1;
-    int64_t most_column = 0;
-    bool first = true;
-    for (const Residue& w : column_residues_) {
-        inside = inside && w.runs.size() == 1 && w.runs[0].count() == static_cast<int64_t>(w.taps.size());
-        inside = inside && w.count == columns && columns >= lanes;
-        for (const Residue::Tap& s : w.taps) {
-            least_column_ = first ? s.offset : std::min(least_column_, s.offset);
-            most_column = first ? s.offset : std::max(most_column, s.offset);
-            first = false;
-        }
-    }
-    first = true;
-    for (const Residue& h : row_residues_)
-        for (const Residue::Tap& r : h.taps) {
-            least_row_ = first ? r.offset : std::min(least_row_, r.offset);
-            most_row_ = first ? r.offset : std::max(most_row_, r.offset);
-            first = false;
-        }
-    block_columns_ = std::min(columns, round_up(ceil_div(columns, ceil_div(columns, block_columns_limit))));
-    const int64_t rows = row_residues_[0].count;
-    if (inside) {
-        least_column_ = 0;
-        block_rows_ = std::max<int64_t>(1, task_elements / (problem_.w.input * problem_.h.stride));
-    } else {
-        staged_row_ = round_up(most_column - least_column_ + std::max(block_columns_, lanes) + lanes);
-        const int64_t row_bytes = staged_row_ * static_cast<int64_t>(sizeof(T) + 1);
-        block_rows_ = std::max<int64_t>(1, block_bytes / row_bytes - (most_row_ - least_row_));
-    }
-    block_rows_ = std::min(block_rows_, rows);
-    if (!inside) staged_rows_ = block_rows_ + most_row_ - least_row_;
-    if (grad_input_.stride[3] != 1 || problem_.w.stride > 2 || static_cast<int64_t>(column_residues_.size()) < problem_.w.stride) {
-        block_rows_ = std::min(block_rows_, std::max<int64_t>(1, (int64_t{1} << 14) / block_columns_));
-        sums_ = block_rows_ * block_columns_;
-    }
+    set_offsets(group_, group_);
+    grads_adjacent_ = grad_output_.stride[3] == group_ && grad_output_.stride[2] >= 0;
+    codes_adjacent_ = codes_.stride[3] == group_;
+    inside_ = std::all_of(w_.list.begin(), w_.list.end(), [](const Residue& w) { return w.is_inside(); });
+    grads_begin_ = begin_of(grad_output_);
+    grads_end_ = end_of(grad_output_);
+    codes_end_ = end_of(codes_);
+    const int64_t rows = h_.list[0].count, columns = w_.list[0].count;
+    const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride;
+    block_columns_ = ceil_div(columns, ceil_div(columns, std::max<int64_t>(16, block_elements / group_)));
+    staged_row_ = round_up((w_.most - w_.least + block_columns_) * group_ + 2 * widest_vector, widest_vector);
+    const int64_t row_elements = staged_row_ + block_columns_ * stride_w * group_ * stride_h;
+    block_rows_ = std::clamp<int64_t>(l1_bytes / (row_elements * int64_t{sizeof(T)}), std::min<int64_t>(rows, 4), rows);
+    const bool adjacent = grad_input_.stride[3] == group_ && (stride_w == 1 || (stride_w == 2 && group_ == 1 && w_.list.size() == 2));
+    if (!adjacent) sums_ = block_rows_ * block_columns_ * group_;
+    staged_rows_ = block_rows_ + h_.most - h_.least;
 }
 
 template <class T>
 void Gather<T>::run_planes() {
     plan_planes();
-    const int64_t channels = problem_.channels;
-    const int64_t blocks = ceil_div(row_residues_[0].count, block_rows_);
-    const int64_t units = problem_.batch * channels * blocks;
-    const int64_t task_units = std::max<int64_t>(1, task_elements / (problem_.w.input * block_rows_ * problem_.h.stride));
-    // Where channels lie closer than pixels, they take turns within a block of rows: those lines are in cache then.
+    const int64_t groups = problem_.channels / group_;
+    const int64_t blocks = ceil_div(h_.list[0].count, block_rows_);
+    const int64_t units = problem_.batch * groups * blocks;
+    const int64_t task_units = std::max<int64_t>(1, task_elements / (problem_.w.input * group_ * block_rows_ * problem_.h.stride));
+    // Where channels lie closer than pixels, they take turns within a block of rows: its lines are in cache then.
     const bool channels_inside = std::abs(grad_input_.stride[1]) < std::abs(grad_input_.stride[3]);
     run_tasks(ceil_div(units, task_units), [&](int64_t task, const Scratch& scratch) {
-        for (int64_t unit = task * task_units; unit < std::min(units, (task + 1) * task_units); ++unit) {
-            const int64_t n = unit / (channels * blocks), rest = unit % (channels * blocks);
-            const int64_t c = channels_inside ? rest % channels : rest / blocks;
-            const int64_t i = (channels_inside ? rest / channels : rest % blocks) * block_rows_;
-            for (int64_t j = 0; j < column_residues_[0].count; j += block_columns_) plane_block(n, c, i, j, scratch);
-        }
+        const int64_t end = std::min(units, (task + 1) * task_units);
+        BlockCounter at(task * task_units, groups, blocks, channels_inside);
+        for (int64_t unit = task * task_units; unit < end; ++unit, at.next())
+            for (int64_t j = 0; j < w_.list[0].count; j += block_columns_)
+                plane_block(at.n, at.group * group_, at.block * block_rows_, j, scratch);
     });
+}
+
+// Gradients are read as they lie if that stays within their memory; what a row's neighbours hold, no code asks for.
+template <class T>
+void Gather<T>::find_grads(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* staged, Block& block) const {
+    const auto& view = grad_output_;
+    const int64_t p_begin = std::max<int64_t>(0, i_begin + h_.least);
+    const int64_t rows = std::max<int64_t>(0, std::min(view.shape[2], i_begin + block_rows_ + h_.most) - p_begin);
+    const int64_t q_first = j_begin + w_.least, width = w_.most - w_.least + block_columns_;
+    if (grads_adjacent_) {
+        const T* first = view.at(n, c, p_begin, q_first);
+        const T* last = first + std::max<int64_t>(0, rows - 1) * view.stride[2] + width * group_ + 2 * kernels_.lanes;
+        if (grads_begin_ <= first && last <= grads_end_) {
+            block.grads = first + (i_begin - p_begin) * view.stride[2] - w_.least * group_;
+            block.grad_row = view.stride[2];
+            return;
+        }
+    }
+    PoolStage<T> job{};
+    const int64_t q_begin = std::clamp<int64_t>(q_first, 0, view.shape[3]);
+    const int64_t before = std::min(q_begin - q_first, width);
+    job.staged = staged;
+    job.staged_step = staged_row_;
+    job.source = view.at(n, c, p_begin, q_begin);
+    job.source_step = view.stride[2];
+    job.rows = rows;
+    job.before = before * group_;
+    job.pixels = std::clamp<int64_t>(view.shape[3] - q_begin, 0, width - before);
+    job.after = (width - before - job.pixels) * group_;
+    job.group = group_;
+    job.pixel_step = view.stride[3];
+    kernels_.pool_stage(job);
+    block.grads = staged + (i_begin - p_begin) * staged_row_ - w_.least * group_;
+    block.grad_row = staged_row_;
+}
+
+template <class T>
+void Gather<T>::find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, uint8_t* staged, Block& block) const {
+    const auto& view = codes_;
+    const int64_t p_begin = std::max<int64_t>(0, i_begin + h_.least);
+    const int64_t rows = std::max<int64_t>(0, std::min(view.shape[2], i_begin + block_rows_ + h_.most) - p_begin);
+    const int64_t q_first = j_begin + w_.least, width = w_.most - w_.least + block_columns_;
+    const uint8_t* source = view.at(n, c, p_begin, q_first);
+    const bool beyond = codes_adjacent_ && source + std::max<int64_t>(0, (rows - 1) * view.stride[2]) + width * group_ +
+                                                   2 * widest_vector <= codes_end_;
+    if (beyond && inside_) {
+        block.codes = source + (i_begin - p_begin) * view.stride[2] - w_.least * group_;
+        block.code_row = view.stride[2];
+        return;
+    }
+    block.codes = staged + (i_begin - p_begin) * staged_row_ - w_.least * group_;
+    block.code_row = staged_row_;
+
+    const int64_t q_begin = std::clamp<int64_t>(q_first, 0, view.shape[3]);
+    const int64_t before = std::min(q_begin - q_first, width) * group_;
+    const int64_t pixels = std::clamp<int64_t>(view.shape[3] - q_begin, 0, width - before / group_);
+    const int64_t count = pixels * group_;
+    source += before / group_ * view.stride[3];
+    for (int64_t row = 0; row < rows; ++row, staged += staged_row_, source += view.stride[2]) {
+        // In pieces of 16 bytes: most rows are too short for calls of memset and memcpy.
+        const auto fill = [&](int64_t begin, int64_t end) {
+            for (int64_t l = begin; l < end; l += 16) std::memset(staged + l, no_gradient_code, 16);
+        };
+        fill(0, before);
+        if (beyond)
+            for (int64_t l = 0; l < count; l += 16) std::memcpy(staged + before + l, source + l, 16);
+        else
+            for (int64_t pixel = 0; pixel < pixels; ++pixel)
+                for (int64_t k = 0; k < group_; ++k)
+                    staged[before + pixel * group_ + k] = source[pixel * view.stride[3] + k * view.stride[1]];
+        fill(before + count, width * group_);
+    }
 }
 
 template <class T>
 void Gather<T>::plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, const Scratch& scratch) const {
-    const int64_t windows_h = problem_.out_h(), windows_w = problem_.out_w();
-    Source from{grad_output_.at(n, c, i_begin, j_begin), codes_.at(n, c, i_begin, j_begin),
-                {grad_output_.stride[2], grad_output_.stride[3]}, {codes_.stride[2], codes_.stride[3]}};
-    if (staged_row_) {
-        const int64_t p_begin = std::max<int64_t>(0, i_begin + least_row_);
-        const int64_t p_end = std::min(windows_h, i_begin + block_rows_ + most_row_);
-        const int64_t q_first = j_begin + least_column_;  // of lane 0
-        const int64_t q_begin = std::max<int64_t>(0, q_first), q_end = std::min(windows_w, q_first + staged_row_);
-        const LaneRun run{static_cast<int32_t>(q_begin - q_first), static_cast<int32_t>(std::max<int64_t>(0, q_end - q_begin)),
-                          q_begin * grad_output_.stride[3]};
-        const int64_t rows = std::max<int64_t>(0, p_end - p_begin);
-        kernels_.pack_lanes(scratch.staged, staged_row_, grad_output_.at(n, c, p_begin, 0), grad_output_.stride[2], rows,
-                            &run, run.count > 0, static_cast<int>(staged_row_), grad_output_.stride[3], T(0));
-        for (int64_t row = 0; row < rows; ++row) {
-            uint8_t* to = scratch.staged_codes + row * staged_row_;
-            std::memset(to, no_gradient_code, static_cast<size_t>(staged_row_));
-            const uint8_t* codes = codes_.at(n, c, p_begin + row, q_begin);
-            if (codes_.stride[3] == 1)
-                std::memcpy(to + run.lane, codes, static_cast<size_t>(run.count));
-            else
-                for (int64_t q = 0; q < run.count; ++q) to[run.lane + q] = codes[q * codes_.stride[3]];
-        }
-        const int64_t corner = (i_begin - p_begin) * staged_row_ - least_column_;
-        from = {scratch.staged + corner, scratch.staged_codes + corner, {staged_row_, 1}, {staged_row_, 1}};
-    }
-
     const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride;
-    for (const Residue& h : row_residues_)
+    Block block;
+    find_grads(n, c, i_begin, j_begin, scratch.grads, block);
+    find_codes(n, c, i_begin, j_begin, scratch.codes, block);
+    PoolSum<T> jobs[2];
+    for (const Residue& h : h_.list)
         for (const WindowRun& run : h.runs) {
             const int64_t i = std::max(i_begin, run.begin), end = std::min(i_begin + block_rows_, run.end);
             if (i >= end) continue;
-            Source at = from;
-            at.grads += (i - i_begin) * from.grad_stride[0];
-            at.codes += (i - i_begin) * from.code_stride[0];
-            const auto job_of = [&](const Residue& w, const Streams& streams) {
+            Block at = block;
+            at.grads += (i - i_begin) * block.grad_row;
+            at.codes += (i - i_begin) * block.code_row;
+            set_rows(at, run, scratch);
+            for (size_t k = 0; k < w_.list.size(); ++k) {
+                const Residue& w = w_.list[k];
+                PoolSum<T>& job = jobs[k % 2];
                 // Staged or not, all windows that the taps name can be read.
-                const WindowRun all{0, w.count, 0, static_cast<int64_t>(w.taps.size())};
-                PoolSum<T> job = job_for(streams, at, h, run, w, all);
-                job.grad_step = from.grad_stride[0];
-                job.code_step = from.code_stride[0];
+                set_taps(job, run, w.tap_begin, w.tap_end, scratch);
+                job.grad_step = block.grad_row;
+                job.code_step = block.code_row;
                 job.rows = end - i;
-                job.columns = std::max<int64_t>(0, std::min(block_columns_, w.count - j_begin));
+                job.columns = std::clamp<int64_t>(w.count - j_begin, 0, block_columns_) * group_;
                 job.output = grad_input_.at(n, c, h.first + i * stride_h, w.first + j_begin * stride_w);
                 job.output_step = stride_h * grad_input_.stride[2];
-                return job;
-            };
-            if (sums_) {
-                for (const Residue& w : column_residues_) {
-                    PoolSum<T> job = job_of(w, scratch.even);
-                    T* to = job.output;
-                    const int64_t row_step = job.output_step, step = stride_w * grad_input_.stride[3];
-                    job.output = scratch.sums;
-                    job.output_step = job.columns;
-                    if (job.columns > 0) kernels_.pool_sum(job);
-                    for (int64_t row = 0; row < job.rows; ++row)
-                        for (int64_t j = 0; j < job.columns; ++j) to[row * row_step + j * step] = scratch.sums[row * job.columns + j];
-                }
-            } else if (stride_w == 2) {
-                kernels_.pool_sum_pairs(job_of(column_residues_[0], scratch.even), job_of(column_residues_[1], scratch.odd));
-            } else {
-                kernels_.pool_sum(job_of(column_residues_[0], scratch.even));
+                if (sums_)
+                    sum_and_scatter(job, scratch.sums);
+                else if (stride_w == 1)
+                    kernels_.pool_sum(job);
+                else if (k == 1)
+                    kernels_.pool_sum_pairs(jobs[0], jobs[1]);
             }
         }
 }
 
-// Adds grad_output where the indices point.
+// For outputs that are not adjacent.
 template <class T>
+void Gather<T>::sum_and_scatter(PoolSum<T>& job, T* sums) const {
+    if (job.columns == 0) return;
+    T* to = job.output;
+    const int64_t row_step = job.output_step, step = problem_.w.stride * grad_input_.stride[3];
+    job.output = sums;
+    job.output_step = job.columns;
+    kernels_.pool_sum(job);
+    for (int64_t row = 0; row < job.rows; ++row)
+        for (int64_t j = 0; j < job.columns / group_; ++j)
+            for (int64_t k = 0; k < group_; ++k) to[row * row_step + j * step + k * grad_input_.stride[1]] = *sums++;
+}
+
+// Adds grad_output where the chosen cells are: indices (int64) or codes (uint8).
+template <class T, class Chosen>
 class Scatter {
 public:
-    Scatter(const PoolProblem& problem, const TensorView<const T>& grad_output, const TensorView<const int64_t>& indices,
+    // `local`: every index lies in a row that its window covers.
+    Scatter(const PoolProblem& problem, const TensorView<const T>& grad_output, const TensorView<const Chosen>& chosen,
             const TensorView<T>& grad_input, bool local)
-        : problem_(problem), grad_output_(grad_output), indices_(indices), grad_input_(grad_input), local_(local) {}
+        : problem_(problem), grad_output_(grad_output), chosen_(chosen), grad_input_(grad_input), local_(local) {
+        if constexpr (std::is_same_v<Chosen, uint8_t>) {
+            const int64_t columns = problem.w.kernel;
+            for (int64_t code = 0; code < problem.taps(); ++code)
+                offsets_[static_cast<size_t>(code)] = code / columns * problem.h.dilation * problem.w.input +
+                                                      code % columns * problem.w.dilation;
+            offsets_[no_gradient_code] = std::numeric_limits<int64_t>::min() / 2;
+        }
+    }
 
-    void run(int width) {
+    void run(int width) const {
         const int64_t rows = problem_.h.input;
         const bool channels_inside = std::abs(grad_input_.stride[1]) < std::abs(grad_input_.stride[3]);
         const int64_t channels = channels_inside ? problem_.channels : 1;
         const int64_t groups = problem_.batch * problem_.channels / channels;
-        // Rows of one task: all of them where an index may point far from its window.
-        const int64_t block = local_ ? std::clamp<int64_t>(task_elements / (problem_.w.input * channels), 1, rows) : rows;
-        const int64_t blocks = ceil_div(rows, block);
-        parallel_for(groups * blocks, width, [&](int64_t task, int) {
-            const int64_t first = task / blocks * channels, row = task % blocks * block;
-            add_rows(first / problem_.channels, first % problem_.channels, channels, row, std::min(rows, row + block));
+        // Rows of one unit: all of them where an index may point far from its window.
+        const int64_t row_elements = problem_.w.input * channels;
+        const int64_t block = local_ ? std::clamp<int64_t>(task_elements / row_elements, 1, rows) : rows;
+        const int64_t blocks = ceil_div(rows, block), units = groups * blocks;
+        const int64_t task_units = std::max<int64_t>(1, task_elements / (row_elements * block));
+        parallel_for(ceil_div(units, task_units), width, [&](int64_t task, int) {
+            for (int64_t unit = task * task_units; unit < std::min(units, (task + 1) * task_units); ++unit) {
+                const int64_t first = unit / blocks * channels, row = unit % blocks * block;
+                const int64_t n = first / problem_.channels, c = first % problem_.channels;
+                add_rows(n, c, channels, row, std::min(rows, row + block));
+            }
         });
     }
 
@@ -400,36 +575,63 @@ private:
 
     const PoolProblem& problem_;
     const TensorView<const T> grad_output_;
-    const TensorView<const int64_t> indices_;
+    const TensorView<const Chosen> chosen_;
     const TensorView<T> grad_input_;
     const bool local_;
+    std::array<int64_t, 256> offsets_{};  // index under a code, less that of the window's origin
 };
 
-template <class T>
-void Scatter<T>::add_rows(int64_t n, int64_t c_begin, int64_t channels, int64_t row_begin, int64_t row_end) const {
-    const Axis& h = problem_.h;
-    const int64_t columns = problem_.w.input;
-    const int64_t row_stride = grad_input_.stride[2], stride = grad_input_.stride[3];
-    for (int64_t row = row_begin; row < row_end; ++row)
-        for (int64_t w = 0; w < columns; ++w)
-            for (int64_t c = 0; c < channels; ++c) *grad_input_.at(n, c_begin + c, row, w) = T(0);
+// The cells of rows [row_begin, row_end) of `channels` channels: zeros, then what falls into them.
+template <class T, class Chosen>
+void Scatter<T, Chosen>::add_rows(int64_t n, int64_t c_begin, int64_t channels, int64_t row_begin, int64_t row_end) const {
+    const Axis &h = problem_.h, &w = problem_.w;
+    const auto [image_stride, channel_stride, row_stride, stride] = grad_input_.stride;
+    (void)image_stride;
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        T* cells = grad_input_.at(n, c_begin, row, 0);
+        if (channels == 1 ? stride == 1 : channel_stride == 1 && stride == channels)
+            std::fill_n(cells, w.input * channels, T(0));
+        else
+            for (int64_t column = 0; column < w.input; ++column)
+                for (int64_t c = 0; c < channels; ++c) cells[column * stride + c * channel_stride] = T(0);
+    }
 
-    T* plane = grad_input_.at(n, c_begin, 0, 0);
-    const bool dense = row_stride == columns * stride;
-    const uint64_t first = static_cast<uint64_t>(row_begin * columns), cells = static_cast<uint64_t>((row_end - row_begin) * columns);
-    const auto add = [&](int64_t index, int64_t channel, T grad) {
-        if (static_cast<uint64_t>(index) - first >= cells) return;
-        const int64_t at = dense ? index * stride : index / columns * row_stride + index % columns * stride;
-        plane[at + channel * grad_input_.stride[1]] += grad;
-    };
-    const int64_t p_begin = local_ ? std::max<int64_t>(0, ceil_div(std::max<int64_t>(0, row_begin + h.pad_before - h.extent() + 1), h.stride)) : 0;
+    const int64_t p_begin = local_ ? ceil_div(std::max<int64_t>(0, row_begin + h.pad_before - h.extent() + 1), h.stride) : 0;
     const int64_t p_end = local_ ? std::min(problem_.out_h(), (row_end - 1 + h.pad_before) / h.stride + 1) : problem_.out_h();
-    for (int64_t p = p_begin; p < p_end; ++p)
-        for (int64_t q = 0; q < problem_.out_w(); ++q) {
-            const int64_t* index = indices_.at(n, c_begin, p, q);
-            const T* grad = grad_output_.at(n, c_begin, p, q);
-            for (int64_t c = 0; c < channels; ++c) add(index[c * indices_.stride[1]], c, grad[c * grad_output_.stride[1]]);
+    const int64_t first = row_begin * w.input, columns = problem_.out_w();
+    const uint64_t cells = static_cast<uint64_t>((row_end - row_begin) * w.input);
+    T* const block = grad_input_.at(n, c_begin, row_begin, 0);
+    const bool dense = row_stride == w.input * stride;
+    const auto add_rows = [&](const auto& place_of) {
+        for (int64_t p = p_begin; p < p_end; ++p) {
+            int64_t origin = h.position(p, 0) * w.input + w.position(0, 0) - first;
+            const auto add = [&](Chosen chosen, T grad, int64_t c) {
+                int64_t index;
+                if constexpr (std::is_same_v<Chosen, uint8_t>)
+                    index = origin + offsets_[chosen];
+                else
+                    index = chosen - first;
+                if (static_cast<uint64_t>(index) < cells) block[place_of(index) + c * channel_stride] += grad;
+            };
+            const Chosen* chosen = chosen_.at(n, c_begin, p, 0);
+            const T* grad = grad_output_.at(n, c_begin, p, 0);
+            const int64_t chosen_step = chosen_.stride[3], grad_step = grad_output_.stride[3];
+            if (channels == 1)
+                for (int64_t q = 0; q < columns; ++q, origin += w.stride) add(chosen[q * chosen_step], grad[q * grad_step], 0);
+            else
+                for (int64_t q = 0; q < columns; ++q, origin += w.stride, chosen += chosen_step, grad += grad_step)
+                    for (int64_t c = 0; c < channels; ++c)
+                        add(chosen[c * chosen_.stride[1]], grad[c * grad_output_.stride[1]], c);
         }
+    };
+    if (dense && stride == 1)
+        add_rows([](int64_t index) { return index; });
+    else if (dense)
+        add_rows([stride = stride](int64_t index) { return index * stride; });
+    else
+        add_rows([&, row_stride = row_stride, stride = stride](int64_t index) {
+            return index / w.input * row_stride + index % w.input * stride;
+        });
 }
 
 }  // namespace
@@ -439,26 +641,10 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
                          TensorView<T> grad_input) {
     if (grad_input.size() == 0) return true;
     const int width = width_for(problem, sizeof(T));
-    const Axis& h = problem.h;
-    const int64_t columns = problem.w.input;
-    std::atomic<bool> local{true};
-    const auto count_outside = [&](const int64_t* cells, int64_t count, int64_t step, int64_t begin, int64_t end) {
-        int64_t outside = 0;
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t index = cells[i * step];
-            outside += index != no_gradient_index && static_cast<uint64_t>(index) - static_cast<uint64_t>(begin) >= static_cast<uint64_t>(end - begin);
-        }
-        return outside;
-    };
-    const bool legal = all_legal(problem, indices, width, [&](int64_t p, const WindowRun&, const int64_t* cells, int64_t count, int64_t step) {
-        const int64_t begin = std::max<int64_t>(0, h.position(p, 0)) * columns;
-        const int64_t end = (std::min(h.input - 1, h.position(p, h.kernel - 1)) + 1) * columns;
-        if (count_outside(cells, count, step, begin, end) == 0) return true;
-        local.store(false, std::memory_order_relaxed);
-        return count_outside(cells, count, step, 0, h.input * columns) == 0;
-    });
-    if (legal) Scatter<T>(problem, grad_output, indices, grad_input, local.load()).run(width);
-    return legal;
+    const Indices found = inspect_indices(problem, indices, width);
+    if (found == Indices::illegal) return false;
+    Scatter<T, int64_t>(problem, grad_output, indices, grad_input, found == Indices::local).run(width);
+    return true;
 }
 
 template <class T>
@@ -467,7 +653,11 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
     if (grad_input.size() == 0) return true;
     const int width = width_for(problem, sizeof(T));
     if (!codes_are_legal(problem, codes, width)) return false;
-    Gather<T>(problem, grad_output, codes, grad_input, width).run();
+    static const int64_t scatter_windows = getenv("SCAT") ? atoi(getenv("SCAT")) : 16;
+    if (problem.taps() >= scatter_windows * problem.h.stride * problem.w.stride)
+        Scatter<T, uint8_t>(problem, grad_output, codes, grad_input, true).run(width);
+    else
+        Gather<T>(problem, grad_output, codes, grad_input, width).run();
     return true;
 }
 

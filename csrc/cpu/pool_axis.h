@@ -32,6 +32,31 @@ inline const WindowRun& run_of(const std::vector<WindowRun>& runs, int64_t i) {
     return *std::find_if(runs.begin(), runs.end(), [&](const WindowRun& run) { return i < run.end; });
 }
 
+// Counts blocks of rows through all planes of a batch: block by block, or, where channels lie inside the rows, group of
+// channels by group.
+struct BlockCounter {
+    BlockCounter(int64_t unit, int64_t all_groups, int64_t all_blocks, bool inside)
+        : groups(all_groups), blocks(all_blocks), groups_inside(inside) {
+        n = unit / (groups * blocks);
+        unit %= groups * blocks;
+        group = groups_inside ? unit % groups : unit / blocks;
+        block = groups_inside ? unit / groups : unit % blocks;
+    }
+    void next() {
+        int64_t& inner = groups_inside ? group : block;
+        int64_t& outer = groups_inside ? block : group;
+        if (++inner < (groups_inside ? groups : blocks)) return;
+        inner = 0;
+        if (++outer < (groups_inside ? blocks : groups)) return;
+        outer = 0;
+        ++n;
+    }
+
+    int64_t n, group, block;
+    const int64_t groups, blocks;
+    const bool groups_inside;
+};
+
 // The windows of an axis, by the taps that lie inside the image.
 inline std::vector<WindowRun> window_runs(const Axis& axis) {
     std::vector<WindowRun> runs;

@@ -93,6 +93,11 @@ void test_cache_is_bounded() {
     }
     CHECK_SHOW(workspace_cached_bytes() <= 64 * MiB, "%zu", workspace_cached_bytes());
     {
+        std::vector<Workspace> workspaces;
+        for (int i = 0; i < 20; ++i) workspaces.emplace_back(8 * MiB);
+    }
+    CHECK_SHOW(workspace_cached_bytes() == 64 * MiB, "%zu", workspace_cached_bytes());
+    {
         const Workspace larger_than_the_cache(65 * MiB);
     }
     CHECK_SHOW(workspace_cached_bytes() <= 64 * MiB, "%zu", workspace_cached_bytes());

@@ -174,21 +174,37 @@ private:
                 const int count = static_cast<int>(std::min(nr - j % nr, stop - column));
                 T* dst = scratch.columns + j / nr * nr * depth + j % nr;
                 const T* source = input_at(group, column - tap * channels);
-                int64_t pixel = 0;
-                for (int r = 0; r <= run_count; ++r) {
-                    const int64_t next = r < run_count ? scratch.runs[r].lane : depth;
-                    if (pixel < next)
-                        kernels_.pack_lanes(dst + pixel * nr, nr, nullptr, 0, next - pixel, nullptr, 0, count, 1, pad_);
-                    if (r == run_count) break;
-                    pack_run(dst + next * nr, source + scratch.runs[r].offset, scratch.runs[r].count, count);
-                    pixel = next + scratch.runs[r].count;
-                }
+                pack_runs(dst, source, run_count, depth, count, scratch.runs);
                 column += count;
             }
         }
     }
 
-    void pack_run(T* dst, const T* source, int64_t pixels, int channels) {
+    // Pixels outermost, `channels` lanes. As in pack_lanes, runs on one line in memory are packed in one go and the gaps
+    // overwritten.
+    void pack_runs(T* dst, const T* source, int run_count, int64_t depth, int channels, const LaneRun* runs) {
+        const int64_t nr = kernels_.nr;
+        int64_t filled = 0;  // pixels below this one are written
+        const auto pad_until = [&](int64_t pixel) {
+            for (; filled < pixel; ++filled) std::fill_n(dst + filled * nr, channels, pad_);
+        };
+        for (int r = 0; r < run_count;) {
+            const LaneRun& first = runs[r];
+            int last = r;
+            while (last + 1 < run_count &&
+                   runs[last + 1].offset - first.offset == (runs[last + 1].lane - first.lane) * step_)
+                ++last;
+            pack_line(dst + first.lane * nr, source + first.offset, runs[last].lane + runs[last].count - first.lane,
+                      channels);
+            for (; r <= last; ++r) {
+                pad_until(runs[r].lane);
+                filled = runs[r].lane + runs[r].count;
+            }
+        }
+        pad_until(depth);
+    }
+
+    void pack_line(T* dst, const T* source, int64_t pixels, int channels) {
         if (adjacent_ == Adjacent::channels) {
             const LaneRun lanes{0, channels, 0};
             return kernels_.pack_lanes(dst, kernels_.nr, source, step_, pixels, &lanes, 1, channels, 1, pad_);

@@ -273,20 +273,42 @@ private:
         } else {
             kernels_.gemm_tile(rows, count, depth, weights, pixels, {tile, kernels_.nr, false, nullptr, nullptr, false});
         }
-        for_each_segment(gemm_.h->positions, gemm_.w->positions, first_pixel, count, [&](const PixelSegment& segment) {
-            T* segment_dest = dest + segment.n * to.n + segment.i * to.h + segment.j * to.w;
-            for (int64_t row = 0; row < rows; ++row) {
-                const T* from = tile + row * row_step + segment.lane * pixel_step;
-                T* c = segment_dest + row * to.c;
-                for (int64_t i = 0; i < segment.count; ++i) {
-                    T sum = from[i * pixel_step];
-                    if (accumulate) sum = c[i * to.w] + sum;
-                    if (bias) sum += bias[row];
-                    if (relu && sum <= T(0)) sum = T(0);
-                    c[i * to.w] = sum;
-                }
-            }
+        for_each_run_of_dest(first_pixel, count, [&](int64_t lane, int64_t length, int64_t offset) {
+            for (int64_t row = 0; row < rows; ++row)
+                scatter(tile + row * row_step + lane * pixel_step, pixel_step, dest + row * to.c + offset, to.w, length,
+                        accumulate, bias ? bias + row : nullptr, relu);
         });
+    }
+
+    // Calls visit(lane, count, offset in dest) for the evenly spaced parts of a panel: one an image where the rows of dest
+    // follow each other, else one a row.
+    template <class Visit>
+    void for_each_run_of_dest(int64_t first_pixel, int64_t count, const Visit& visit) const {
+        const Strides& to = gemm_.dest_stride;
+        const bool flat = to.h == gemm_.w->positions * to.w;
+        const int64_t rows = flat ? 1 : gemm_.h->positions;
+        const int64_t columns = flat ? gemm_.h->positions * gemm_.w->positions : gemm_.w->positions;
+        for_each_segment(rows, columns, first_pixel, count, [&](const PixelSegment& s) {
+            visit(s.lane, s.count, s.n * to.n + s.i * to.h + s.j * to.w);
+        });
+    }
+
+    // The end of a tile (finish_row in gemm_tile.inl.h) for pixels that a tile cannot store itself.
+    static void scatter(const T* tile, int64_t tile_step, T* c, int64_t step, int64_t count, bool accumulate,
+                        const T* bias, bool relu) {
+        if (tile_step == 1 && step == 1) {  // the common case, for the compiler's vectors
+            if (accumulate)
+                for (int64_t i = 0; i < count; ++i) c[i] = c[i] + tile[i];
+            else
+                for (int64_t i = 0; i < count; ++i) c[i] = tile[i];
+        } else {
+            for (int64_t i = 0; i < count; ++i)
+                c[i * step] = accumulate ? c[i * step] + tile[i * tile_step] : tile[i * tile_step];
+        }
+        if (bias)
+            for (int64_t i = 0; i < count; ++i) c[i * step] += *bias;
+        if (relu)
+            for (int64_t i = 0; i < count; ++i) c[i * step] = c[i * step] <= T(0) ? T(0) : c[i * step];
     }
 
 public:

@@ -67,10 +67,9 @@ struct FixedWindow {
     const T* rows[tap_rows];
     int64_t offsets[tap_columns];
     Vec<T> codes[tap_rows * tap_columns];
-    const T* first_codes;
-    int64_t rank_offset;
+    const convx::PoolMax<T>& job;
 
-    explicit FixedWindow(const convx::PoolMax<T>& job) : first_codes(job.first_codes), rank_offset(job.rank_offset) {
+    explicit FixedWindow(const convx::PoolMax<T>& given) : job(given) {
         for (int r = 0; r < tap_rows; ++r) rows[r] = job.rows_of_taps[r];
         for (int s = 0; s < tap_columns; ++s) offsets[s] = job.offsets[s];
         for (int r = 0; r < tap_rows; ++r)
@@ -85,10 +84,10 @@ struct FixedWindow {
             const T* place = rows[t / tap_columns] + offsets[t % tap_columns] + at;
             const Vec<T> value = load(place);
             Vec<T> code = codes[t];
-            if constexpr (ranked) code = add(code, load(place + rank_offset));
+            if constexpr (ranked) code = add(code, load(place + job.rank_offset));
             if (t == 0) {
                 best = {value, code, value};
-                if (with_codes && first_codes) best.code = add(code, load(first_codes + column));
+                if (with_codes && job.first_codes) best.code = add(code, load(job.first_codes + column));
             } else {
                 take<with_codes, with_nans>(best, value, code);
             }
@@ -97,7 +96,9 @@ struct FixedWindow {
     }
 };
 
-// Windows of two columns at stride 2, whose values lie in turn in rows as they are.
+// Windows of two columns at stride 2, whose values lie in turn in rows as they are. Two rows read side by side are two
+// short streams to the hardware; asked for in sequence, as the one stream that dense rows are, they come twice as fast
+// from memory (8 x 64 x 224 x 224 on one core: 14.4 ms; each row 1 to 8 cells ahead: 11.5 to 9.2; in sequence: 7.0).
 template <class T, int fixed_rows>
 struct PairWindow {
     using Exact = PairWindow<T, 0>;
@@ -109,13 +110,15 @@ struct PairWindow {
     inline Best<T> best(int64_t at, int64_t column) const {
         constexpr int lanes = VecOf<T>::lanes;
         const int tap_rows = fixed_rows ? fixed_rows : job.tap_rows;
+        constexpr int64_t ahead = 4096 / sizeof(T);
+        const T* sequence = job.rows_of_taps[0] + at + column * (2 * tap_rows - 1) + ahead;
         Best<T> best;
 #pragma GCC unroll 2
         for (int r = 0; r < tap_rows; ++r) {
             const T* pairs = job.rows_of_taps[r] + at + column;  // a cell is two elements wide
             const T* codes = job.codes + r * job.code_row;
             const Vec<T> low = load(pairs), high = load(pairs + lanes);
-            __builtin_prefetch(pairs + job.value_step);
+            prefetch(sequence + r * 2 * lanes);
             const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
             if (r == 0)
                 best = {first, broadcast(codes[0]), first};
@@ -148,7 +151,7 @@ struct RowOutput {
     }
 };
 
-// The first n cells of one vector, NaNs or not.
+// The first n cells of one vector, by the rules for NaNs.
 template <CodeForm form, class Window, class T>
 void put_exactly(const convx::PoolMax<T>& job, int64_t row, int64_t column, int n) {
     const Window window(job);
@@ -165,18 +168,18 @@ void pool_max_block(const convx::PoolMax<T>& job) {
     const int64_t columns = job.columns, rows = job.rows;
     const bool dense = job.output_step == columns && (form == CodeForm::none || job.code_step == columns);
     for (int64_t row = 0; row < rows; ++row) {
-        if (columns < lanes && !(dense && (rows - row) * columns >= lanes)) {
-            put_exactly<form, typename Window::Exact>(job, row, 0, static_cast<int>(columns));
-            continue;
-        }
         const RowOutput<form, T> output(job, row);
         const int64_t at = row * job.value_step;
+        const bool whole = columns >= lanes || (dense && (rows - row) * columns >= lanes);
         for (int64_t column = 0;;) {
             const Best<T> best = window.template best<form != CodeForm::none, false>(at + column, column);
+            const int n = whole ? lanes : static_cast<int>(columns);
             if (any_nan(best.sum))
-                put_exactly<form, typename Window::Exact>(job, row, column, lanes);
-            else
+                put_exactly<form, typename Window::Exact>(job, row, column, n);
+            else if (whole)
                 output.put(column, best);
+            else
+                output.put(column, best, n);
             column += lanes;
             if (column >= columns) break;
             if (column > columns - lanes) column = columns - lanes;

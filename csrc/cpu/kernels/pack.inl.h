@@ -43,19 +43,27 @@ inline void copy_run_step2(T* dst, int64_t dst_stride, const T* src, int64_t src
 }
 
 template <class T>
+inline void fill_lanes(T* dst, int64_t dst_stride, int64_t depth, int begin, int end, T value) {
+    for (int i = begin; i < end; ++i)
+        for (int64_t d = 0; d < depth; ++d) dst[d * dst_stride + i] = value;
+}
+
+// Runs that lie on one line in memory (the rows of a plane under one tap, where output and input are equally wide) are
+// copied in one go with what is between them, which belongs to the same plane; then the gaps are overwritten. A panel
+// inside the image so costs two loads and two stores a channel even where it spans several rows.
+template <class T>
 void pack_lanes(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, const convx::LaneRun* runs,
                 int run_count, int width, int64_t step, T pad) {
     int filled = 0;  // lanes below this one are written
-    for (int r = 0; r <= run_count; ++r) {
-        const int end = r < run_count ? runs[r].lane : width;
-        if (filled < end) {
-            for (int64_t d = 0; d < depth; ++d)
-                for (int i = filled; i < end; ++i) dst[d * dst_stride + i] = pad;
-        }
-        if (r == run_count) break;
-        const int count = runs[r].count;
-        T* to = dst + runs[r].lane;
-        const T* from = src + runs[r].offset;
+    for (int r = 0; r < run_count;) {
+        const convx::LaneRun& first = runs[r];
+        int last = r;
+        while (last + 1 < run_count &&
+               runs[last + 1].offset - first.offset == (runs[last + 1].lane - first.lane) * step)
+            ++last;
+        const int count = runs[last].lane + runs[last].count - first.lane;
+        T* to = dst + first.lane;
+        const T* from = src + first.offset;
         if (step == 1) {
             copy_run(to, dst_stride, from, src_stride, depth, count);
         } else if (step == 2) {
@@ -64,8 +72,12 @@ void pack_lanes(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, in
             for (int64_t d = 0; d < depth; ++d)
                 for (int i = 0; i < count; ++i) to[d * dst_stride + i] = from[d * src_stride + i * step];
         }
-        filled = runs[r].lane + count;
+        for (; r <= last; ++r) {
+            fill_lanes(dst, dst_stride, depth, filled, runs[r].lane, pad);
+            filled = runs[r].lane + runs[r].count;
+        }
     }
+    fill_lanes(dst, dst_stride, depth, filled, width, pad);
 }
 
 template <class T>

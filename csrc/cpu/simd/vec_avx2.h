@@ -205,20 +205,25 @@ inline VecD load_codes<double>(const uint8_t* p, int n) {
     return {_mm256_cvtepi32_pd(_mm_cvtepu8_epi32(narrow))};
 }
 
+struct Code {
+    __m128i v;
+};
+inline Code broadcast_code(uint8_t code) { return {_mm_set1_epi8(static_cast<char>(code))}; }
 template <class T>
-decltype(equal(Vec<T>{}, Vec<T>{})) codes_equal(const uint8_t* p, uint8_t code);
+decltype(equal(Vec<T>{}, Vec<T>{})) codes_equal(const uint8_t* p, Code code);
 template <>
-inline MaskF codes_equal<float>(const uint8_t* p, uint8_t code) {
-    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    const __m128i same = _mm_cmpeq_epi8(codes, _mm_set1_epi8(static_cast<char>(code)));
+inline MaskF codes_equal<float>(const uint8_t* p, Code code) {
+    const __m128i same = _mm_cmpeq_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), code.v);
     return {_mm256_castsi256_ps(_mm256_cvtepi8_epi32(same))};
 }
 template <>
-inline MaskD codes_equal<double>(const uint8_t* p, uint8_t code) {
+inline MaskD codes_equal<double>(const uint8_t* p, Code code) {
     int32_t codes;
     __builtin_memcpy(&codes, p, sizeof codes);
-    const __m128i same = _mm_cmpeq_epi8(_mm_cvtsi32_si128(codes), _mm_set1_epi8(static_cast<char>(code)));
+    const __m128i same = _mm_cmpeq_epi8(_mm_cvtsi32_si128(codes), code.v);
     return {_mm256_castsi256_pd(_mm256_cvtepi8_epi64(same))};
 }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace

@@ -185,17 +185,21 @@ inline VecD load_codes<double>(const uint8_t* p, int n) {
     return {_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, p)))};
 }
 
+struct Code {
+    __m128i v;
+};
+inline Code broadcast_code(uint8_t code) { return {_mm_set1_epi8(static_cast<char>(code))}; }
 template <class T>
-decltype(equal(Vec<T>{}, Vec<T>{})) codes_equal(const uint8_t* p, uint8_t code);
+decltype(equal(Vec<T>{}, Vec<T>{})) codes_equal(const uint8_t* p, Code code);
 template <>
-inline MaskF codes_equal<float>(const uint8_t* p, uint8_t code) {
-    const __m128i codes = _mm_maskz_loadu_epi8(0xffff, p);
-    return {_mm_cmpeq_epi8_mask(codes, _mm_set1_epi8(static_cast<char>(code)))};
+inline MaskF codes_equal<float>(const uint8_t* p, Code code) {
+    return {_mm_cmpeq_epi8_mask(_mm_maskz_loadu_epi8(0xffff, p), code.v)};
 }
 template <>
-inline MaskD codes_equal<double>(const uint8_t* p, uint8_t code) {
-    const __m128i codes = _mm_maskz_loadu_epi8(0xff, p);
-    return {static_cast<__mmask8>(_mm_cmpeq_epi8_mask(codes, _mm_set1_epi8(static_cast<char>(code))))};
+inline MaskD codes_equal<double>(const uint8_t* p, Code code) {
+    return {static_cast<__mmask8>(_mm_cmpeq_epi8_mask(_mm_maskz_loadu_epi8(0xff, p), code.v))};
 }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace

@@ -196,12 +196,19 @@ Vec<T> load_codes(const uint8_t* p, int n) {
     return r;
 }
 
-// Which of the next `lanes` codes in memory are `code`.
+// One code in every lane, and which of the next `lanes` codes in memory are equal to it.
+struct Code {
+    uint8_t v;
+};
+inline Code broadcast_code(uint8_t code) { return {code}; }
 template <class T>
-LaneMask<T, VecOf<T>::lanes> codes_equal(const uint8_t* p, uint8_t code) {
+LaneMask<T, VecOf<T>::lanes> codes_equal(const uint8_t* p, Code code) {
     LaneMask<T, VecOf<T>::lanes> r;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = p[i] == code;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = p[i] == code.v;
     return r;
 }
+
+// Asks for a cache line; any address will do.
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace
