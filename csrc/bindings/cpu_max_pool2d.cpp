@@ -3,14 +3,13 @@
 
 namespace convx {
 
-PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
+PoolOptions pool_options(const std::string& op, const std::string& prefix, py::handle kernel_size, py::handle stride,
                          py::handle padding_option, py::handle dilation, py::handle ceil_mode, py::handle layout) {
-    const std::string kernel_name = std::string(prefix) + "kernel_size", stride_name = std::string(prefix) + "stride",
-                      padding_name = std::string(prefix) + "padding";
     PoolOptions options;
-    options.kernel = pair(op, kernel_name.c_str(), kernel_size);
-    if (!stride.is_none()) options.stride = pair(op, stride_name.c_str(), stride);
-    options.padding = padding(op, padding_name.c_str(), padding_option);
+    options.prefix = prefix;
+    options.kernel = pair(op, (prefix + "kernel_size").c_str(), kernel_size);
+    if (!stride.is_none()) options.stride = pair(op, (prefix + "stride").c_str(), stride);
+    options.padding = padding(op, (prefix + "padding").c_str(), padding_option);
     options.dilation = pair(op, "dilation", dilation);
     options.ceil_mode = truth(op, "ceil_mode", ceil_mode);
     options.channels_last = channels_last(op, layout);

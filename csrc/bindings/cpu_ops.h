@@ -53,7 +53,7 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle we
 // Option parsing shared by the operations and explain.
 ConvOptions conv_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
                          py::handle groups, py::handle padding_mode, py::handle padding_value, py::handle layout);
-PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
+PoolOptions pool_options(const std::string& op, const std::string& prefix, py::handle kernel_size, py::handle stride,
                          py::handle padding, py::handle dilation, py::handle ceil_mode, py::handle layout);
 
 }  // namespace convx

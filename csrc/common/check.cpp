@@ -25,7 +25,7 @@ void check_size(const std::string& op, const char* what, const std::array<int64_
         if (size != 0) bytes = checked_product(op, what, bytes, size);
 }
 
-void check_positive(const std::string& op, const char* name, const Pair& pair) {
+void check_positive(const std::string& op, const std::string& name, const Pair& pair) {
     if (pair[0] < 1 || pair[1] < 1)
         throw ShapeError(op + ": " + name + " is " + pair_text(pair) + ", expected positive numbers");
 }
@@ -42,7 +42,8 @@ std::array<int64_t, 4> nchw_shape(const std::string& op, const ArrayInfo& array,
 }
 
 // Kernel, stride, dilation and padding of one axis, and that at least one window fits.
-Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOption& padding) {
+Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOption& padding,
+                const std::string& prefix = "") {
     constexpr int64_t limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
     for (const int64_t size : {result.kernel, result.stride, result.dilation, result.input})
         if (size > limit)
@@ -57,7 +58,7 @@ Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOptio
         const Pair& sides = padding.sides[static_cast<size_t>(axis)];
         for (const int64_t side : sides)
             if (side < 0 || side > limit)
-                throw ShapeError(op + ": padding is " + pair_text(sides) + " in " + axis_word(axis) +
+                throw ShapeError(op + ": " + prefix + "padding is " + pair_text(sides) + " in " + axis_word(axis) +
                                  ", expected numbers from 0 to " + std::to_string(limit));
         result.pad_before = sides[0];
         result.pad_after = sides[1];
@@ -156,10 +157,10 @@ Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& in
     if (std::min({c, h, w}) < 1)
         throw ShapeError(op + ": " + input.name + " " + shape_text(input.shape) +
                          " has a size of zero, expected zero only for the batch");
-    check_positive(op, "kernel_size", options.kernel);
+    check_positive(op, options.prefix + "kernel_size", options.kernel);
     check_positive(op, "dilation", options.dilation);
     const Pair stride = options.stride.value_or(options.kernel);
-    check_positive(op, "stride", stride);
+    check_positive(op, options.prefix + "stride", stride);
 
     Checked<PoolProblem> checked{{}, input.shape.size() == 3};
     PoolProblem& problem = checked.problem;
@@ -176,11 +177,11 @@ Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& in
         result.stride = stride[i];
         result.dilation = options.dilation[i];
         result.ceil_mode = options.ceil_mode;
-        result = check_axis(op, axis, result, options.padding);
+        result = check_axis(op, axis, result, options.padding, options.prefix);
         const int64_t most = result.extent() / 2;
         const int64_t pad = std::max(result.pad_before, result.pad_after);
         if (pad > most)
-            throw ShapeError(op + ": padding is " + std::to_string(pad) + " in " + axis_word(axis) +
+            throw ShapeError(op + ": " + options.prefix + "padding is " + std::to_string(pad) + " in " + axis_word(axis) +
                              ", expected at most " + std::to_string(most) + " (half of the window's " +
                              std::to_string(result.extent()) + " cells)");
         (axis == 0 ? problem.h : problem.w) = result;

@@ -53,6 +53,7 @@ struct PoolOptions {
     Pair dilation{1, 1};
     bool ceil_mode = false;
     bool channels_last = false;
+    std::string prefix;  // of these options' names in messages: "pool_" in the fused operation
 };
 
 // A settled problem, and whether the input came without its batch axis.

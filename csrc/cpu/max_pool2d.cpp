@@ -460,6 +460,11 @@ void max_pool2d(const PoolProblem& problem, TensorView<const T> input, TensorVie
     if (vectors && !large) return Forward<T>(problem, input, output, indices, codes, channels).run_channels();
 
     const int64_t group = adjacent ? std::min<int64_t>(channels, 32) : 1;
+    if (group == 1 && !indices.data && rows_are_tiled(h) && planes_are_stacked(input) && planes_are_stacked(output) &&
+        (!codes.data || planes_are_stacked(codes))) {
+        const PoolProblem tall = stack_planes(problem);
+        return Forward<T>(tall, stack_planes(input), stack_planes(output), {}, stack_planes(codes), 1).run_planes();
+    }
     const auto run = [&](int64_t first, int64_t count, int64_t size) {
         const auto part = [&](auto view) {
             view.data += view.data ? first * view.stride[1] : 0;

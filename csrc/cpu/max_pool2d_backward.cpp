@@ -154,34 +154,36 @@ bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>
     });
 }
 
-// Local indices lie in rows that their window covers; others have to lie in the plane.
+// Local indices lie in rows that their window covers; others have to lie in the plane. Whether all are local matters
+// where planes are cut.
 enum class Indices { illegal, anywhere, local };
 
-Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64_t>& indices, int width) {
+Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64_t>& indices, bool cut, int width) {
     const Axis& h = problem.h;
     const int64_t columns = problem.w.input, rows_per_plane = problem.out_h();
     const Rows<int64_t> view(indices);
     std::atomic<bool> local{true};
     const bool legal = view.all(width, [&](int64_t first_row, int64_t rows) {
-        const auto are_between = [&](int64_t row, int64_t begin, int64_t end) {
-            const uint64_t first = static_cast<uint64_t>(begin), span = static_cast<uint64_t>(end - begin);
-            bool outside = false;
-            view.for_each(row, 1, 0, problem.out_w(), [&](const int64_t* cells, int64_t n) {
+        // The sign bit of index - least or most - index tells, without a comparison, which 64-bit SSE2 lacks.
+        const auto are_between = [&](int64_t row, int64_t count, int64_t least, int64_t most) {
+            uint64_t signs = 0;
+            view.for_each(row, count, 0, problem.out_w(), [&](const int64_t* cells, int64_t n) {
+                uint64_t any = 0;
                 for (int64_t i = 0; i < n; ++i)
-                    outside |= (static_cast<uint64_t>(cells[i]) - first >= span) & (cells[i] != no_gradient_index);
+                    any |= (static_cast<uint64_t>(cells[i]) - static_cast<uint64_t>(least)) |
+                           (static_cast<uint64_t>(most) - static_cast<uint64_t>(cells[i]));
+                signs |= any;
             });
-            return !outside;
+            return signs >> 63 == 0;
         };
-        bool fine = true;
+        const int64_t end = first_row + rows;
         int64_t p = first_row % rows_per_plane;
-        for (int64_t row = first_row; row < first_row + rows; ++row, p = p + 1 == rows_per_plane ? 0 : p + 1) {
-            const int64_t begin = std::clamp<int64_t>(h.position(p, 0), 0, h.input) * columns;
-            const int64_t end = std::max(begin, (std::min(h.input - 1, h.position(p, h.kernel - 1)) + 1) * columns);
-            if (are_between(row, begin, end)) continue;
-            local.store(false, std::memory_order_relaxed);
-            fine = are_between(row, 0, h.input * columns) && fine;
+        for (int64_t row = first_row; cut && row < end; ++row, p = p + 1 == rows_per_plane ? 0 : p + 1) {
+            const int64_t most = std::min(h.input - 1, h.position(p, h.kernel - 1)) * columns + columns - 1;
+            if (!are_between(row, 1, std::max<int64_t>(0, h.position(p, 0)) * columns, most))
+                local.store(false, std::memory_order_relaxed);
         }
-        return fine;
+        return are_between(first_row, rows, no_gradient_index, h.input * columns - 1);
     });
     return !legal ? Indices::illegal : local.load() ? Indices::local : Indices::anywhere;
 }
@@ -256,12 +258,14 @@ private:
               grads(parts.take<T>(g.staged_rows_ * g.staged_row_)),
               codes(parts.take<uint8_t>(g.staged_rows_ * g.staged_row_)),
               sums(parts.take<T>(g.sums_)),
+              slab(parts.take<T>(g.slab_)),
               bytes(parts.bytes()) {}
         const T** grad_rows;
         const uint8_t** code_rows;
         T* grads;
         uint8_t* codes;
         T* sums;
+        T* slab;
         int64_t bytes;
     };
 
@@ -306,6 +310,11 @@ private:
         job.wanted = wanted_.data() + rows.tap_begin * job.wanted_row + tap_begin;
     }
 
+    bool streams() const {
+        if (const char* e = getenv("NT")) return atoi(e);
+        return (grad_output_.size() + grad_input_.size()) * int64_t{sizeof(T)} + codes_.size() >= streaming_bytes;
+    }
+
     void run_channels();
     void channels_row(int64_t n, int64_t row, const Scratch& scratch) const;
 
@@ -332,6 +341,7 @@ private:
     int64_t block_rows_ = 1, block_columns_ = 1;
     int64_t staged_rows_ = 0, staged_row_ = 0;
     int64_t sums_ = 0;  // results on their way
+    int64_t slab_ = 0;  // elements of a block or row that goes around the caches, 0 if none does
     bool grads_adjacent_ = false, codes_adjacent_ = false;
     bool inside_ = false;  // every window that a tap names exists
     const T *grads_begin_ = nullptr, *grads_end_ = nullptr;
@@ -343,7 +353,9 @@ void Gather<T>::run_channels() {
     set_offsets(grad_output_.stride[3], codes_.stride[3]);
     const int64_t rows_per_image = problem_.h.input;
     const int64_t rows = problem_.batch * rows_per_image;
-    const int64_t task_rows = std::max<int64_t>(1, task_elements / (problem_.w.input * problem_.channels));
+    const int64_t row_elements = problem_.w.input * problem_.channels;
+    const int64_t task_rows = std::max<int64_t>(1, task_elements / row_elements);
+    if (streams() && grad_input_.stride[3] == problem_.channels) slab_ = row_elements;
     run_tasks(ceil_div(rows, task_rows), [&](int64_t task, const Scratch& scratch) {
         for (int64_t row = task * task_rows; row < std::min(rows, (task + 1) * task_rows); ++row)
             channels_row(row / rows_per_image, row % rows_per_image, scratch);
@@ -369,9 +381,11 @@ void Gather<T>::channels_row(int64_t n, int64_t row, const Scratch& scratch) con
             const int64_t pixels = columns.end - columns.begin;
             job.rows = dense ? 1 : pixels;
             job.columns = dense ? pixels * channels : channels;
-            job.output = grad_input_.at(n, 0, row, w.first + columns.begin * stride);
+            const int64_t column = w.first + columns.begin * stride;
+            job.output = slab_ ? scratch.slab + column * channels : grad_input_.at(n, 0, row, column);
             kernels_.pool_sum(job);
         }
+    if (slab_) copy_around_caches(kernels_, grad_input_.at(n, 0, row, 0), scratch.slab, slab_);
 }
 
 template <class T>
@@ -391,6 +405,8 @@ void Gather<T>::plan_planes() {
     block_rows_ = std::clamp<int64_t>(l1_bytes / (row_elements * int64_t{sizeof(T)}), std::min<int64_t>(rows, 4), rows);
     const bool adjacent = grad_input_.stride[3] == group_ && (stride_w == 1 || (stride_w == 2 && group_ == 1 && w_.list.size() == 2));
     if (!adjacent) sums_ = block_rows_ * block_columns_ * group_;
+    const bool rows_adjacent = adjacent && block_columns_ == columns && grad_input_.stride[2] == problem_.w.input * group_;
+    if (streams() && rows_adjacent) slab_ = block_rows_ * stride_h * problem_.w.input * group_;
     staged_rows_ = block_rows_ + h_.most - h_.least;
 }
 
@@ -491,6 +507,8 @@ void Gather<T>::plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_beg
     find_grads(n, c, i_begin, j_begin, scratch.grads, block);
     find_codes(n, c, i_begin, j_begin, scratch.codes, block);
     PoolSum<T> jobs[2];
+    T* const output = slab_ ? scratch.slab : grad_input_.at(n, c, i_begin * stride_h, j_begin * stride_w);
+    const int64_t output_row = grad_input_.stride[2];
     for (const Residue& h : h_.list)
         for (const WindowRun& run : h.runs) {
             const int64_t i = std::max(i_begin, run.begin), end = std::min(i_begin + block_rows_, run.end);
@@ -508,8 +526,8 @@ void Gather<T>::plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_beg
                 job.code_step = block.code_row;
                 job.rows = end - i;
                 job.columns = std::clamp<int64_t>(w.count - j_begin, 0, block_columns_) * group_;
-                job.output = grad_input_.at(n, c, h.first + i * stride_h, w.first + j_begin * stride_w);
-                job.output_step = stride_h * grad_input_.stride[2];
+                job.output = output + (h.first + (i - i_begin) * stride_h) * output_row + w.first * grad_input_.stride[3];
+                job.output_step = stride_h * output_row;
                 if (sums_)
                     sum_and_scatter(job, scratch.sums);
                 else if (stride_w == 1)
@@ -518,6 +536,10 @@ void Gather<T>::plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_beg
                     kernels_.pool_sum_pairs(jobs[0], jobs[1]);
             }
         }
+    if (slab_) {
+        const int64_t rows = std::min(problem_.h.input - i_begin * stride_h, block_rows_ * stride_h);
+        copy_around_caches(kernels_, grad_input_.at(n, c, i_begin * stride_h, 0), scratch.slab, rows * output_row);
+    }
 }
 
 // For outputs that are not adjacent.
@@ -551,10 +573,17 @@ public:
         }
     }
 
+    // Channels that a task takes together: all of them, where they lie closer than pixels.
+    static int64_t channels_of(const TensorView<T>& grad_input) {
+        return std::abs(grad_input.stride[1]) < std::abs(grad_input.stride[3]) ? grad_input.shape[1] : 1;
+    }
+    // True if the rows of a plane (or image) are more than one task.
+    static bool cuts(const TensorView<T>& grad_input) {
+        return channels_of(grad_input) * grad_input.shape[2] * grad_input.shape[3] > task_elements;
+    }
+
     void run(int width) const {
-        const int64_t rows = problem_.h.input;
-        const bool channels_inside = std::abs(grad_input_.stride[1]) < std::abs(grad_input_.stride[3]);
-        const int64_t channels = channels_inside ? problem_.channels : 1;
+        const int64_t rows = problem_.h.input, channels = channels_of(grad_input_);
         const int64_t groups = problem_.batch * problem_.channels / channels;
         // Rows of one unit: all of them where an index may point far from its window.
         const int64_t row_elements = problem_.w.input * channels;
@@ -641,7 +670,7 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
                          TensorView<T> grad_input) {
     if (grad_input.size() == 0) return true;
     const int width = width_for(problem, sizeof(T));
-    const Indices found = inspect_indices(problem, indices, width);
+    const Indices found = inspect_indices(problem, indices, Scatter<T, int64_t>::cuts(grad_input), width);
     if (found == Indices::illegal) return false;
     Scatter<T, int64_t>(problem, grad_output, indices, grad_input, found == Indices::local).run(width);
     return true;
@@ -653,11 +682,18 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
     if (grad_input.size() == 0) return true;
     const int width = width_for(problem, sizeof(T));
     if (!codes_are_legal(problem, codes, width)) return false;
-    static const int64_t scatter_windows = getenv("SCAT") ? atoi(getenv("SCAT")) : 16;
-    if (problem.taps() >= scatter_windows * problem.h.stride * problem.w.stride)
+    const bool channels = grad_output.stride[1] == 1 && codes.stride[1] == 1 && grad_input.stride[1] == 1 &&
+                          problem.channels >= kernel_set<T>(active_kernels()).lanes;
+    const int64_t windows = problem.taps() / (problem.h.stride * problem.w.stride);
+    if (channels ? windows >= 36 : windows >= 16 || problem.w.stride > 2) {
         Scatter<T, uint8_t>(problem, grad_output, codes, grad_input, true).run(width);
-    else
+    } else if (!channels && rows_are_tiled(problem.h) && planes_are_stacked(grad_output) && planes_are_stacked(codes) &&
+               planes_are_stacked(grad_input)) {
+        const PoolProblem tall = stack_planes(problem);
+        Gather<T>(tall, stack_planes(grad_output), stack_planes(codes), stack_planes(grad_input), width).run();
+    } else {
         Gather<T>(problem, grad_output, codes, grad_input, width).run();
+    }
     return true;
 }
 

@@ -1,6 +1,7 @@
 // Sizes that decide how an operation runs whose time is that of moving its arrays: ReLU and pooling.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/problem.h"
@@ -19,6 +20,17 @@ constexpr int64_t streaming_bytes = int64_t{48} << 20;
 
 // Elements of one task: 128 KiB of floats, a few microseconds of work, and much more than a claim costs.
 constexpr int64_t memory_bound_task_elements = int64_t{1} << 15;
+
+// Copies with stores that go around the caches, but for what is left of whole lines at both ends.
+template <class T>
+void copy_around_caches(const KernelSet<T>& kernels, T* to, const T* from, int64_t count) {
+    constexpr int64_t line = 64 / sizeof(T);
+    const int64_t beyond = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) / sizeof(T)) % line;
+    const int64_t head = std::min(count, beyond == 0 ? 0 : line - beyond), body = (count - head) / line * line;
+    std::copy_n(from, head, to);
+    kernels.stream_copy(to + head, from + head, body);
+    std::copy_n(from + head + body, count - head - body, to + head + body);
+}
 
 // What would run, for convx.explain.
 PassPlan plan_relu(DType dtype, int64_t size, bool backward, const Kernels& kernels, int threads);

@@ -32,6 +32,30 @@ inline const WindowRun& run_of(const std::vector<WindowRun>& runs, int64_t i) {
     return *std::find_if(runs.begin(), runs.end(), [&](const WindowRun& run) { return i < run.end; });
 }
 
+// Where windows tile the rows of a plane (2x2 over an even height), dense planes are one tall plane: the same results
+// from blocks of any height. Indices would change their meaning; codes do not.
+inline bool rows_are_tiled(const Axis& h) {
+    return h.pad_before == 0 && h.extent() <= h.stride && h.output() * h.stride == h.input;
+}
+template <class U>
+bool planes_are_stacked(const TensorView<U>& view) {
+    const auto [n, c, h, w] = view.shape;
+    const int64_t plane = h * view.stride[2];
+    return (c == 1 || view.stride[1] == plane) && (n == 1 || view.stride[0] == c * plane);
+}
+template <class U>
+TensorView<U> stack_planes(const TensorView<U>& view) {
+    const auto [n, c, h, w] = view.shape;
+    return {view.data, {1, 1, n * c * h, w}, {0, 0, view.stride[2], view.stride[3]}};
+}
+inline PoolProblem stack_planes(PoolProblem problem) {
+    problem.h.input *= problem.batch * problem.channels;
+    problem.h.ceil_mode = false;
+    problem.h.pad_after = 0;
+    problem.batch = problem.channels = 1;
+    return problem;
+}
+
 // Counts blocks of rows through all planes of a batch: block by block, or, where channels lie inside the rows, group of
 // channels by group.
 struct BlockCounter {

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "common/rounding.h"
+#include "cpu/memory_bound.h"
 #include "cpu/registry.h"
 #include "cpu/thread_pool.h"
 
@@ -12,13 +14,8 @@ namespace convx {
 
 namespace {
 
-// Elements of one task: 128 KiB of floats, a few microseconds of work, and much more than a claim costs.
-constexpr int64_t task_elements = int64_t{1} << 15;
-// Bytes read and written below which one thread does it all (about 100 us).
-constexpr int64_t parallel_bytes = int64_t{2} << 20;
-// Bytes read and written from which the output is not worth keeping in the caches: it goes around them, which saves the
-// read of every line before it is written.
-constexpr int64_t streaming_bytes = int64_t{24} << 20;
+// Runs shorter than this do not go around the caches: each would end in a partly written line and a fence.
+constexpr int64_t least_streamed = 1024;
 
 // The nest of loops over `operands` arrays of one shape, outermost first; the output is the last operand.
 template <int operands>
@@ -78,15 +75,15 @@ void for_each_run(const std::array<int64_t, 4>& shape, const std::array<std::arr
 
     const auto inner = nest.loops[nest.depth - 1];
     const int64_t rows = size / inner.count;
-    const int64_t row_pieces = (inner.count + task_elements - 1) / task_elements;
-    const int64_t task_rows = std::max<int64_t>(1, task_elements / inner.count);
-    const int64_t tasks = row_pieces * ((rows + task_rows - 1) / task_rows);
+    const int64_t row_pieces = ceil_div(inner.count, memory_bound_task_elements);
+    const int64_t task_rows = std::max<int64_t>(1, memory_bound_task_elements / inner.count);
+    const int64_t tasks = row_pieces * ceil_div(rows, task_rows);
     const int width = operands * size * item_bytes < parallel_bytes ? 1 : num_threads();
     parallel_for(tasks, width, [&](int64_t task, int) {
         const int64_t piece = task % row_pieces;
         const int64_t first_row = task / row_pieces * task_rows;
-        const int64_t begin = piece * task_elements;
-        const int64_t count = std::min(inner.count - begin, row_pieces == 1 ? inner.count : task_elements);
+        const int64_t begin = piece * memory_bound_task_elements;
+        const int64_t count = std::min(inner.count - begin, row_pieces == 1 ? inner.count : memory_bound_task_elements);
         for (int64_t row = first_row; row < std::min(rows, first_row + task_rows); ++row) {
             auto at = nest.start;
             for (int k = 0; k < operands; ++k) at[k] += begin * inner.stride[k];
@@ -120,7 +117,7 @@ void relu(TensorView<const T> input, TensorView<T> output) {
                     [&](const std::array<int64_t, 2>& at, int64_t count, const std::array<int64_t, 2>& stride) {
                         const T* x = input.data + at[0];
                         T* y = output.data + at[1];
-                        if (adjacent(stride, count)) return kernels.relu(y, x, count, around_caches);
+                        if (adjacent(stride, count)) return kernels.relu(y, x, count, around_caches && count >= least_streamed);
                         for (int64_t i = 0; i < count; ++i, x += stride[0], y += stride[1]) *y = *x <= T(0) ? T(0) : *x;
                     });
 }
@@ -134,7 +131,7 @@ void relu_backward(TensorView<const T> grad_output, TensorView<const T> output, 
                         const T* g = grad_output.data + at[0];
                         const T* y = output.data + at[1];
                         T* gi = grad_input.data + at[2];
-                        if (adjacent(stride, count)) return kernels.relu_backward(gi, g, y, count, around_caches);
+                        if (adjacent(stride, count)) return kernels.relu_backward(gi, g, y, count, around_caches && count >= least_streamed);
                         for (int64_t i = 0; i < count; ++i, g += stride[0], y += stride[1], gi += stride[2])
                             *gi = *y <= T(0) ? T(0) : *g;
                     });

@@ -209,6 +209,14 @@ inline __m512d _mm512_fmadd_pd(__m512d a, __m512d b, __m512d c) {
     return {__builtin_ia32_vfmaddpd256(a.low, b.low, c.low), __builtin_ia32_vfmaddpd256(a.high, b.high, c.high)};
 }
 
+// The second operand where the first is not greater: of two zeros, and where one is a NaN.
+inline __m512 _mm512_max_ps(__m512 a, __m512 b) {
+    return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
+}
+inline __m512d _mm512_max_pd(__m512d a, __m512d b) {
+    return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
+}
+
 // Lanes change places.
 inline __m512 _mm512_permutex2var_ps(__m512 a, __m512i index, __m512 b) {
     return emulation::permute_two<float, int32_t>(a, index, b, 16);

@@ -141,6 +141,21 @@ void check_arithmetic(const T* a, const T* b, const T* c) {
         same_or_both_nan<T>);
     begin<T>("relu");
     expect_lanes<T>(relu(va), [&](int i) { return a[i] <= 0 ? T(0) : a[i]; }, same_bits<T>);
+    begin<T>("max of numbers");
+    expect_lanes<T>(
+        max(va, vb),
+        [&](int i) {
+            T got[lanes];
+            store(got, max(va, vb));
+            const bool undefined = std::isnan(a[i]) || std::isnan(b[i]);
+            return undefined ? got[i] : a[i] > b[i] ? a[i] : b[i];
+        },
+        same_bits<T>);
+    begin<T>("select(greater)");
+    expect_lanes<T>(select(greater(va, vb), vc, vb), [&](int i) { return a[i] > b[i] ? c[i] : b[i]; }, same_bits<T>);
+    begin<T>("any_nan");
+    const bool some = std::any_of(a, a + lanes, [](T x) { return std::isnan(x); });
+    expect_lanes<T>(broadcast(T(any_nan(va))), [&](int) { return T(some); }, same_bits<T>);
     begin<T>("select(greater_or_nan)");
     expect_lanes<T>(
         select(greater_or_nan(va, vb), vc, vb), [&](int i) { return greater(i) ? c[i] : b[i]; }, same_bits<T>);
@@ -310,7 +325,7 @@ void check_codes(const GuardedPage& page) {
             expect_written(page, p, lanes, [&](uint8_t* to) { store_codes(to, v); }, codes);
             begin<T>("codes_equal, code", first);
             for (int i = 0; i < lanes; ++i) p[i] = first % (i + 2) == 0 ? static_cast<uint8_t>(first) : codes[i];
-            const Vec<T> chosen = select(codes_equal<T>(p, static_cast<uint8_t>(first)), v, broadcast(T(-1)));
+            const Vec<T> chosen = select(codes_equal<T>(p, broadcast_code(static_cast<uint8_t>(first))), v, broadcast(T(-1)));
             expect_lanes<T>(chosen, [&](int i) { return p[i] == first ? value[i] : T(-1); }, same_bits<T>);
         });
         for (int n = 0; n <= lanes; ++n)
