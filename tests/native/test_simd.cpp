@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -130,7 +131,7 @@ template <class T>
 void check_arithmetic(const T* a, const T* b, const T* c) {
     constexpr int lanes = VecOf<T>::lanes;
     const Vec<T> va = load(a), vb = load(b), vc = load(c);
-    const auto greater = [&](int i) { return a[i] > b[i] || std::isnan(a[i]); };
+    const auto replaces = [&](int i) { return a[i] > b[i] || std::isnan(a[i]); };
     const auto pair = [&](int place) { return place < lanes ? a[place] : b[place - lanes]; };
 
     begin<T>("add");
@@ -158,7 +159,7 @@ void check_arithmetic(const T* a, const T* b, const T* c) {
     expect_lanes<T>(broadcast(T(any_nan(va))), [&](int) { return T(some); }, same_bits<T>);
     begin<T>("select(greater_or_nan)");
     expect_lanes<T>(
-        select(greater_or_nan(va, vb), vc, vb), [&](int i) { return greater(i) ? c[i] : b[i]; }, same_bits<T>);
+        select(greater_or_nan(va, vb), vc, vb), [&](int i) { return replaces(i) ? c[i] : b[i]; }, same_bits<T>);
     begin<T>("select(greater_or_nan(a, 0))");
     expect_lanes<T>(
         select(greater_or_nan(va, broadcast(T(0))), vb, vc), [&](int i) { return a[i] <= 0 ? c[i] : b[i]; },
