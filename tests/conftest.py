@@ -13,7 +13,7 @@ from convx import _cpu
 from support import DTYPES, ISAS, LAYOUTS
 
 # ci runs the same examples every time; dev looks for new ones on every run; sanitizer is ci cut down for slow builds.
-hypothesis.settings.register_profile("ci", max_examples=500, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("ci", max_examples=1000, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", max_examples=1000, deadline=None)
 hypothesis.settings.register_profile("sanitizer", max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

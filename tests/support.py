@@ -1,7 +1,8 @@
 """What the test files share: problems and their data, expected results, error bounds, views, comparisons.
 
-Two kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the result
+Three kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the result
 must equal the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot hide.
+`special`: the same with a few infinities or NaNs among them, which must reach the same results as in the reference.
 `normal`: normally distributed values, exact in float32 (both dtypes see the same numbers), compared within
 `rounding_bound`.
 """
@@ -222,8 +223,11 @@ POOL_PROBLEMS = {
 def numbers(shape: tuple[int, ...], kind: str, seed: int) -> np.ndarray:
     """Float64 values that float32 represents exactly, in the kind of this module's docstring."""
     rng = np.random.default_rng(seed)
-    if kind == "integer":
-        return rng.integers(1, 5, shape) * rng.choice((-1.0, 1.0), shape)
+    if kind in ("integer", "special"):
+        values = rng.integers(1, 5, shape) * rng.choice((-1.0, 1.0), shape)
+        if kind == "special":
+            values[rng.random(shape) < 0.02] = rng.choice((np.inf, -np.inf, np.nan))
+        return values
     assert kind == "normal", kind
     return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 

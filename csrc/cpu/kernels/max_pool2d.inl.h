@@ -41,21 +41,35 @@ struct AnyWindow {
 
     template <bool with_codes, bool with_nans>
     inline Best<T> best(int64_t at, int64_t column) const {
-        const auto code_at = [&](const T* place, const T* code) {
+        const int tap_columns = job.tap_columns, taps = job.tap_rows * tap_columns;
+        const int64_t* const offsets = job.offsets;
+        const int64_t rank_offset = job.rank_offset, next_code_row = job.code_row - tap_columns;
+        const T* const* row = job.rows_of_taps;
+        const T* code = job.codes;
+        const auto code_at = [&](const T* place) {
             if constexpr (!with_codes) return broadcast(T(0));
-            if constexpr (ranked) return add(broadcast(*code), load(place + job.rank_offset));
+            if constexpr (ranked) return add(broadcast(*code), load(place + rank_offset));
             return broadcast(*code);
         };
         // The first value is taken twice, which changes nothing and keeps it out of the loop.
-        const T* place = job.rows_of_taps[0] + job.offsets[0] + at;
+        const T* place = *row + offsets[0] + at;
         const Vec<T> value = load(place);
-        Best<T> best{value, code_at(place, job.codes), value};
+        Best<T> best{value, code_at(place), value};
         if (with_codes && job.first_codes) best.code = add(best.code, load(job.first_codes + column));
-        for (int r = 0; r < job.tap_rows; ++r)
-            for (int s = 0; s < job.tap_columns; ++s) {
-                place = job.rows_of_taps[r] + job.offsets[s] + at;
-                take<with_codes, with_nans>(best, load(place), code_at(place, job.codes + r * job.code_row + s));
+        Vec<T> other_sum = value;  // two chains of additions, whose latency would count
+        for (int t = 0, s = 0; t < taps; ++t, ++code) {
+            if (s == tap_columns) {
+                s = 0;
+                ++row;
+                code += next_code_row;
             }
+            place = *row + offsets[s++] + at;
+            take<with_codes, with_nans>(best, load(place), code_at(place));
+            const Vec<T> sum = best.sum;
+            best.sum = other_sum;
+            other_sum = sum;
+        }
+        best.sum = add(best.sum, other_sum);
         return best;
     }
 };
@@ -195,12 +209,15 @@ void pool_max_formed(const convx::PoolMax<T>& job) {
     if (form != CodeForm::none && job.rank_offset)
         return is(3, 1)   ? pool_max_block<form, FixedWindow<T, 3, 1, true>>(job)
                : is(2, 1) ? pool_max_block<form, FixedWindow<T, 2, 1, true>>(job)
+               : is(5, 1) ? pool_max_block<form, FixedWindow<T, 5, 1, true>>(job)
                           : pool_max_block<form, AnyWindow<T, true>>(job);
     if (is(3, 3)) return pool_max_block<form, FixedWindow<T, 3, 3, false>>(job);
     if (is(2, 2)) return pool_max_block<form, FixedWindow<T, 2, 2, false>>(job);
     if (is(1, 3)) return pool_max_block<form, FixedWindow<T, 1, 3, false>>(job);
     if (is(3, 1)) return pool_max_block<form, FixedWindow<T, 3, 1, false>>(job);
     if (is(2, 1)) return pool_max_block<form, FixedWindow<T, 2, 1, false>>(job);
+    if (is(1, 5)) return pool_max_block<form, FixedWindow<T, 1, 5, false>>(job);
+    if (is(5, 1)) return pool_max_block<form, FixedWindow<T, 5, 1, false>>(job);
     pool_max_block<form, AnyWindow<T, false>>(job);
 }
 
