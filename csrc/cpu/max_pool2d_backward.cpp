@@ -194,12 +194,17 @@ struct Residue {
     int64_t first, count;
     int64_t tap_begin, tap_end;
     std::vector<WindowRun> runs;  // cells j by the taps whose windows exist
-
-    bool is_inside() const { return runs.size() == 1 && runs[0].count() == tap_end - tap_begin; }
 };
 
 struct Residues {
     explicit Residues(const Axis& axis);
+
+    // True if every window that a tap names exists.
+    bool are_inside() const {
+        return std::all_of(list.begin(), list.end(), [](const Residue& residue) {
+            return residue.runs.size() == 1 && residue.runs[0].count() == residue.tap_end - residue.tap_begin;
+        });
+    }
 
     std::vector<Residue> list;
     std::vector<int64_t> taps;     // the kernel row or column
@@ -292,23 +297,25 @@ private:
         int64_t grad_row, code_row;
     };
 
-    void set_rows(const Block& block, const WindowRun& rows, const Scratch& scratch) const {
-        for (int64_t r = rows.tap_begin; r < rows.tap_end; ++r) {
+    void set_rows(const Block& block, int64_t tap_begin, int64_t tap_end, const Scratch& scratch) const {
+        for (int64_t r = tap_begin; r < tap_end; ++r) {
             const int64_t window = h_.windows[static_cast<size_t>(r)];
             scratch.grad_rows[r] = block.grads + window * block.grad_row;
             scratch.code_rows[r] = block.codes + window * block.code_row;
         }
     }
-    void set_taps(PoolSum<T>& job, const WindowRun& rows, int64_t tap_begin, int64_t tap_end, const Scratch& scratch) const {
-        job.tap_rows = static_cast<int>(rows.count());
-        job.tap_columns = static_cast<int>(tap_end - tap_begin);
-        job.grad_rows = scratch.grad_rows + rows.tap_begin;
-        job.code_rows = scratch.code_rows + rows.tap_begin;
-        job.grad_offsets = grad_offsets_.data() + tap_begin;
-        job.code_offsets = code_offsets_.data() + tap_begin;
+    void set_taps(PoolSum<T>& job, int64_t r_begin, int64_t r_end, int64_t s_begin, int64_t s_end,
+                  const Scratch& scratch) const {
+        job.tap_rows = static_cast<int>(r_end - r_begin);
+        job.tap_columns = static_cast<int>(s_end - s_begin);
+        job.grad_rows = scratch.grad_rows + r_begin;
+        job.code_rows = scratch.code_rows + r_begin;
+        job.grad_offsets = grad_offsets_.data() + s_begin;
+        job.code_offsets = code_offsets_.data() + s_begin;
         job.wanted_row = static_cast<int64_t>(w_.taps.size());
-        job.wanted = wanted_.data() + rows.tap_begin * job.wanted_row + tap_begin;
+        job.wanted = wanted_.data() + r_begin * job.wanted_row + s_begin;
     }
+    int64_t staged_columns() const { return w_.most - w_.least + block_columns_; }
 
     bool streams() const {
         if (const char* e = getenv("NT")) return atoi(e);
@@ -343,7 +350,7 @@ private:
     int64_t sums_ = 0;  // results on their way
     int64_t slab_ = 0;  // elements of a block or row that goes around the caches, 0 if none does
     bool grads_adjacent_ = false, codes_adjacent_ = false;
-    bool inside_ = false;  // every window that a tap names exists
+    bool inside_ = false;
     const T *grads_begin_ = nullptr, *grads_end_ = nullptr;
     const uint8_t* codes_end_ = nullptr;
 };
@@ -376,8 +383,8 @@ void Gather<T>::channels_row(int64_t n, int64_t row, const Scratch& scratch) con
         for (const WindowRun& columns : w.runs) {
             const Block block{grad_output_.at(n, 0, i, columns.begin), codes_.at(n, 0, i, columns.begin),
                               grad_output_.stride[2], codes_.stride[2]};
-            set_rows(block, rows, scratch);
-            set_taps(job, rows, columns.tap_begin, columns.tap_end, scratch);
+            set_rows(block, rows.tap_begin, rows.tap_end, scratch);
+            set_taps(job, rows.tap_begin, rows.tap_end, columns.tap_begin, columns.tap_end, scratch);
             const int64_t pixels = columns.end - columns.begin;
             job.rows = dense ? 1 : pixels;
             job.columns = dense ? pixels * channels : channels;
@@ -393,14 +400,14 @@ void Gather<T>::plan_planes() {
     set_offsets(group_, group_);
     grads_adjacent_ = grad_output_.stride[3] == group_ && grad_output_.stride[2] >= 0;
     codes_adjacent_ = codes_.stride[3] == group_;
-    inside_ = std::all_of(w_.list.begin(), w_.list.end(), [](const Residue& w) { return w.is_inside(); });
+    inside_ = h_.are_inside() && w_.are_inside();
     grads_begin_ = begin_of(grad_output_);
     grads_end_ = end_of(grad_output_);
     codes_end_ = end_of(codes_);
     const int64_t rows = h_.list[0].count, columns = w_.list[0].count;
     const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride;
     block_columns_ = ceil_div(columns, ceil_div(columns, std::max<int64_t>(16, block_elements / group_)));
-    staged_row_ = round_up((w_.most - w_.least + block_columns_) * group_ + 2 * widest_vector, widest_vector);
+    staged_row_ = round_up(staged_columns() * group_ + 2 * widest_vector, widest_vector);
     const int64_t row_elements = staged_row_ + block_columns_ * stride_w * group_ * stride_h;
     block_rows_ = std::clamp<int64_t>(l1_bytes / (row_elements * int64_t{sizeof(T)}), std::min<int64_t>(rows, 4), rows);
     const bool adjacent = grad_input_.stride[3] == group_ && (stride_w == 1 || (stride_w == 2 && group_ == 1 && w_.list.size() == 2));
@@ -428,69 +435,71 @@ void Gather<T>::run_planes() {
     });
 }
 
-// Gradients are read as they lie if that stays within their memory; what a row's neighbours hold, no code asks for.
+// Gradients are read as they lie if that stays within their memory; what lies around a plane or a row, no code asks for.
 template <class T>
 void Gather<T>::find_grads(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* staged, Block& block) const {
     const auto& view = grad_output_;
-    const int64_t p_begin = std::max<int64_t>(0, i_begin + h_.least);
-    const int64_t rows = std::max<int64_t>(0, std::min(view.shape[2], i_begin + block_rows_ + h_.most) - p_begin);
-    const int64_t q_first = j_begin + w_.least, width = w_.most - w_.least + block_columns_;
+    const int64_t p_first = i_begin + h_.least, q_first = j_begin + w_.least, width = staged_columns();
     if (grads_adjacent_) {
-        const T* first = view.at(n, c, p_begin, q_first);
-        const T* last = first + std::max<int64_t>(0, rows - 1) * view.stride[2] + width * group_ + 2 * kernels_.lanes;
+        const T* first = view.at(n, c, p_first, q_first);
+        const T* last = first + (staged_rows_ - 1) * view.stride[2] + width * group_ + 2 * kernels_.lanes;
         if (grads_begin_ <= first && last <= grads_end_) {
-            block.grads = first + (i_begin - p_begin) * view.stride[2] - w_.least * group_;
+            block.grads = first - h_.least * view.stride[2] - w_.least * group_;
             block.grad_row = view.stride[2];
             return;
         }
     }
-    PoolStage<T> job{};
+    const int64_t p_begin = std::clamp<int64_t>(p_first, 0, view.shape[2]);
     const int64_t q_begin = std::clamp<int64_t>(q_first, 0, view.shape[3]);
     const int64_t before = std::min(q_begin - q_first, width);
-    job.staged = staged;
+    PoolStage<T> job{};
+    job.staged = staged + (p_begin - p_first) * staged_row_;
     job.staged_step = staged_row_;
     job.source = view.at(n, c, p_begin, q_begin);
     job.source_step = view.stride[2];
-    job.rows = rows;
+    job.rows = std::clamp<int64_t>(view.shape[2] - p_begin, 0, staged_rows_ - (p_begin - p_first));
     job.before = before * group_;
     job.pixels = std::clamp<int64_t>(view.shape[3] - q_begin, 0, width - before);
     job.after = (width - before - job.pixels) * group_;
     job.group = group_;
     job.pixel_step = view.stride[3];
     kernels_.pool_stage(job);
-    block.grads = staged + (i_begin - p_begin) * staged_row_ - w_.least * group_;
+    block.grads = staged - h_.least * staged_row_ - w_.least * group_;
     block.grad_row = staged_row_;
 }
 
 template <class T>
 void Gather<T>::find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, uint8_t* staged, Block& block) const {
     const auto& view = codes_;
-    const int64_t p_begin = std::max<int64_t>(0, i_begin + h_.least);
-    const int64_t rows = std::max<int64_t>(0, std::min(view.shape[2], i_begin + block_rows_ + h_.most) - p_begin);
-    const int64_t q_first = j_begin + w_.least, width = w_.most - w_.least + block_columns_;
-    const uint8_t* source = view.at(n, c, p_begin, q_first);
-    const bool beyond = codes_adjacent_ && source + std::max<int64_t>(0, (rows - 1) * view.stride[2]) + width * group_ +
-                                                   2 * widest_vector <= codes_end_;
-    if (beyond && inside_) {
-        block.codes = source + (i_begin - p_begin) * view.stride[2] - w_.least * group_;
-        block.code_row = view.stride[2];
-        return;
-    }
-    block.codes = staged + (i_begin - p_begin) * staged_row_ - w_.least * group_;
-    block.code_row = staged_row_;
-
+    const int64_t p_first = i_begin + h_.least, q_first = j_begin + w_.least, width = staged_columns();
     const int64_t q_begin = std::clamp<int64_t>(q_first, 0, view.shape[3]);
     const int64_t before = std::min(q_begin - q_first, width) * group_;
     const int64_t pixels = std::clamp<int64_t>(view.shape[3] - q_begin, 0, width - before / group_);
     const int64_t count = pixels * group_;
-    source += before / group_ * view.stride[3];
-    for (int64_t row = 0; row < rows; ++row, staged += staged_row_, source += view.stride[2]) {
-        // In pieces of 16 bytes: most rows are too short for calls of memset and memcpy.
+    const auto can_read_beyond = [&](const uint8_t* row) {
+        return codes_adjacent_ && row + count + 2 * widest_vector <= codes_end_;
+    };
+    if (inside_ && view.stride[2] >= 0 && can_read_beyond(view.at(n, c, p_first + staged_rows_ - 1, q_begin))) {
+        block.codes = view.at(n, c, i_begin, j_begin);
+        block.code_row = view.stride[2];
+        return;
+    }
+    block.codes = staged - h_.least * staged_row_ - w_.least * group_;
+    block.code_row = staged_row_;
+
+    // In pieces of 16 bytes: most rows are too short for calls of memset and memcpy.
+    for (int64_t row = 0; row < staged_rows_; ++row, staged += staged_row_) {
         const auto fill = [&](int64_t begin, int64_t end) {
             for (int64_t l = begin; l < end; l += 16) std::memset(staged + l, no_gradient_code, 16);
         };
+        const int64_t p = p_first + row;
+        if (p < 0 || p >= view.shape[2]) {
+            fill(0, width * group_);
+            continue;
+        }
+        const uint8_t* source = view.at(n, c, p, q_begin);
         fill(0, before);
-        if (beyond)
+        if (can_read_beyond(source))
             for (int64_t l = 0; l < count; l += 16) std::memcpy(staged + before + l, source + l, 16);
         else
             for (int64_t pixel = 0; pixel < pixels; ++pixel)
@@ -500,41 +509,34 @@ void Gather<T>::find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begi
     }
 }
 
+// Staged or not, every window that a tap names can be read, and so all cells of a residue have the same taps.
 template <class T>
 void Gather<T>::plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, const Scratch& scratch) const {
     const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride;
     Block block;
     find_grads(n, c, i_begin, j_begin, scratch.grads, block);
     find_codes(n, c, i_begin, j_begin, scratch.codes, block);
-    PoolSum<T> jobs[2];
+    set_rows(block, 0, static_cast<int64_t>(h_.taps.size()), scratch);
     T* const output = slab_ ? scratch.slab : grad_input_.at(n, c, i_begin * stride_h, j_begin * stride_w);
     const int64_t output_row = grad_input_.stride[2];
+    PoolSum<T> jobs[2];
     for (const Residue& h : h_.list)
-        for (const WindowRun& run : h.runs) {
-            const int64_t i = std::max(i_begin, run.begin), end = std::min(i_begin + block_rows_, run.end);
-            if (i >= end) continue;
-            Block at = block;
-            at.grads += (i - i_begin) * block.grad_row;
-            at.codes += (i - i_begin) * block.code_row;
-            set_rows(at, run, scratch);
-            for (size_t k = 0; k < w_.list.size(); ++k) {
-                const Residue& w = w_.list[k];
-                PoolSum<T>& job = jobs[k % 2];
-                // Staged or not, all windows that the taps name can be read.
-                set_taps(job, run, w.tap_begin, w.tap_end, scratch);
-                job.grad_step = block.grad_row;
-                job.code_step = block.code_row;
-                job.rows = end - i;
-                job.columns = std::clamp<int64_t>(w.count - j_begin, 0, block_columns_) * group_;
-                job.output = output + (h.first + (i - i_begin) * stride_h) * output_row + w.first * grad_input_.stride[3];
-                job.output_step = stride_h * output_row;
-                if (sums_)
-                    sum_and_scatter(job, scratch.sums);
-                else if (stride_w == 1)
-                    kernels_.pool_sum(job);
-                else if (k == 1)
-                    kernels_.pool_sum_pairs(jobs[0], jobs[1]);
-            }
+        for (size_t k = 0; k < w_.list.size(); ++k) {
+            const Residue& w = w_.list[k];
+            PoolSum<T>& job = jobs[k % 2];
+            set_taps(job, h.tap_begin, h.tap_end, w.tap_begin, w.tap_end, scratch);
+            job.grad_step = block.grad_row;
+            job.code_step = block.code_row;
+            job.rows = std::clamp<int64_t>(h.count - i_begin, 0, block_rows_);
+            job.columns = std::clamp<int64_t>(w.count - j_begin, 0, block_columns_) * group_;
+            job.output = output + h.first * output_row + w.first * grad_input_.stride[3];
+            job.output_step = stride_h * output_row;
+            if (sums_)
+                sum_and_scatter(job, scratch.sums);
+            else if (stride_w == 1)
+                kernels_.pool_sum(job);
+            else if (k == 1)
+                kernels_.pool_sum_pairs(jobs[0], jobs[1]);
         }
     if (slab_) {
         const int64_t rows = std::min(problem_.h.input - i_begin * stride_h, block_rows_ * stride_h);
