@@ -210,14 +210,20 @@ def test_broadcast_views(name, isa, dtype, layout):
 @pytest.mark.core
 def test_strides_of_axes_with_one_element_mean_nothing(isa, dtype, layout):
     """Any number may stand there, also one that is no multiple of the element's size."""
-    for shape, weight_shape in [((1, 1, 6, 7), (4, 1, 3, 3)), ((1, 5, 1, 9), (1, 5, 1, 3)), ((3, 8, 1, 1), (1, 8, 1, 1))]:
+    for shape, weight_shape in [
+        ((1, 1, 6, 7), (4, 1, 3, 3)),
+        ((1, 5, 1, 9), (1, 5, 1, 3)),
+        ((3, 8, 1, 1), (1, 8, 1, 1)),
+    ]:
         x, w = (numbers(s, "integer", i).astype(dtype) for i, s in enumerate((shape, weight_shape)))
         x = to_layout(x, layout)
         expected = convx.conv2d(x, w, layout=layout)
         for odd in (0, 1, -3, 10**15):
             views = []
             for array in (x, w, np.zeros_like(expected)):
-                strides = [odd if size == 1 else stride for size, stride in zip(array.shape, array.strides, strict=True)]
+                strides = [
+                    odd if size == 1 else stride for size, stride in zip(array.shape, array.strides, strict=True)
+                ]
                 views.append(np.lib.stride_tricks.as_strided(array, array.shape, strides))
             convx.conv2d(*views[:2], layout=layout, out=views[2])
             assert_same_bits(views[2], expected, f"{shape} * {weight_shape}, stride {odd}")
@@ -340,7 +346,9 @@ def test_any_padding_value(name, padding_value, isa, dtype, layout):
     mode = "constant" if name != "zeros-constant" else ("zeros", "constant")
     problem = BORDERS[name].replace(padding_mode=mode, padding_value=padding_value)
     x, w, b = (a.copy() for a in conv_data(problem, "integer"))
-    y = convx.conv2d(to_layout(x, layout).astype(dtype), w.astype(dtype), b.astype(dtype), layout=layout, **problem.options)
+    y = convx.conv2d(
+        to_layout(x, layout).astype(dtype), w.astype(dtype), b.astype(dtype), layout=layout, **problem.options
+    )
     assert_equal(from_layout(y, layout), reference.conv2d(x, w, b, **problem.options).astype(dtype), problem)
 
 

@@ -1,4 +1,4 @@
-"""The C++ tests of tests/native: the thread pool, and the vector vocabulary of each instruction set."""
+"""The C++ tests of tests/native: the thread pool, the workspace, and the vector vocabulary of each instruction set."""
 
 import os
 import re
@@ -22,4 +22,4 @@ def test_native(tmp_path):
     run("cmake", "--build", str(tmp_path), "--target", "convx_native_tests")
     report = run("ctest", "--test-dir", str(tmp_path), "--output-on-failure", "--no-tests=error")
     passed = set(re.findall(r"Test +#\d+: (\w+) \.+ +Passed", report))
-    assert {"thread_pool", "simd_portable"} <= passed
+    assert {"thread_pool", "workspace", "simd_portable"} <= passed

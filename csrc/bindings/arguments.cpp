@@ -100,7 +100,8 @@ FloatArray output_array(const std::string& op, py::handle object, const ArrayInf
     if (!array.writeable()) throw ShapeError(op + ": out is read-only, expected a writeable array");
     if (!is_addressable(array)) throw ShapeError(op + ": out is not aligned, expected strides of whole elements");
     if (may_overlap_itself(array))
-        throw ShapeError(op + ": out has elements that share memory with each other, expected an array without overlap");
+        throw ShapeError(op +
+                         ": out has elements that share memory with each other, expected an array without overlap");
     return out;
 }
 
@@ -120,7 +121,8 @@ py::array integer_array(const std::string& op, const char* name, py::handle obje
     const py::dtype dtype = array.dtype();
     const bool native = dtype.byteorder() != '>' && dtype.byteorder() != '!';
     if (!native || std::find(dtypes.begin(), dtypes.end(), dtype.num()) == dtypes.end())
-        throw TypeError(op + ": " + name + " has dtype " + py::str(dtype).cast<std::string>() + ", expected " + expected);
+        throw TypeError(op + ": " + name + " has dtype " + py::str(dtype).cast<std::string>() + ", expected " +
+                        expected);
     if (!is_addressable(array)) array = array.attr("copy")();
     return array;
 }

@@ -31,7 +31,8 @@ FloatArray output_array(const std::string& op, py::handle object, const ArrayInf
                         const std::vector<int64_t>& shape);
 
 // Raises where `out` shares memory with an input; the very same elements in the same places pass if in_place is legal.
-void check_no_overlap(const std::string& op, const py::array& out, const FloatArray& input, bool in_place_legal = false);
+void check_no_overlap(const std::string& op, const py::array& out, const FloatArray& input,
+                      bool in_place_legal = false);
 
 // Any NumPy array with one of the given dtype numbers (npy_api constants), for codes and indices.
 py::array integer_array(const std::string& op, const char* name, py::handle object, std::initializer_list<int> dtypes,

@@ -59,7 +59,8 @@ py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handl
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
-    const ConvOptions options = conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
+    const ConvOptions options =
+        conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
     check_algorithm(op, algorithm);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, nullptr, options);

@@ -48,10 +48,9 @@ py::tuple conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::han
     const FloatArray w = float_array(op, "weight", weight);
     std::optional<FloatArray> b;
     if (!bias.is_none()) b = float_array(op, "bias", bias);
-    const FusedOptions options = fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride,
-                                               pool_padding, layout);
-    const FusedArguments fused =
-        check_fused(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
+    const FusedOptions options =
+        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const FusedArguments fused = check_fused(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
     const bool last = options.conv.channels_last;
     const std::vector<int64_t> shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
     const py::array y = new_array(x.info.dtype, shape);
@@ -79,8 +78,8 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
     const py::array chosen = integer_array(op, "codes", codes, {py::dtype::num_of<uint8_t>()}, "uint8");
-    const FusedOptions options = fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride,
-                                               pool_padding, layout);
+    const FusedOptions options =
+        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const FusedArguments fused = check_fused(op, x.info, w.info, nullptr, options.conv, options.pool);
     const bool last = options.conv.channels_last;

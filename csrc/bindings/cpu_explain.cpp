@@ -27,11 +27,10 @@ py::dict to_dict(const PassPlan& plan) {
 }
 
 ConvOptions conv_options_from(const std::string& op, const py::dict& options) {
-    ConvOptions result =
-        conv_options(op, options["stride"], options["padding"], options["dilation"], options["groups"],
-                     options.contains("padding_mode") ? py::object(options["padding_mode"]) : py::str("zeros"),
-                     options.contains("padding_value") ? py::object(options["padding_value"]) : py::float_(0.0),
-                     options["layout"]);
+    ConvOptions result = conv_options(
+        op, options["stride"], options["padding"], options["dilation"], options["groups"],
+        options.contains("padding_mode") ? py::object(options["padding_mode"]) : py::str("zeros"),
+        options.contains("padding_value") ? py::object(options["padding_value"]) : py::float_(0.0), options["layout"]);
     if (options.contains("activation")) result.relu = relu_activation(op, options["activation"]);
     if (options.contains("algorithm")) check_algorithm(op, options["algorithm"]);
     return result;
@@ -75,13 +74,15 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
     } else {
         const ArrayInfo weight{"weight", type, integers(op, "weight_shape", operand)};
         for (const int64_t size : weight.shape)
-            if (size < 0) throw ShapeError(op + ": weight_shape is " + shape_text(weight.shape) + ", expected sizes >= 0");
+            if (size < 0)
+                throw ShapeError(op + ": weight_shape is " + shape_text(weight.shape) + ", expected sizes >= 0");
         ConvOptions conv = conv_options_from(op, options);
         const bool fused = forward_op == "conv2d_relu_max_pool2d";
         if (fused) conv.relu = true;
         const auto [problem, unbatched] = check_conv2d(op, input, weight, nullptr, conv);
-        plans = backward ? backward_plans(problem, mask_from(op, options))
-                         : std::vector<PassPlan>{plan_conv(problem, ConvPass::forward, active_kernels(), num_threads())};
+        plans = backward
+                    ? backward_plans(problem, mask_from(op, options))
+                    : std::vector<PassPlan>{plan_conv(problem, ConvPass::forward, active_kernels(), num_threads())};
         if (fused) {
             const ArrayInfo conv_output{"convolution output", type,
                                         user_shape(problem.output_shape(), conv.channels_last, unbatched)};

@@ -76,7 +76,7 @@ py::dict config() {
     dict["threads_reason"] = convx::num_threads_reason();
     dict["spin_us"] = convx::spin_microseconds();
     dict["workspace_cached_bytes"] = convx::workspace_cached_bytes();
-    #ifdef __clang__
+#ifdef __clang__
     dict["compiler"] = __VERSION__;
 #else
     dict["compiler"] = "g++ " __VERSION__;

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int64_t small = 4096;  // below this many elements releasing the GIL costs more than the work
 
-// The arrays, all of one shape, as 4-D views and what is in front of them: relu.cpp merges axes, and only arrays of more
-// than four axes with gaps have to be cut.
+// The arrays, all of one shape, as 4-D views and what is in front of them: relu.cpp merges axes, and only arrays of
+// more than four axes with gaps have to be cut.
 template <class T, size_t count>
 class Pieces {
 public:
@@ -94,8 +94,7 @@ py::array relu_op(py::handle input, py::handle out) {
     dispatch(x.info.dtype, [&](auto zero) {
         using T = decltype(zero);
         Pieces<T, 2> pieces({&x.array, &y});
-        without_gil(x.array.size(),
-                    [&] { pieces.for_each([](const auto& views) { relu<T>(views[0], views[1]); }); });
+        without_gil(x.array.size(), [&] { pieces.for_each([](const auto& views) { relu<T>(views[0], views[1]); }); });
     });
     return y;
 }

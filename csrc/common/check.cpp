@@ -47,8 +47,8 @@ Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOptio
     constexpr int64_t limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
     for (const int64_t size : {result.kernel, result.stride, result.dilation, result.input})
         if (size > limit)
-            throw ShapeError(op + ": a size of " + std::to_string(size) + " in " + axis_word(axis) + ", expected at most " +
-                             std::to_string(limit));
+            throw ShapeError(op + ": a size of " + std::to_string(size) + " in " + axis_word(axis) +
+                             ", expected at most " + std::to_string(limit));
     checked_product(op, "dilated kernel", result.dilation, result.kernel);
     const int64_t extent = result.extent();
     if (extent > limit)
@@ -181,9 +181,9 @@ Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& in
         const int64_t most = result.extent() / 2;
         const int64_t pad = std::max(result.pad_before, result.pad_after);
         if (pad > most)
-            throw ShapeError(op + ": " + options.prefix + "padding is " + std::to_string(pad) + " in " + axis_word(axis) +
-                             ", expected at most " + std::to_string(most) + " (half of the window's " +
-                             std::to_string(result.extent()) + " cells)");
+            throw ShapeError(op + ": " + options.prefix + "padding is " + std::to_string(pad) + " in " +
+                             axis_word(axis) + ", expected at most " + std::to_string(most) +
+                             " (half of the window's " + std::to_string(result.extent()) + " cells)");
         (axis == 0 ? problem.h : problem.w) = result;
     }
     check_size(op, "input", problem.input_shape(), problem.dtype);

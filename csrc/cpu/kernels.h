@@ -13,10 +13,10 @@ namespace convx {
 template <class T>
 struct TileOutput {
     T* c;
-    int64_t row_stride;   // elements between rows; columns are adjacent
-    bool accumulate;      // add to what is there (a later part of the reduction)
-    const T* row_bias;    // one value per row, or null
-    const T* column_bias; // one value per column, or null
+    int64_t row_stride;    // elements between rows; columns are adjacent
+    bool accumulate;       // add to what is there (a later part of the reduction)
+    const T* row_bias;     // one value per row, or null
+    const T* column_bias;  // one value per column, or null
     bool relu;
 };
 
@@ -36,7 +36,8 @@ struct KernelSet {
     // One tile: sum over d < depth of a[d * mr + i] * b[d * nr + j], for i < rows <= mr, j < columns <= nr.
     void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const TileOutput<T>& out);
 
-    // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get `pad`.
+    // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get
+    // `pad`.
     void (*pack_lanes)(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, const LaneRun* runs,
                        int run_count, int width, int64_t step, T pad);
 

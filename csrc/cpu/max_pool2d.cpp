@@ -1,8 +1,10 @@
 // Max-pooling, forward: two loop nests over one kernel (kernels/max_pool2d.inl.h).
 //
-//  - channels: the channels of a pixel are adjacent (NHWC) and at least a vector. A block is pixels x channels, a stream
+//  - channels: the channels of a pixel are adjacent (NHWC) and at least a vector. A block is pixels x channels, a
+//  stream
 //    is the pixel under one tap, nothing is copied, and windows at the border leave out the taps that they lack.
-//  - planes: everything else. A block is rows x columns of one (n, c) plane. Its input rows are staged first: padded with
+//  - planes: everything else. A block is rows x columns of one (n, c) plane. Its input rows are staged first: padded
+//  with
 //    -inf, and split by the residue of the column modulo the stride, so that one tap of neighbouring windows reads
 //    neighbouring elements. Rows that can be read like that as they lie are not staged; nor are those of windows of two
 //    columns at stride 2, whose taps the kernel takes apart itself. A column may be a group of adjacent channels: NHWC
@@ -28,9 +30,9 @@ namespace convx {
 
 namespace {
 
-constexpr int64_t task_elements = int64_t{1} << 15;  // input elements of one task
+constexpr int64_t task_elements = int64_t{1} << 15;           // input elements of one task
 constexpr int64_t l1_bytes = 24 << 10, l2_bytes = 128 << 10;  // for the rows of a block
-constexpr int64_t block_elements = 512;              // of one row of a block, unless groups are large
+constexpr int64_t block_elements = 512;                       // of one row of a block, unless groups are large
 constexpr int64_t block_cells = int64_t{1} << 14;
 constexpr int64_t widest_vector = 16;
 
@@ -76,12 +78,9 @@ private:
     // What one worker works with; a part that the problem does not need is empty.
     struct Scratch {
         Scratch(ScratchParts parts, const Forward& f)
-            : rows_of_taps(parts.take<const T*>(f.h_.kernel)),
-              staged(parts.take<T>(f.slots_ * f.staged_row_)),
-              ranked(parts.take<T>(f.slots_ * f.ranked_row_)),
-              output(parts.take<T>(f.output_cells_)),
-              code_bytes(parts.take<uint8_t>(f.code_cells_)),
-              code_lanes(parts.take<T>(f.index_cells_)),
+            : rows_of_taps(parts.take<const T*>(f.h_.kernel)), staged(parts.take<T>(f.slots_ * f.staged_row_)),
+              ranked(parts.take<T>(f.slots_ * f.ranked_row_)), output(parts.take<T>(f.output_cells_)),
+              code_bytes(parts.take<uint8_t>(f.code_cells_)), code_lanes(parts.take<T>(f.index_cells_)),
               bytes(parts.bytes()) {}
         const T** rows_of_taps;
         T* staged;
@@ -115,7 +114,8 @@ private:
 
     void plan_planes();
     void plan_rows(bool separable);
-    void plane_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_end, int64_t q_begin, const Scratch& scratch) const;
+    void plane_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_end, int64_t q_begin,
+                     const Scratch& scratch) const;
     void stage(int64_t n, int64_t c, int64_t h_begin, int64_t slots, int64_t w_begin, T* staged) const;
     bool can_read(const T* end) const { return end <= input_end_; }
 
@@ -128,8 +128,8 @@ private:
     const TensorView<uint8_t> codes_;
     const KernelSet<T>& kernels_ = kernel_set<T>(active_kernels());
     const std::vector<WindowRun> row_runs_ = window_runs(h_), column_runs_ = window_runs(w_);
-    std::vector<T> tap_codes_;            // 0, 1, ..., R * S - 1
-    std::vector<int64_t> index_offsets_;  // index under a tap less that of the window's origin
+    std::vector<T> tap_codes_;             // 0, 1, ..., R * S - 1
+    std::vector<int64_t> index_offsets_;   // index under a tap less that of the window's origin
     std::vector<int64_t> direct_columns_;  // per s: where its values begin in a row as it is
     int64_t output_cells_ = 0, code_cells_ = 0, index_cells_ = 0;
 
@@ -138,13 +138,13 @@ private:
     bool pairs_ = false;   // and two of them each
     bool separable_ = false;
     int64_t block_rows_ = 1, block_columns_ = 1;
-    int64_t slots_ = 0;      // input rows of a block
-    int64_t slot_step_ = 1;  // input rows from one slot to the next
+    int64_t slots_ = 0;              // input rows of a block
+    int64_t slot_step_ = 1;          // input rows from one slot to the next
     std::vector<int64_t> residues_;  // modulo the stride, of the columns that taps read
     int64_t residue_columns_ = 0, residue_width_ = 0, staged_row_ = 0, ranked_row_ = 0;
     std::vector<int64_t> staged_columns_;  // per s: where its values begin in a staged row
-    std::vector<T> first_columns_;      // per column: the first s inside the image, if that is not 0 for all
-    const T* input_end_ = nullptr;      // behind the last element in memory
+    std::vector<T> first_columns_;         // per column: the first s inside the image, if that is not 0 for all
+    const T* input_end_ = nullptr;         // behind the last element in memory
 };
 
 // A job over these taps, whose rows are yet to be filled in.
@@ -204,7 +204,8 @@ void Forward<T>::write_indices(const T* chosen, const PoolMax<T>& job, const Pla
         }
         for (int64_t pixel = 0; pixel < to.pixels; ++pixel)
             for (int64_t c = 0; c < to.group; ++c)
-                at[pixel * indices_.stride[3] + c * indices_.stride[1]] = origin + pixel * w_.stride + offset(*chosen++);
+                at[pixel * indices_.stride[3] + c * indices_.stride[1]] =
+                    origin + pixel * w_.stride + offset(*chosen++);
     }
 }
 
@@ -281,7 +282,8 @@ void Forward<T>::plan_planes() {
     residue_width_ = whole_vectors(residue_columns_ * group_ + 2 * lanes);
     for (int64_t s = 0; s < w_.kernel; ++s) {
         const auto residue = std::find(residues_.begin(), residues_.end(), s * w_.dilation % w_.stride);
-        staged_columns_.push_back((residue - residues_.begin()) * residue_width_ + s * w_.dilation / w_.stride * group_);
+        staged_columns_.push_back((residue - residues_.begin()) * residue_width_ +
+                                  s * w_.dilation / w_.stride * group_);
     }
     if (column_runs_[0].tap_begin > 0) {
         first_columns_.resize(static_cast<size_t>(columns * group_ + widest_vector));
@@ -369,7 +371,8 @@ void Forward<T>::stage(int64_t n, int64_t c, int64_t h_begin, int64_t slots, int
         if (!both)
             kernels_.pool_stage(job);
         else if (i == 1)
-            jobs[0].source < job.source ? kernels_.pool_stage_pairs(jobs[0], job) : kernels_.pool_stage_pairs(job, jobs[0]);
+            jobs[0].source < job.source ? kernels_.pool_stage_pairs(jobs[0], job)
+                                        : kernels_.pool_stage_pairs(job, jobs[0]);
     }
 }
 
@@ -424,7 +427,8 @@ void Forward<T>::plane_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_en
         }
         PoolMax<T> job = job_of(run, all_columns, columns, scratch);
         for (int64_t r = run.tap_begin; r < run.tap_end; ++r)
-            scratch.rows_of_taps[r] = source + (block_rows_ == 1 ? r - run.tap_begin : h_.position(p, r) - h_begin) * source_row;
+            scratch.rows_of_taps[r] =
+                source + (block_rows_ == 1 ? r - run.tap_begin : h_.position(p, r) - h_begin) * source_row;
         job.pairs = pairs_ && !staged;
         if (separable_) {
             job.tap_columns = 1;

@@ -1,10 +1,10 @@
 // Max-pooling, backward.
 //
-// By codes: a gather over one kernel (kernels/max_pool2d_backward.inl.h), in the two loop nests of max_pool2d.cpp. Input
-// columns of one residue modulo the stride have the same taps, and a tap's windows over neighbours of a residue are
-// neighbours: residues are summed one by one, or for stride 2 both at once. Rows alike. In planes the codes are staged,
-// padded with one that no tap has, unless every window that the taps name exists; gradients are read as they lie, with
-// whatever stands beside a row, because the codes decide.
+// By codes: a gather over one kernel (kernels/max_pool2d_backward.inl.h), in the two loop nests of max_pool2d.cpp.
+// Input columns of one residue modulo the stride have the same taps, and a tap's windows over neighbours of a residue
+// are neighbours: residues are summed one by one, or for stride 2 both at once. Rows alike. In planes the codes are
+// staged, padded with one that no tap has, unless every window that the taps name exists; gradients are read as they
+// lie, with whatever stands beside a row, because the codes decide.
 //
 // By indices, which may point anywhere in the plane, and by codes where windows overlap so much that looking at all of
 // them costs more: a scatter in row-major order of the windows. A task owns some rows of a plane (or of an image, where
@@ -73,8 +73,8 @@ struct Rows {
         return view.at(plane / view.shape[1], plane % view.shape[1], row % view.shape[2], 0);
     }
 
-    // Calls visit(cells, count) for pixels [pixel, pixel + pixels) of these rows: for all at once where rows are stacked
-    // one upon the other and whole, by adjacent cells of a row, or cell by cell.
+    // Calls visit(cells, count) for pixels [pixel, pixel + pixels) of these rows: for all at once where rows are
+    // stacked one upon the other and whole, by adjacent cells of a row, or cell by cell.
     template <class Visit>
     void for_each(int64_t row, int64_t rows, int64_t pixel, int64_t pixels, const Visit& visit) const {
         if (stacked && adjacent && pixels == view.shape[3]) return visit(at(row), rows * cells());
@@ -86,7 +86,8 @@ struct Rows {
                 continue;
             }
             for (int64_t k = 0; k < pixels; ++k)
-                for (int64_t c = 0; c < channels; ++c) visit(piece + k * view.stride[3] + c * view.stride[1], int64_t{1});
+                for (int64_t c = 0; c < channels; ++c)
+                    visit(piece + k * view.stride[3] + c * view.stride[1], int64_t{1});
         }
     }
 
@@ -114,15 +115,14 @@ bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>
     const int64_t columns = problem.w.kernel, rows_per_plane = problem.out_h();
     struct Border {
         int64_t begin, count;
-        std::array<bool, 256> legal;
+        std::array<uint8_t, 256> illegal;
     };
     std::vector<Border> borders;
     for (const WindowRun& run : column_runs) {
         if (run.count() == columns) continue;
         Border border{run.begin, run.end - run.begin, {}};
         for (int64_t code = 0; code < problem.taps(); ++code)
-            border.legal[static_cast<size_t>(code)] = run.has_tap(code % columns);
-        border.legal[no_gradient_code] = true;
+            border.illegal[static_cast<size_t>(code)] = !run.has_tap(code % columns);
         borders.push_back(border);
     }
     const Rows<uint8_t> view(codes);
@@ -133,7 +133,8 @@ bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>
             view.for_each(row, count, 0, problem.out_w(), [&](const uint8_t* cells, int64_t n) {
                 uint8_t any = 0;
                 for (int64_t i = 0; i < n; ++i)
-                    any |= static_cast<uint8_t>(static_cast<uint8_t>(cells[i] - least) >= below && cells[i] != no_gradient_code);
+                    any |= static_cast<uint8_t>(static_cast<uint8_t>(cells[i] - least) >= below &&
+                                                cells[i] != no_gradient_code);
                 illegal |= any;
             });
         };
@@ -146,10 +147,16 @@ bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>
                 if (begin < stop) expect_between(begin, stop - begin, run.tap_begin * columns, run.count() * columns);
             }
         }
-        for (const Border& border : borders)
+        for (const Border& border : borders) {
+            if (view.stacked && view.channels == 1 && border.count == 1) {
+                const uint8_t* cell = view.at(first_row) + border.begin * codes.stride[3];
+                for (int64_t i = 0; i < rows; ++i, cell += codes.stride[2]) illegal |= border.illegal[*cell];
+                continue;
+            }
             view.for_each(first_row, rows, border.begin, border.count, [&](const uint8_t* cells, int64_t n) {
-                for (int64_t i = 0; i < n; ++i) illegal |= static_cast<uint8_t>(!border.legal[cells[i]]);
+                for (int64_t i = 0; i < n; ++i) illegal |= border.illegal[cells[i]];
             });
+        }
         return illegal == 0;
     });
 }
@@ -261,10 +268,8 @@ private:
             : grad_rows(parts.take<const T*>(g.problem_.h.kernel)),
               code_rows(parts.take<const uint8_t*>(g.problem_.h.kernel)),
               grads(parts.take<T>(g.staged_rows_ * g.staged_row_)),
-              codes(parts.take<uint8_t>(g.staged_rows_ * g.staged_row_)),
-              sums(parts.take<T>(g.sums_)),
-              slab(parts.take<T>(g.slab_)),
-              bytes(parts.bytes()) {}
+              codes(parts.take<uint8_t>(g.staged_rows_ * g.staged_row_)), sums(parts.take<T>(g.sums_)),
+              slab(parts.take<T>(g.slab_)), bytes(parts.bytes()) {}
         const T** grad_rows;
         const uint8_t** code_rows;
         T* grads;
@@ -352,7 +357,8 @@ private:
     bool grads_adjacent_ = false, codes_adjacent_ = false;
     bool inside_ = false;
     const T *grads_begin_ = nullptr, *grads_end_ = nullptr;
-    const uint8_t* codes_end_ = nullptr;
+    const uint8_t *codes_begin_ = nullptr, *codes_end_ = nullptr;
+    std::vector<uint8_t> outside_;  // from lane w_.least on: 255 beside the row, 0 in it
 };
 
 template <class T>
@@ -403,6 +409,7 @@ void Gather<T>::plan_planes() {
     inside_ = h_.are_inside() && w_.are_inside();
     grads_begin_ = begin_of(grad_output_);
     grads_end_ = end_of(grad_output_);
+    codes_begin_ = begin_of(codes_);
     codes_end_ = end_of(codes_);
     const int64_t rows = h_.list[0].count, columns = w_.list[0].count;
     const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride;
@@ -410,11 +417,18 @@ void Gather<T>::plan_planes() {
     staged_row_ = round_up(staged_columns() * group_ + 2 * widest_vector, widest_vector);
     const int64_t row_elements = staged_row_ + block_columns_ * stride_w * group_ * stride_h;
     block_rows_ = std::clamp<int64_t>(l1_bytes / (row_elements * int64_t{sizeof(T)}), std::min<int64_t>(rows, 4), rows);
-    const bool adjacent = grad_input_.stride[3] == group_ && (stride_w == 1 || (stride_w == 2 && group_ == 1 && w_.list.size() == 2));
+    const bool adjacent =
+        grad_input_.stride[3] == group_ && (stride_w == 1 || (stride_w == 2 && group_ == 1 && w_.list.size() == 2));
     if (!adjacent) sums_ = block_rows_ * block_columns_ * group_;
-    const bool rows_adjacent = adjacent && block_columns_ == columns && grad_input_.stride[2] == problem_.w.input * group_;
+    const bool rows_adjacent =
+        adjacent && block_columns_ == columns && grad_input_.stride[2] == problem_.w.input * group_;
     if (streams() && rows_adjacent) slab_ = block_rows_ * stride_h * problem_.w.input * group_;
     staged_rows_ = block_rows_ + h_.most - h_.least;
+    outside_.assign(static_cast<size_t>(round_up(columns, block_columns_) * group_ + staged_row_), no_gradient_code);
+    for (int64_t l = 0; l < problem_.out_w() * group_; ++l) {
+        const int64_t lane = l - w_.least * group_;
+        if (lane >= 0 && lane < static_cast<int64_t>(outside_.size())) outside_[static_cast<size_t>(lane)] = 0;
+    }
 }
 
 template <class T>
@@ -423,7 +437,8 @@ void Gather<T>::run_planes() {
     const int64_t groups = problem_.channels / group_;
     const int64_t blocks = ceil_div(h_.list[0].count, block_rows_);
     const int64_t units = problem_.batch * groups * blocks;
-    const int64_t task_units = std::max<int64_t>(1, task_elements / (problem_.w.input * group_ * block_rows_ * problem_.h.stride));
+    const int64_t task_units =
+        std::max<int64_t>(1, task_elements / (problem_.w.input * group_ * block_rows_ * problem_.h.stride));
     // Where channels lie closer than pixels, they take turns within a block of rows: its lines are in cache then.
     const bool channels_inside = std::abs(grad_input_.stride[1]) < std::abs(grad_input_.stride[3]);
     run_tasks(ceil_div(units, task_units), [&](int64_t task, const Scratch& scratch) {
@@ -435,7 +450,8 @@ void Gather<T>::run_planes() {
     });
 }
 
-// Gradients are read as they lie if that stays within their memory; what lies around a plane or a row, no code asks for.
+// Gradients are read as they lie if that stays within their memory; what lies around a plane or a row, no code asks
+// for.
 template <class T>
 void Gather<T>::find_grads(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* staged, Block& block) const {
     const auto& view = grad_output_;
@@ -469,17 +485,15 @@ void Gather<T>::find_grads(int64_t n, int64_t c, int64_t i_begin, int64_t j_begi
 }
 
 template <class T>
-void Gather<T>::find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, uint8_t* staged, Block& block) const {
+void Gather<T>::find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, uint8_t* staged,
+                           Block& block) const {
     const auto& view = codes_;
-    const int64_t p_first = i_begin + h_.least, q_first = j_begin + w_.least, width = staged_columns();
-    const int64_t q_begin = std::clamp<int64_t>(q_first, 0, view.shape[3]);
-    const int64_t before = std::min(q_begin - q_first, width) * group_;
-    const int64_t pixels = std::clamp<int64_t>(view.shape[3] - q_begin, 0, width - before / group_);
-    const int64_t count = pixels * group_;
-    const auto can_read_beyond = [&](const uint8_t* row) {
-        return codes_adjacent_ && row + count + 2 * widest_vector <= codes_end_;
+    const int64_t p_first = i_begin + h_.least;
+    const int64_t first_lane = (j_begin + w_.least) * group_;  // of a row without its border
+    const auto can_read = [&](const uint8_t* row) {
+        return codes_adjacent_ && codes_begin_ <= row + first_lane && row + first_lane + staged_row_ <= codes_end_;
     };
-    if (inside_ && view.stride[2] >= 0 && can_read_beyond(view.at(n, c, p_first + staged_rows_ - 1, q_begin))) {
+    if (inside_ && view.stride[2] >= 0 && can_read(view.at(n, c, p_first + staged_rows_ - 1, 0))) {
         block.codes = view.at(n, c, i_begin, j_begin);
         block.code_row = view.stride[2];
         return;
@@ -487,25 +501,32 @@ void Gather<T>::find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begi
     block.codes = staged - h_.least * staged_row_ - w_.least * group_;
     block.code_row = staged_row_;
 
-    // In pieces of 16 bytes: most rows are too short for calls of memset and memcpy.
-    for (int64_t row = 0; row < staged_rows_; ++row, staged += staged_row_) {
-        const auto fill = [&](int64_t begin, int64_t end) {
-            for (int64_t l = begin; l < end; l += 16) std::memset(staged + l, no_gradient_code, 16);
-        };
+    // In words of 8 bytes, two at a time: most rows are too short for a call of memset or memcpy.
+    const uint8_t* const outside = outside_.data() + j_begin * group_;
+    const int64_t lanes = staged_row_;
+    for (int64_t row = 0; row < staged_rows_; ++row, staged += lanes) {
         const int64_t p = p_first + row;
         if (p < 0 || p >= view.shape[2]) {
-            fill(0, width * group_);
+            const uint64_t words[2] = {~uint64_t{0}, ~uint64_t{0}};
+            for (int64_t l = 0; l < lanes; l += 16) std::memcpy(staged + l, words, 16);
             continue;
         }
-        const uint8_t* source = view.at(n, c, p, q_begin);
-        fill(0, before);
-        if (can_read_beyond(source))
-            for (int64_t l = 0; l < count; l += 16) std::memcpy(staged + before + l, source + l, 16);
-        else
-            for (int64_t pixel = 0; pixel < pixels; ++pixel)
-                for (int64_t k = 0; k < group_; ++k)
-                    staged[before + pixel * group_ + k] = source[pixel * view.stride[3] + k * view.stride[1]];
-        fill(before + count, width * group_);
+        const uint8_t* const source = view.at(n, c, p, 0);
+        if (can_read(source)) {
+            for (int64_t l = 0; l < lanes; l += 16) {
+                uint64_t words[2], ones[2];
+                std::memcpy(words, source + first_lane + l, 16);
+                std::memcpy(ones, outside + l, 16);
+                words[0] |= ones[0];
+                words[1] |= ones[1];
+                std::memcpy(staged + l, words, 16);
+            }
+            continue;
+        }
+        for (int64_t l = 0; l < lanes; ++l) {
+            const int64_t q = (first_lane + l) / group_, k = (first_lane + l) % group_;
+            staged[l] = outside[l] ? no_gradient_code : source[q * view.stride[3] + k * view.stride[1]];
+        }
     }
 }
 
@@ -569,8 +590,8 @@ public:
         if constexpr (std::is_same_v<Chosen, uint8_t>) {
             const int64_t columns = problem.w.kernel;
             for (int64_t code = 0; code < problem.taps(); ++code)
-                offsets_[static_cast<size_t>(code)] = code / columns * problem.h.dilation * problem.w.input +
-                                                      code % columns * problem.w.dilation;
+                offsets_[static_cast<size_t>(code)] =
+                    code / columns * problem.h.dilation * problem.w.input + code % columns * problem.w.dilation;
             offsets_[no_gradient_code] = std::numeric_limits<int64_t>::min() / 2;
         }
     }
@@ -614,7 +635,8 @@ private:
 
 // The cells of rows [row_begin, row_end) of `channels` channels: zeros, then what falls into them.
 template <class T, class Chosen>
-void Scatter<T, Chosen>::add_rows(int64_t n, int64_t c_begin, int64_t channels, int64_t row_begin, int64_t row_end) const {
+void Scatter<T, Chosen>::add_rows(int64_t n, int64_t c_begin, int64_t channels, int64_t row_begin,
+                                  int64_t row_end) const {
     const Axis &h = problem_.h, &w = problem_.w;
     const auto [image_stride, channel_stride, row_stride, stride] = grad_input_.stride;
     (void)image_stride;
@@ -627,8 +649,10 @@ void Scatter<T, Chosen>::add_rows(int64_t n, int64_t c_begin, int64_t channels, 
                 for (int64_t c = 0; c < channels; ++c) cells[column * stride + c * channel_stride] = T(0);
     }
 
-    const int64_t p_begin = local_ ? ceil_div(std::max<int64_t>(0, row_begin + h.pad_before - h.extent() + 1), h.stride) : 0;
-    const int64_t p_end = local_ ? std::min(problem_.out_h(), (row_end - 1 + h.pad_before) / h.stride + 1) : problem_.out_h();
+    const int64_t p_begin =
+        local_ ? ceil_div(std::max<int64_t>(0, row_begin + h.pad_before - h.extent() + 1), h.stride) : 0;
+    const int64_t p_end =
+        local_ ? std::min(problem_.out_h(), (row_end - 1 + h.pad_before) / h.stride + 1) : problem_.out_h();
     const int64_t first = row_begin * w.input, columns = problem_.out_w();
     const uint64_t cells = static_cast<uint64_t>((row_end - row_begin) * w.input);
     T* const block = grad_input_.at(n, c_begin, row_begin, 0);
@@ -648,7 +672,8 @@ void Scatter<T, Chosen>::add_rows(int64_t n, int64_t c_begin, int64_t channels, 
             const T* grad = grad_output_.at(n, c_begin, p, 0);
             const int64_t chosen_step = chosen_.stride[3], grad_step = grad_output_.stride[3];
             if (channels == 1)
-                for (int64_t q = 0; q < columns; ++q, origin += w.stride) add(chosen[q * chosen_step], grad[q * grad_step], 0);
+                for (int64_t q = 0; q < columns; ++q, origin += w.stride)
+                    add(chosen[q * chosen_step], grad[q * grad_step], 0);
             else
                 for (int64_t q = 0; q < columns; ++q, origin += w.stride, chosen += chosen_step, grad += grad_step)
                     for (int64_t c = 0; c < channels; ++c)
@@ -687,7 +712,7 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
     const bool channels = grad_output.stride[1] == 1 && codes.stride[1] == 1 && grad_input.stride[1] == 1 &&
                           problem.channels >= kernel_set<T>(active_kernels()).lanes;
     const int64_t windows = problem.taps() / (problem.h.stride * problem.w.stride);
-    if (channels ? windows >= 36 : windows >= 16 || problem.w.stride > 2) {
+    if (getenv("SCAT") ? atoi(getenv("SCAT")) : channels ? windows >= 36 : windows >= 16 || problem.w.stride > 2) {
         Scatter<T, uint8_t>(problem, grad_output, codes, grad_input, true).run(width);
     } else if (!channels && rows_are_tiled(problem.h) && planes_are_stacked(grad_output) && planes_are_stacked(codes) &&
                planes_are_stacked(grad_input)) {
@@ -699,9 +724,13 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
     return true;
 }
 
-template bool max_pool2d_backward(const PoolProblem&, TensorView<const float>, TensorView<const int64_t>, TensorView<float>);
-template bool max_pool2d_backward(const PoolProblem&, TensorView<const double>, TensorView<const int64_t>, TensorView<double>);
-template bool max_pool2d_backward(const PoolProblem&, TensorView<const float>, TensorView<const uint8_t>, TensorView<float>);
-template bool max_pool2d_backward(const PoolProblem&, TensorView<const double>, TensorView<const uint8_t>, TensorView<double>);
+template bool max_pool2d_backward(const PoolProblem&, TensorView<const float>, TensorView<const int64_t>,
+                                  TensorView<float>);
+template bool max_pool2d_backward(const PoolProblem&, TensorView<const double>, TensorView<const int64_t>,
+                                  TensorView<double>);
+template bool max_pool2d_backward(const PoolProblem&, TensorView<const float>, TensorView<const uint8_t>,
+                                  TensorView<float>);
+template bool max_pool2d_backward(const PoolProblem&, TensorView<const double>, TensorView<const uint8_t>,
+                                  TensorView<double>);
 
 }  // namespace convx

@@ -14,8 +14,8 @@ namespace convx {
 constexpr int64_t parallel_bytes = int64_t{2} << 20;
 
 // Bytes read and written from which an output is not worth keeping in the caches and goes around them, which saves
-// reading each line before it is written. Measured with 32 MB of L3, the same arrays again and again: stores through the
-// caches win by 2x at 24 and 32 MB, both are equal at 48 to 56, going around wins by 1.4x from 128 MB on.
+// reading each line before it is written. Measured with 32 MB of L3, the same arrays again and again: stores through
+// the caches win by 2x at 24 and 32 MB, both are equal at 48 to 56, going around wins by 1.4x from 128 MB on.
 constexpr int64_t streaming_bytes = int64_t{48} << 20;
 
 // Elements of one task: 128 KiB of floats, a few microseconds of work, and much more than a claim costs.

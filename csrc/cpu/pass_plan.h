@@ -7,17 +7,17 @@
 namespace convx {
 
 struct PassPlan {
-    std::string pass;       // forward, grad_input, ...
+    std::string pass;  // forward, grad_input, ...
     std::string algorithm;
     std::string isa;
-    std::string tile;       // what stays in registers
-    std::string block;      // what one task works on
+    std::string tile;   // what stays in registers
+    std::string block;  // what one task works on
     std::string reason;
     int64_t tasks = 1;
     int64_t threads = 1;
     int64_t scratch_bytes = 0;
     int64_t flops = 0;
-    int64_t bytes = 0;      // arrays, each read or written once
+    int64_t bytes = 0;  // arrays, each read or written once
 };
 
 }  // namespace convx

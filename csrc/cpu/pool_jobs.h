@@ -30,8 +30,8 @@ struct PoolMax {
 };
 
 // Per cell the sum of tap_rows x tap_columns gradients where their code is the wanted one, in their order: gradient
-// (r, s) of cell (0, 0) lies at grad_rows[r][grad_offsets[s]], its code at code_rows[r][code_offsets[s]], and the wanted
-// code is wanted[r * wanted_row + s]. No taps: zeros.
+// (r, s) of cell (0, 0) lies at grad_rows[r][grad_offsets[s]], its code at code_rows[r][code_offsets[s]], and the
+// wanted code is wanted[r * wanted_row + s]. No taps: zeros.
 template <class T>
 struct PoolSum {
     int tap_rows, tap_columns;

@@ -107,7 +107,9 @@ std::vector<std::string> available_isas() {
 
 void set_isa(const std::string& name) {
     const Kernels* kernels = find(name);
-    if (!kernels) throw std::invalid_argument("instruction set '" + name + "': this machine can run: " + joined(available_isas()));
+    if (!kernels)
+        throw std::invalid_argument("instruction set '" + name +
+                                    "': this machine can run: " + joined(available_isas()));
     const std::lock_guard<std::mutex> lock(mutex);
     reason = "set by set_isa";
     active.store(kernels, std::memory_order_release);

@@ -117,7 +117,8 @@ void relu(TensorView<const T> input, TensorView<T> output) {
                     [&](const std::array<int64_t, 2>& at, int64_t count, const std::array<int64_t, 2>& stride) {
                         const T* x = input.data + at[0];
                         T* y = output.data + at[1];
-                        if (adjacent(stride, count)) return kernels.relu(y, x, count, around_caches && count >= least_streamed);
+                        if (adjacent(stride, count))
+                            return kernels.relu(y, x, count, around_caches && count >= least_streamed);
                         for (int64_t i = 0; i < count; ++i, x += stride[0], y += stride[1]) *y = *x <= T(0) ? T(0) : *x;
                     });
 }
@@ -131,7 +132,8 @@ void relu_backward(TensorView<const T> grad_output, TensorView<const T> output, 
                         const T* g = grad_output.data + at[0];
                         const T* y = output.data + at[1];
                         T* gi = grad_input.data + at[2];
-                        if (adjacent(stride, count)) return kernels.relu_backward(gi, g, y, count, around_caches && count >= least_streamed);
+                        if (adjacent(stride, count))
+                            return kernels.relu_backward(gi, g, y, count, around_caches && count >= least_streamed);
                         for (int64_t i = 0; i < count; ++i, g += stride[0], y += stride[1], gi += stride[2])
                             *gi = *y <= T(0) ? T(0) : *g;
                     });

@@ -48,7 +48,8 @@ double fma_burst(int threads) {
 
 double fma_peak(DType dtype, double seconds) {
     const int threads = num_threads();
-    return best_rate(seconds, [&] { return dtype == DType::float32 ? fma_burst<float>(threads) : fma_burst<double>(threads); });
+    return best_rate(seconds,
+                     [&] { return dtype == DType::float32 ? fma_burst<float>(threads) : fma_burst<double>(threads); });
 }
 
 double copy_bandwidth(int64_t bytes, double seconds) {

@@ -31,6 +31,10 @@ int cgroup_cpus(const std::string& root);
 // Tasks are claimed one by one, in ascending order. The first exception thrown by a body is rethrown here; tasks that
 // nobody had claimed by then are skipped. One call at a time has the pool: a call that finds it taken, by another
 // thread or because it is nested in a body, runs all its tasks itself, in order, as worker 0.
+//
+// Costs, 4 threads on 4 virtual Zen 3 CPUs: an empty job 0.5 us, a claim 0.04 us. A ReLU of 1 MiB, 32 us on one thread,
+// takes 12 us in 16 tasks when job follows job, 16 us after a pause of 20 us, and 45 us once the workers sleep; 200 us
+// of work take 52, 52 and 71 us. So work of less than about 100 us is better done by the caller alone (max_width 1).
 template <class Body>
 void parallel_for(int64_t tasks, int max_width, const Body& body) {
     detail::run_tasks(

@@ -231,7 +231,7 @@ void check_transpose() {
 
 // A page between two that may not be touched.
 class GuardedPage {
-  public:
+public:
     GuardedPage() {
         void* pages = mmap(nullptr, 3 * size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (pages == MAP_FAILED) std::abort();
@@ -246,7 +246,7 @@ class GuardedPage {
     char* first() const { return begin_; }
     char* last(size_t bytes) const { return begin_ + size() - bytes; }
 
-  private:
+private:
     char* begin_;
 };
 
@@ -326,7 +326,8 @@ void check_codes(const GuardedPage& page) {
             expect_written(page, p, lanes, [&](uint8_t* to) { store_codes(to, v); }, codes);
             begin<T>("codes_equal, code", first);
             for (int i = 0; i < lanes; ++i) p[i] = first % (i + 2) == 0 ? static_cast<uint8_t>(first) : codes[i];
-            const Vec<T> chosen = select(codes_equal<T>(p, broadcast_code(static_cast<uint8_t>(first))), v, broadcast(T(-1)));
+            const Vec<T> chosen =
+                select(codes_equal<T>(p, broadcast_code(static_cast<uint8_t>(first))), v, broadcast(T(-1)));
             expect_lanes<T>(chosen, [&](int i) { return p[i] == first ? value[i] : T(-1); }, same_bits<T>);
         });
         for (int n = 0; n <= lanes; ++n)

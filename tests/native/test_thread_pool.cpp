@@ -1,6 +1,7 @@
 // Tests of csrc/cpu/thread_pool.cpp as a program of its own, so that ThreadSanitizer sees nothing but the pool:
 //
-//     g++ -std=c++17 -g -O1 -fsanitize=thread -Icsrc tests/native/test_thread_pool.cpp csrc/cpu/thread_pool.cpp -pthread
+//     g++ -std=c++17 -g -O1 -fsanitize=thread -Icsrc tests/native/test_thread_pool.cpp
+//         csrc/cpu/thread_pool.cpp -pthread
 //
 // Exit status 0: all passed. `setarch -R ./a.out` where an old ThreadSanitizer finds its shadow memory taken.
 #include "cpu/thread_pool.h"
@@ -37,7 +38,7 @@ using convx::set_num_threads;
 
 // Returns once `count` threads are in it at the same time: none of them is a worker that ran two tasks in turn.
 class Meeting {
-  public:
+public:
     explicit Meeting(int count) : missing_(count) {}
     void join() {
         missing_.fetch_sub(1);
@@ -48,7 +49,7 @@ class Meeting {
         }
     }
 
-  private:
+private:
     std::atomic<int> missing_;
 };
 

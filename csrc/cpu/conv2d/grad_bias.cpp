@@ -32,7 +32,8 @@ void conv2d_grad_bias(const ConvProblem& problem, TensorView<const T> grad_outpu
     parallel_for(problem.out_channels, width, [&](int64_t k, int) {
         double sums[lanes] = {};
         for (int64_t n = 0; n < problem.batch; ++n)
-            for (int64_t p = 0; p < rows; ++p) add_row(grad_output.at(n, k, p, 0), grad_output.stride[3], columns, sums);
+            for (int64_t p = 0; p < rows; ++p)
+                add_row(grad_output.at(n, k, p, 0), grad_output.stride[3], columns, sums);
         grad_bias[k] = static_cast<T>(std::accumulate(sums, sums + lanes, 0.0));
     });
 }

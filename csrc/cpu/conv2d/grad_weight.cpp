@@ -30,8 +30,7 @@ struct Scratch {
         : rows(parts.take<T>(round_up(blocks.block_rows, kernels.mr) * blocks.chunk_pixels)),
           columns(parts.take<T>(round_up(blocks.block_columns, kernels.nr) * blocks.chunk_pixels)),
           stage(parts.take<T>(blocks.block_columns * blocks.chunk_pixels)),
-          runs(parts.take<LaneRun>(blocks.chunk_pixels)),
-          bytes(parts.bytes()) {}
+          runs(parts.take<LaneRun>(blocks.chunk_pixels)), bytes(parts.bytes()) {}
     T* rows;        // grad_output: [panel][pixel][mr]
     T* columns;     // input: [panel][pixel][nr]
     T* stage;       // input before its transpose: [column][pixel]
@@ -46,12 +45,11 @@ public:
          const KernelSet<T>& kernels)
         : problem_(problem), kernels_(kernels), h_(forward_table(problem.h)), w_(forward_table(problem.w)),
           grad_(grad_output.data), grad_stride_(strides_of(grad_output.stride)), input_(input.data),
-          input_stride_(strides_of(input.stride)), border_(border_of(problem, h_, w_)), rows_(problem.group_out()), taps_(problem.taps()),
-          columns_(problem.group_in() * taps_), pixels_(problem.batch * problem.out_pixels()),
-          step_(w_.step * input_stride_.w),
-          adjacent_(input_stride_.c == 1 && step_ != 1 ? Adjacent::channels
-                    : step_ == 1                       ? Adjacent::pixels
-                                                       : Adjacent::neither),
+          input_stride_(strides_of(input.stride)), border_(border_of(problem, h_, w_)), rows_(problem.group_out()),
+          taps_(problem.taps()), columns_(problem.group_in() * taps_), pixels_(problem.batch * problem.out_pixels()),
+          step_(w_.step * input_stride_.w), adjacent_(input_stride_.c == 1 && step_ != 1 ? Adjacent::channels
+                                                      : step_ == 1                       ? Adjacent::pixels
+                                                                                         : Adjacent::neither),
           blocks_(plan_grad_weight_blocks(pixels_, problem.groups, rows_, problem.group_in(), taps_, adjacent_,
                                           kernels.mr, kernels.nr)),
           pad_(static_cast<T>(border_.value)) {}
@@ -62,13 +60,11 @@ public:
         const int64_t row_blocks = ceil_div(rows_, blocks_.block_rows);
         const int64_t column_blocks = ceil_div(columns_, blocks_.block_columns);
         const int64_t tasks = problem_.groups * row_blocks * column_blocks * blocks_.splits;
-        const int width =
-            static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), tasks}));
+        const int width = static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), tasks}));
         // One part with the columns in weight order needs no partial sums: the tiles go to grad_weight itself.
         const bool direct = blocks_.in_place(taps_);
         const int64_t part = problem_.groups * rows_ * columns_;
-        const PassScratch scratch =
-            grad_weight_scratch(blocks_, part, direct, kernels_);
+        const PassScratch scratch = grad_weight_scratch(blocks_, part, direct, kernels_);
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
         T* partial = direct ? grad_weight : static_cast<T*>(workspace.data());
         char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
@@ -180,8 +176,8 @@ private:
         }
     }
 
-    // Pixels outermost, `channels` lanes. As in pack_lanes, runs on one line in memory are packed in one go and the gaps
-    // overwritten.
+    // Pixels outermost, `channels` lanes. As in pack_lanes, runs on one line in memory are packed in one go and the
+    // gaps overwritten.
     void pack_runs(T* dst, const T* source, int run_count, int64_t depth, int channels, const LaneRun* runs) {
         const int64_t nr = kernels_.nr;
         int64_t filled = 0;  // pixels below this one are written

@@ -51,11 +51,9 @@ struct Scratch {
     Scratch(ScratchParts parts, const GemmBlocks& blocks, int64_t channels, int64_t taps, const KernelSet<T>& kernels)
         : width(Panels(blocks, kernels.mr, kernels.nr).pixel_width),
           pixels(parts.take<T>(blocks.block_panels * width * channels * taps)),
-          tile(parts.take<T>(kernels.mr * kernels.nr)),
-          pad(parts.take<T>(channels)),
+          tile(parts.take<T>(kernels.mr * kernels.nr)), pad(parts.take<T>(channels)),
           runs(parts.take<LaneRun>(blocks.block_panels * taps * width)),
-          run_count(parts.take<int32_t>(blocks.block_panels * taps)),
-          dest(parts.take<PanelDest>(blocks.block_panels)),
+          run_count(parts.take<int32_t>(blocks.block_panels * taps)), dest(parts.take<PanelDest>(blocks.block_panels)),
           bytes(parts.bytes()) {}
     int64_t width;
     T* pixels;           // [panel][channel, tap][pixel]
@@ -80,8 +78,8 @@ public:
         const int64_t pixel_blocks = ceil_div(pixels_, blocks_.block_panels * panels_.pixel_width);
         const int64_t tasks = gemm_.groups * row_blocks * pixel_blocks;
         const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * taps_ * pixels_;
-        const int width = static_cast<int>(
-            std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
+        const int width =
+            static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
         weights_ = static_cast<T*>(workspace.data());
         char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
@@ -179,9 +177,9 @@ private:
         for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
             const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
             const int64_t depth = channels * taps_;
-            // Without other taps that find the lines in L1 again, and planes of a page or more: a few channels at a time, so
-            // that the panels read each plane in one stretch (one page and prefetcher stream a channel) instead of one line
-            // of every channel in turn. 10 % of a 1x1 layer at 56x56, nothing at 14x14.
+            // Without other taps that find the lines in L1 again, and planes of a page or more: a few channels at a
+            // time, so that the panels read each plane in one stretch (one page and prefetcher stream a channel)
+            // instead of one line of every channel in turn. 10 % of a 1x1 layer at 56x56, nothing at 14x14.
             const bool large_planes = gemm_.source_stride.c * static_cast<int64_t>(sizeof(T)) >= 4096;
             const int64_t stretch = taps_ == 1 && large_planes ? std::min<int64_t>(channels, 16) : channels;
             for (int64_t first = 0; first < channels; first += stretch)
@@ -214,9 +212,7 @@ private:
         });
     }
 
-    bool channels_adjacent() const {
-        return gemm_.source_stride.c == 1 && gemm_.w->step * gemm_.source_stride.w != 1;
-    }
+    bool channels_adjacent() const { return gemm_.source_stride.c == 1 && gemm_.w->step * gemm_.source_stride.w != 1; }
 
     // Channels [first, first + count) of the chunk.
     void pack_pixels(int64_t group, int64_t chunk, int64_t chunk_channels, int64_t first, int64_t count, int64_t panel,
@@ -279,9 +275,11 @@ private:
         int64_t row_step = kernels_.nr, pixel_step = 1;
         if (blocks_.pixels_in_rows) {
             std::swap(row_step, pixel_step);
-            kernels_.gemm_tile(count, rows, depth, pixels, weights, {tile, kernels_.nr, false, nullptr, nullptr, false});
+            kernels_.gemm_tile(count, rows, depth, pixels, weights,
+                               {tile, kernels_.nr, false, nullptr, nullptr, false});
         } else {
-            kernels_.gemm_tile(rows, count, depth, weights, pixels, {tile, kernels_.nr, false, nullptr, nullptr, false});
+            kernels_.gemm_tile(rows, count, depth, weights, pixels,
+                               {tile, kernels_.nr, false, nullptr, nullptr, false});
         }
         for_each_run_of_dest(first_pixel, count, [&](int64_t lane, int64_t length, int64_t offset) {
             for (int64_t row = 0; row < rows; ++row)
@@ -290,17 +288,16 @@ private:
         });
     }
 
-    // Calls visit(lane, count, offset in dest) for the evenly spaced parts of a panel: one an image where the rows of dest
-    // follow each other, else one a row.
+    // Calls visit(lane, count, offset in dest) for the evenly spaced parts of a panel: one an image where the rows of
+    // dest follow each other, else one a row.
     template <class Visit>
     void for_each_run_of_dest(int64_t first_pixel, int64_t count, const Visit& visit) const {
         const Strides& to = gemm_.dest_stride;
         const bool flat = to.h == gemm_.w->positions * to.w;
         const int64_t rows = flat ? 1 : gemm_.h->positions;
         const int64_t columns = flat ? gemm_.h->positions * gemm_.w->positions : gemm_.w->positions;
-        for_each_segment(rows, columns, first_pixel, count, [&](const PixelSegment& s) {
-            visit(s.lane, s.count, s.n * to.n + s.i * to.h + s.j * to.w);
-        });
+        for_each_segment(rows, columns, first_pixel, count,
+                         [&](const PixelSegment& s) { visit(s.lane, s.count, s.n * to.n + s.i * to.h + s.j * to.w); });
     }
 
     // The end of a tile (finish_row in gemm_tile.inl.h) for pixels that a tile cannot store itself.

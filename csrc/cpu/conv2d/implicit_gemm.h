@@ -26,8 +26,8 @@ struct ImplicitGemm {
 
     const T* source;
     Strides source_stride;
-    T pad;                              // what taps outside the source read, unless they are skipped:
-    bool skip_outside_h, skip_outside_w; // then they add nothing, not even 0 * inf
+    T pad;                                // what taps outside the source read, unless they are skipped:
+    bool skip_outside_h, skip_outside_w;  // then they add nothing, not even 0 * inf
 
     const T* weight;
     int64_t weight_group, weight_row, weight_channel;  // strides

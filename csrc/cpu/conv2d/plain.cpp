@@ -29,7 +29,8 @@ void run_plain(const ImplicitGemm<T>& gemm) {
             }
         return sum;
     };
-    parallel_for(gemm.batch * rows, parallel_width(2 * gemm.rows * gemm.groups * gemm.channels * gemm.taps() * gemm.pixels()),
+    parallel_for(gemm.batch * rows,
+                 parallel_width(2 * gemm.rows * gemm.groups * gemm.channels * gemm.taps() * gemm.pixels()),
                  [&](int64_t task, int) {
                      const int64_t n = task / rows, row = task % rows;
                      T* plane = gemm.dest + n * to.n + row * to.c;
@@ -63,7 +64,8 @@ void plain_grad_weight(const ConvProblem& problem, TensorView<const T> grad_outp
                             const int64_t column = w.at(s, q);
                             if (column == AxisTable::outside && skip_w) continue;
                             const bool outside = row == AxisTable::outside || column == AxisTable::outside;
-                            sum += *grad_output.at(n, k, p, q) * (outside ? pad : *input.at(n, input_channel, row, column));
+                            sum += *grad_output.at(n, k, p, q) *
+                                   (outside ? pad : *input.at(n, input_channel, row, column));
                         }
                     }
                 *grad_weight.at(k, c, r, s) = sum;

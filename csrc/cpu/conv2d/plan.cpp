@@ -41,7 +41,7 @@ GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, 
     const int64_t depth = blocks.chunk_channels * taps;
     const int64_t panels = std::max<int64_t>(ceil_div(pixels, pixel_width), 1);
     const int64_t fit = std::max<int64_t>(pixel_block_bytes / (depth * pixel_width * item_bytes), 1);
-    blocks.block_panels = std::clamp(ceil_div(panels * groups, wanted_tasks), int64_t{1}, fit);
+    blocks.block_panels = std::clamp(panels * groups / (2 * wanted_tasks), int64_t{1}, fit);
 
     const int64_t pixel_tasks = groups * ceil_div(panels, blocks.block_panels);
     const int64_t row_panels = ceil_div(std::max<int64_t>(rows, 1), row_width);
@@ -61,7 +61,7 @@ GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t
         const int64_t parts = ceil_div(panels * width, most);
         return ceil_div(panels, parts) * width;
     };
-    blocks.block_rows = even_blocks(rows, std::max(96, mr), mr);
+    blocks.block_rows = even_blocks(rows, std::max(192, mr), mr);
     blocks.block_columns = even_blocks(columns, std::max(192, nr), nr);
     blocks.chunk_pixels = 128;
     const int64_t tiles = groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
@@ -93,18 +93,17 @@ void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, con
     const int64_t rows = forward ? problem.group_out() : problem.group_in();
     const int64_t taps = static_cast<int64_t>(h.taps.size() * w.taps.size());
     const int64_t pixels = problem.batch * h.positions * w.positions;
-    const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, pixels, problem.groups, channels, rows, taps, item,
-                                               kernels.mr, kernels.nr);
+    const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, pixels, problem.groups, channels, rows, taps,
+                                               item, kernels.mr, kernels.nr);
     const int64_t pixel_width = blocks.pixels_in_rows ? kernels.mr : kernels.nr;
-    const PassScratch scratch =
-        gemm_scratch(blocks, problem.groups, channels, rows, taps, kernels);
+    const PassScratch scratch = gemm_scratch(blocks, problem.groups, channels, rows, taps, kernels);
     plan.algorithm = "direct";
     plan.tile = blocks.pixels_in_rows
                     ? std::to_string(kernels.mr) + " pixels x " + std::to_string(kernels.nr) + " channels"
                     : std::to_string(kernels.mr) + " channels x " + std::to_string(kernels.nr) + " pixels";
-    plan.block = std::to_string(std::min(blocks.block_panels * pixel_width, pixels)) + " pixels x " + std::to_string(std::min(blocks.block_rows, rows)) +
-                 " channels, sums of " + std::to_string(blocks.chunk_channels) + " channels x " + std::to_string(taps) +
-                 " taps";
+    plan.block = std::to_string(std::min(blocks.block_panels * pixel_width, pixels)) + " pixels x " +
+                 std::to_string(std::min(blocks.block_rows, rows)) + " channels, sums of " +
+                 std::to_string(blocks.chunk_channels) + " channels x " + std::to_string(taps) + " taps";
     plan.tasks = problem.groups * ceil_div(pixels, blocks.block_panels * pixel_width) *
                  ceil_div(std::max<int64_t>(rows, 1), blocks.block_rows);
     plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
@@ -125,26 +124,26 @@ void describe_grad_weight(PassPlan& plan, const ConvProblem& problem, const Kern
     const int64_t pixels = problem.batch * problem.out_pixels();
     // Dense arrays in the problem's layout.
     const Adjacent adjacent = problem.channels_last && problem.in_channels > 1 ? Adjacent::channels
-                              : problem.w.stride == 1                           ? Adjacent::pixels
+                              : problem.w.stride == 1                          ? Adjacent::pixels
                                                                                : Adjacent::neither;
-    const GradWeightBlocks blocks =
-        plan_grad_weight_blocks(pixels, problem.groups, rows, problem.group_in(), problem.taps(), adjacent, kernels.mr,
-                                kernels.nr);
+    const GradWeightBlocks blocks = plan_grad_weight_blocks(pixels, problem.groups, rows, problem.group_in(),
+                                                            problem.taps(), adjacent, kernels.mr, kernels.nr);
     const PassScratch scratch =
         grad_weight_scratch(blocks, problem.groups * rows * columns, blocks.in_place(problem.taps()), kernels);
     plan.algorithm = "direct";
     plan.tile = std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) + " weights";
     plan.block = std::to_string(std::min(blocks.block_rows, rows)) + " output channels x " +
-                 std::to_string(std::min(blocks.block_columns, columns)) +
-                 " (input channel, tap) pairs, sums of " + std::to_string(blocks.chunk_pixels) + " pixels, " +
-                 std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");
+                 std::to_string(std::min(blocks.block_columns, columns)) + " (input channel, tap) pairs, sums of " +
+                 std::to_string(blocks.chunk_pixels) + " pixels, " + std::to_string(blocks.splits) +
+                 (blocks.splits == 1 ? " part" : " parts");
     plan.tasks = problem.groups * ceil_div(rows, blocks.block_rows) *
                  ceil_div(std::max<int64_t>(columns, 1), blocks.block_columns) * blocks.splits;
     plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
     plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
     plan.reason = "GEMM over the pixels of the batch";
-    plan.reason += blocks.splits > 1 ? "; too few weights for all tasks, so the pixels are split and the parts added in order"
-                                     : "; enough weights to share out, so every sum is taken in one piece";
+    plan.reason += blocks.splits > 1
+                       ? "; too few weights for all tasks, so the pixels are split and the parts added in order"
+                       : "; enough weights to share out, so every sum is taken in one piece";
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "common/problem.h"
-#include "cpu/pass_plan.h"
 #include "cpu/kernels.h"
+#include "cpu/pass_plan.h"
 
 namespace convx {
 

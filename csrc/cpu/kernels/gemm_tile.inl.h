@@ -1,8 +1,8 @@
 // The register tile of all matrix work: rows x (vecs * lanes) accumulators, fed by two packed panels.
 //
 // Per step of the reduction: vecs vector loads, `rows` broadcasts, rows * vecs FMA. The tile of each instruction set is
-// chosen so that accumulators, one row of columns and one broadcast fit its registers (isa/*.cpp), and so that there are
-// at least latency x ports = 8 independent FMA. Sums run in the order of d, whatever the tile: that is what makes
+// chosen so that accumulators, one row of columns and one broadcast fit its registers (isa/*.cpp), and so that there
+// are at least latency x ports = 8 independent FMA. Sums run in the order of d, whatever the tile: that is what makes
 // results equal bit for bit between full tiles, tails and both layouts.
 #pragma once
 
@@ -56,7 +56,8 @@ void gemm_tile_sized(int columns, int64_t depth, const T* a, const T* b, const c
 
 // From run-time rows and vectors to one of the mr * nr / lanes compiled tiles.
 template <class T, int mr, int nr, int rows, int vecs>
-void gemm_tile_pick(int want_rows, int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+void gemm_tile_pick(int want_rows, int columns, int64_t depth, const T* a, const T* b,
+                    const convx::TileOutput<T>& out) {
     if constexpr (rows > 1) {
         if (want_rows < rows) return gemm_tile_pick<T, mr, nr, rows - 1, vecs>(want_rows, columns, depth, a, b, out);
     }

@@ -6,8 +6,8 @@
 #include "cpu/kernels/max_pool2d.inl.h"
 #include "cpu/kernels/max_pool2d_backward.inl.h"
 #include "cpu/kernels/pack.inl.h"
-#include "cpu/kernels/roofline.inl.h"
 #include "cpu/kernels/relu.inl.h"
+#include "cpu/kernels/roofline.inl.h"
 
 namespace {
 

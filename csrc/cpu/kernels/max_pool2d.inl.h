@@ -1,11 +1,11 @@
-// Max-pooling as the greatest of several streams. A loop nest has laid the values under each tap of the window where they
-// are adjacent for a block of cells whose columns are (pixels of a row, or channels of a pixel); what is left is the same
-// for every layout, stride, dilation and padding: compare and keep.
+// Max-pooling as the greatest of several streams. A loop nest has laid the values under each tap of the window where
+// they are adjacent for a block of cells whose columns are (pixels of a row, or channels of a pixel); what is left is
+// the same for every layout, stride, dilation and padding: compare and keep.
 //
 // Selection is that of SEMANTICS.md in the order of the taps: a tie stays with the earlier one, a NaN replaces all. The
-// test for NaNs would cost as much as the rest, so each vector is first taken as if it had none: per tap a load, compare,
-// blend and max, or, without codes, a max. A sum of the values rides along and tells afterwards: it is a NaN if one of
-// them was (or if infinities of both signs met), and then the vector is taken again, by the rules.
+// test for NaNs would cost as much as the rest, so each vector is first taken as if it had none: per tap a load,
+// compare, blend and max, or, without codes, a max. A sum of the values rides along and tells afterwards: it is a NaN
+// if one of them was (or if infinities of both signs met), and then the vector is taken again, by the rules.
 #pragma once
 
 namespace {
@@ -87,7 +87,8 @@ struct FixedWindow {
         for (int r = 0; r < tap_rows; ++r) rows[r] = job.rows_of_taps[r];
         for (int s = 0; s < tap_columns; ++s) offsets[s] = job.offsets[s];
         for (int r = 0; r < tap_rows; ++r)
-            for (int s = 0; s < tap_columns; ++s) codes[r * tap_columns + s] = broadcast(job.codes[r * job.code_row + s]);
+            for (int s = 0; s < tap_columns; ++s)
+                codes[r * tap_columns + s] = broadcast(job.codes[r * job.code_row + s]);
     }
 
     template <bool with_codes, bool with_nans>
@@ -203,7 +204,9 @@ void pool_max_block(const convx::PoolMax<T>& job) {
 
 template <class T, CodeForm form>
 void pool_max_formed(const convx::PoolMax<T>& job) {
-    const auto is = [&](int tap_rows, int tap_columns) { return job.tap_rows == tap_rows && job.tap_columns == tap_columns; };
+    const auto is = [&](int tap_rows, int tap_columns) {
+        return job.tap_rows == tap_rows && job.tap_columns == tap_columns;
+    };
     if (job.pairs)
         return is(2, 2) ? pool_max_block<form, PairWindow<T, 2>>(job) : pool_max_block<form, PairWindow<T, 0>>(job);
     if (form != CodeForm::none && job.rank_offset)
@@ -257,7 +260,8 @@ void pool_stage(const convx::PoolStage<T>& job) {
         } else {
             for (int64_t pixel = 0; pixel < job.pixels; ++pixel)
                 for (int64_t i = 0; i < job.group; i += lanes)
-                    store(to + pixel * job.group + i, load_last(from + pixel * job.pixel_step + i, job.group - i, job.beyond));
+                    store(to + pixel * job.group + i,
+                          load_last(from + pixel * job.pixel_step + i, job.group - i, job.beyond));
         }
         fill_lanes(to + count, job.after, fill);
     }

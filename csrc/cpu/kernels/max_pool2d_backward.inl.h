@@ -73,7 +73,9 @@ void pool_sum_block(const convx::PoolSum<T>& job) {
 
 template <class T>
 void pool_sum(const convx::PoolSum<T>& job) {
-    const auto is = [&](int tap_rows, int tap_columns) { return job.tap_rows == tap_rows && job.tap_columns == tap_columns; };
+    const auto is = [&](int tap_rows, int tap_columns) {
+        return job.tap_rows == tap_rows && job.tap_columns == tap_columns;
+    };
     if (is(1, 1)) return pool_sum_block<FixedWindows<T, 1, 1>>(job);
     if (is(1, 2)) return pool_sum_block<FixedWindows<T, 1, 2>>(job);
     if (is(2, 1)) return pool_sum_block<FixedWindows<T, 2, 1>>(job);

@@ -73,12 +73,12 @@ inline VecD max(VecD a, VecD b) { return {_mm512_max_pd(a.v, b.v)}; }
 inline MaskF greater(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
 inline MaskD greater(VecD a, VecD b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ)}; }
 inline MaskF greater_or_nan(VecF a, VecF b) {
-    return {static_cast<__mmask16>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) |
-                                   _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q))};
+    return {
+        static_cast<__mmask16>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q))};
 }
 inline MaskD greater_or_nan(VecD a, VecD b) {
-    return {static_cast<__mmask8>(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ) |
-                                  _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q))};
+    return {
+        static_cast<__mmask8>(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ) | _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q))};
 }
 inline MaskF equal(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskD equal(VecD a, VecD b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
@@ -150,8 +150,10 @@ inline void transpose(VecF (&rows)[16]) {
         [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high1, b); });
 }
 inline void transpose(VecD (&rows)[8]) {
-    const __m512i low2 = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high2 = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-    const __m512i low1 = _mm512_setr_epi64(0, 8, 2, 10, 4, 12, 6, 14), high1 = _mm512_setr_epi64(1, 9, 3, 11, 5, 13, 7, 15);
+    const __m512i low2 = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
+                  high2 = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    const __m512i low1 = _mm512_setr_epi64(0, 8, 2, 10, 4, 12, 6, 14),
+                  high1 = _mm512_setr_epi64(1, 9, 3, 11, 5, 13, 7, 15);
     exchange(
         rows, 4, [](__m512d a, __m512d b) { return _mm512_shuffle_f64x2(a, b, 0x44); },
         [](__m512d a, __m512d b) { return _mm512_shuffle_f64x2(a, b, 0xee); });
