@@ -1,7 +1,8 @@
 """What the test files share: problems and their data, expected results, error bounds, views, comparisons.
 
 Three kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the
-result must equal the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot hide.
+result must equal the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot
+hide.
 `special`: the same with a few infinities or NaNs among them, which must reach the same results as in the reference.
 `normal`: normally distributed values, exact in float32 (both dtypes see the same numbers), compared within
 `rounding_bound`.

@@ -256,7 +256,8 @@ public:
 
     void run() {
         const bool adjacent = grad_output_.stride[1] == 1 && codes_.stride[1] == 1 && grad_input_.stride[1] == 1;
-        if (adjacent && problem_.channels >= kernels_.lanes) return run_channels();
+        if (adjacent && problem_.channels >= kernels_.lanes && grad_output_.stride[3] == codes_.stride[3])
+            return run_channels();
         if (adjacent) group_ = problem_.channels;
         run_planes();
     }
@@ -267,7 +268,7 @@ private:
         Scratch(ScratchParts parts, const Gather& g)
             : grad_rows(parts.take<const T*>(g.problem_.h.kernel)),
               code_rows(parts.take<const uint8_t*>(g.problem_.h.kernel)),
-              grads(parts.take<T>(g.staged_rows_ * g.staged_row_)),
+              grads(parts.take<T>(g.staged_rows_ * g.staged_row_ + 2 * widest_vector)),
               codes(parts.take<uint8_t>(g.staged_rows_ * g.staged_row_)), sums(parts.take<T>(g.sums_)),
               slab(parts.take<T>(g.slab_)), bytes(parts.bytes()) {}
         const T** grad_rows;
@@ -288,11 +289,8 @@ private:
         });
     }
 
-    void set_offsets(int64_t grad_column, int64_t code_column) {
-        for (const int64_t window : w_.windows) {
-            grad_offsets_.push_back(window * grad_column);
-            code_offsets_.push_back(window * code_column);
-        }
+    void set_offsets(int64_t column) {
+        for (const int64_t window : w_.windows) offsets_.push_back(window * column);
     }
 
     // Where the windows of a block lie: those that its first cell would have under offset 0, and the next row of them.
@@ -315,8 +313,7 @@ private:
         job.tap_columns = static_cast<int>(s_end - s_begin);
         job.grad_rows = scratch.grad_rows + r_begin;
         job.code_rows = scratch.code_rows + r_begin;
-        job.grad_offsets = grad_offsets_.data() + s_begin;
-        job.code_offsets = code_offsets_.data() + s_begin;
+        job.offsets = offsets_.data() + s_begin;
         job.wanted_row = static_cast<int64_t>(w_.taps.size());
         job.wanted = wanted_.data() + r_begin * job.wanted_row + s_begin;
     }
@@ -344,8 +341,8 @@ private:
     const int width_;
     const KernelSet<T>& kernels_ = kernel_set<T>(active_kernels());
     const Residues h_{problem_.h}, w_{problem_.w};
-    std::vector<uint8_t> wanted_;                       // codes of all pairs of taps in h_ and w_
-    std::vector<int64_t> grad_offsets_, code_offsets_;  // per tap in w_
+    std::vector<uint8_t> wanted_;   // codes of all pairs of taps in h_ and w_
+    std::vector<int64_t> offsets_;  // per tap in w_: elements to its windows
 
     // Planes only. A block is block_rows_ x block_columns_ cells of each residue; staged, their windows are
     // staged_rows_ x staged_row_.
@@ -363,7 +360,7 @@ private:
 
 template <class T>
 void Gather<T>::run_channels() {
-    set_offsets(grad_output_.stride[3], codes_.stride[3]);
+    set_offsets(grad_output_.stride[3]);
     const int64_t rows_per_image = problem_.h.input;
     const int64_t rows = problem_.batch * rows_per_image;
     const int64_t row_elements = problem_.w.input * problem_.channels;
@@ -403,7 +400,7 @@ void Gather<T>::channels_row(int64_t n, int64_t row, const Scratch& scratch) con
 
 template <class T>
 void Gather<T>::plan_planes() {
-    set_offsets(group_, group_);
+    set_offsets(group_);
     grads_adjacent_ = grad_output_.stride[3] == group_ && grad_output_.stride[2] >= 0;
     codes_adjacent_ = codes_.stride[3] == group_;
     inside_ = h_.are_inside() && w_.are_inside();
@@ -414,7 +411,7 @@ void Gather<T>::plan_planes() {
     const int64_t rows = h_.list[0].count, columns = w_.list[0].count;
     const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride;
     block_columns_ = ceil_div(columns, ceil_div(columns, std::max<int64_t>(16, block_elements / group_)));
-    staged_row_ = round_up(staged_columns() * group_ + 2 * widest_vector, widest_vector);
+    staged_row_ = round_up(staged_columns() * group_ + kernels_.lanes, widest_vector);
     const int64_t row_elements = staged_row_ + block_columns_ * stride_w * group_ * stride_h;
     block_rows_ = std::clamp<int64_t>(l1_bytes / (row_elements * int64_t{sizeof(T)}), std::min<int64_t>(rows, 4), rows);
     const bool adjacent =

@@ -30,15 +30,14 @@ struct PoolMax {
 };
 
 // Per cell the sum of tap_rows x tap_columns gradients where their code is the wanted one, in their order: gradient
-// (r, s) of cell (0, 0) lies at grad_rows[r][grad_offsets[s]], its code at code_rows[r][code_offsets[s]], and the
-// wanted code is wanted[r * wanted_row + s]. No taps: zeros.
+// (r, s) of cell (0, 0) lies at grad_rows[r][offsets[s]], its code at code_rows[r][offsets[s]], and the wanted code is
+// wanted[r * wanted_row + s]. No taps: zeros.
 template <class T>
 struct PoolSum {
     int tap_rows, tap_columns;
     const T* const* grad_rows;
     const uint8_t* const* code_rows;
-    const int64_t* grad_offsets;
-    const int64_t* code_offsets;
+    const int64_t* offsets;
     const uint8_t* wanted;
     int64_t wanted_row;
     int64_t grad_step, code_step;

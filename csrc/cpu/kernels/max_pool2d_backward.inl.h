@@ -8,46 +8,61 @@
 
 namespace {
 
-// The sums of one vector of cells, at these distances from the first. Of any number of windows:
+// The sums of a row of cells, a vector at a time. Of any number of windows:
 template <class T>
 struct AnyWindows {
     const convx::PoolSum<T>& job;
+    int64_t grad_at = 0, code_at = 0;
 
     explicit AnyWindows(const convx::PoolSum<T>& given) : job(given) {}
 
-    inline Vec<T> sum(int64_t grad_at, int64_t code_at) const {
+    inline void set_row(int64_t row) {
+        grad_at = row * job.grad_step;
+        code_at = row * job.code_step;
+    }
+    inline Vec<T> sum(int64_t column) const {
+        const int tap_columns = job.tap_columns;
+        const int64_t* const offsets = job.offsets;
         Vec<T> sum = broadcast(T(0));
-        for (int r = 0; r < job.tap_rows; ++r)
-            for (int s = 0; s < job.tap_columns; ++s) {
-                const uint8_t* codes = job.code_rows[r] + job.code_offsets[s] + code_at;
-                const Vec<T> grad = load(job.grad_rows[r] + job.grad_offsets[s] + grad_at);
-                sum = add_where(codes_equal<T>(codes, broadcast_code(job.wanted[r * job.wanted_row + s])), sum, grad);
-            }
+        for (int r = 0; r < job.tap_rows; ++r) {
+            const T* grads = job.grad_rows[r] + grad_at + column;
+            const uint8_t* codes = job.code_rows[r] + code_at + column;
+            const uint8_t* wanted = job.wanted + r * job.wanted_row;
+            for (int s = 0; s < tap_columns; ++s)
+                sum = add_where(codes_equal<T>(codes + offsets[s], broadcast_code(wanted[s])), sum, load(grads + offsets[s]));
+        }
         return sum;
     }
 };
 
-// Of a number known at compile time.
+// Of a number known at compile time: pointers to rows and offsets of columns stay in registers.
 template <class T, int tap_rows, int tap_columns>
 struct FixedWindows {
-    const T* grads[tap_rows * tap_columns];
-    const uint8_t* codes[tap_rows * tap_columns];
+    const convx::PoolSum<T>& job;
     Code wanted[tap_rows * tap_columns];
+    int64_t offsets[tap_columns];
+    const T* grads[tap_rows];
+    const uint8_t* codes[tap_rows];
 
-    explicit FixedWindows(const convx::PoolSum<T>& job) {
-        for (int t = 0; t < tap_rows * tap_columns; ++t) {
-            const int r = t / tap_columns, s = t % tap_columns;
-            grads[t] = job.grad_rows[r] + job.grad_offsets[s];
-            codes[t] = job.code_rows[r] + job.code_offsets[s];
-            wanted[t] = broadcast_code(job.wanted[r * job.wanted_row + s]);
-        }
+    explicit FixedWindows(const convx::PoolSum<T>& given) : job(given) {
+        for (int s = 0; s < tap_columns; ++s) offsets[s] = job.offsets[s];
+        for (int t = 0; t < tap_rows * tap_columns; ++t)
+            wanted[t] = broadcast_code(job.wanted[t / tap_columns * job.wanted_row + t % tap_columns]);
     }
 
-    inline Vec<T> sum(int64_t grad_at, int64_t code_at) const {
+    inline void set_row(int64_t row) {
+        for (int r = 0; r < tap_rows; ++r) {
+            grads[r] = job.grad_rows[r] + row * job.grad_step;
+            codes[r] = job.code_rows[r] + row * job.code_step;
+        }
+    }
+    inline Vec<T> sum(int64_t column) const {
         Vec<T> sum = broadcast(T(0));
 #pragma GCC unroll 9
-        for (int t = 0; t < tap_rows * tap_columns; ++t)
-            sum = add_where(codes_equal<T>(codes[t] + code_at, wanted[t]), sum, load(grads[t] + grad_at));
+        for (int t = 0; t < tap_rows * tap_columns; ++t) {
+            const int64_t at = column + offsets[t % tap_columns];
+            sum = add_where(codes_equal<T>(codes[t / tap_columns] + at, wanted[t]), sum, load(grads[t / tap_columns] + at));
+        }
         return sum;
     }
 };
@@ -55,27 +70,24 @@ struct FixedWindows {
 template <class Windows, class T>
 void pool_sum_block(const convx::PoolSum<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
-    const Windows windows(job);
+    Windows windows(job);
     const int64_t rows = job.rows, columns = job.columns;
     for (int64_t row = 0; row < rows; ++row) {
+        windows.set_row(row);
         T* to = job.output + row * job.output_step;
-        const int64_t grad_at = row * job.grad_step, code_at = row * job.code_step;
         if (columns < lanes) {
-            store(to, windows.sum(grad_at, code_at), static_cast<int>(columns));
+            store(to, windows.sum(0), static_cast<int>(columns));
             continue;
         }
         const int64_t last = columns - lanes;  // overlaps its neighbour
-        for (int64_t column = 0; column < last; column += lanes)
-            store(to + column, windows.sum(grad_at + column, code_at + column));
-        store(to + last, windows.sum(grad_at + last, code_at + last));
+        for (int64_t column = 0; column < last; column += lanes) store(to + column, windows.sum(column));
+        store(to + last, windows.sum(last));
     }
 }
 
 template <class T>
 void pool_sum(const convx::PoolSum<T>& job) {
-    const auto is = [&](int tap_rows, int tap_columns) {
-        return job.tap_rows == tap_rows && job.tap_columns == tap_columns;
-    };
+    const auto is = [&](int tap_rows, int tap_columns) { return job.tap_rows == tap_rows && job.tap_columns == tap_columns; };
     if (is(1, 1)) return pool_sum_block<FixedWindows<T, 1, 1>>(job);
     if (is(1, 2)) return pool_sum_block<FixedWindows<T, 1, 2>>(job);
     if (is(2, 1)) return pool_sum_block<FixedWindows<T, 2, 1>>(job);
@@ -103,15 +115,15 @@ inline void store_in_turn(T* to, Vec<T> even, Vec<T> odd, int64_t n) {
 
 template <class EvenWindows, class OddWindows, class T>
 void pool_sum_pairs_block(const convx::PoolSum<T>& even, const convx::PoolSum<T>& odd) {
-    const EvenWindows even_windows(even);
-    const OddWindows odd_windows(odd);
+    EvenWindows even_windows(even);
+    OddWindows odd_windows(odd);
     const int64_t rows = even.rows, cells = even.columns + odd.columns;
     for (int64_t row = 0; row < rows; ++row) {
+        even_windows.set_row(row);
+        odd_windows.set_row(row);
         T* to = even.output + row * even.output_step;
-        const int64_t grad_at = row * even.grad_step, code_at = row * even.code_step;
         for (int64_t column = 0; 2 * column < cells; column += VecOf<T>::lanes)
-            store_in_turn(to + 2 * column, even_windows.sum(grad_at + column, code_at + column),
-                          odd_windows.sum(grad_at + column, code_at + column), cells - 2 * column);
+            store_in_turn(to + 2 * column, even_windows.sum(column), odd_windows.sum(column), cells - 2 * column);
     }
 }
 
