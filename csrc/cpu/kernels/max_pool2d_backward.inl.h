@@ -29,7 +29,8 @@ struct AnyWindows {
             const uint8_t* codes = job.code_rows[r] + code_at + column;
             const uint8_t* wanted = job.wanted + r * job.wanted_row;
             for (int s = 0; s < tap_columns; ++s)
-                sum = add_where(codes_equal<T>(codes + offsets[s], broadcast_code(wanted[s])), sum, load(grads + offsets[s]));
+                sum = add_where(codes_equal<T>(codes + offsets[s], broadcast_code(wanted[s])), sum,
+                                load(grads + offsets[s]));
         }
         return sum;
     }
@@ -61,7 +62,8 @@ struct FixedWindows {
 #pragma GCC unroll 9
         for (int t = 0; t < tap_rows * tap_columns; ++t) {
             const int64_t at = column + offsets[t % tap_columns];
-            sum = add_where(codes_equal<T>(codes[t / tap_columns] + at, wanted[t]), sum, load(grads[t / tap_columns] + at));
+            sum = add_where(codes_equal<T>(codes[t / tap_columns] + at, wanted[t]), sum,
+                            load(grads[t / tap_columns] + at));
         }
         return sum;
     }
@@ -87,7 +89,9 @@ void pool_sum_block(const convx::PoolSum<T>& job) {
 
 template <class T>
 void pool_sum(const convx::PoolSum<T>& job) {
-    const auto is = [&](int tap_rows, int tap_columns) { return job.tap_rows == tap_rows && job.tap_columns == tap_columns; };
+    const auto is = [&](int tap_rows, int tap_columns) {
+        return job.tap_rows == tap_rows && job.tap_columns == tap_columns;
+    };
     if (is(1, 1)) return pool_sum_block<FixedWindows<T, 1, 1>>(job);
     if (is(1, 2)) return pool_sum_block<FixedWindows<T, 1, 2>>(job);
     if (is(2, 1)) return pool_sum_block<FixedWindows<T, 2, 1>>(job);
