@@ -17,7 +17,6 @@
 
 #include <cstdlib>
 #include <limits>
-#include <type_traits>
 
 #include "common/rounding.h"
 #include "cpu/memory_bound.h"
@@ -64,12 +63,10 @@ public:
     Forward(const PoolProblem& problem, const TensorView<const T>& input, const TensorView<T>& output,
             const TensorView<int64_t>& indices, const TensorView<uint8_t>& codes, int64_t group)
         : problem_(problem), group_(group), input_(input), output_(output), indices_(indices), codes_(codes) {
-        const int64_t last_offset = (h_.extent() - 1) * w_.input + w_.extent() - 1;
-        lanes_are_offsets_ = indices.data && last_offset < int64_t{1} << std::min(std::numeric_limits<T>::digits, 31);
         for (int64_t r = 0; r < h_.kernel; ++r)
             for (int64_t s = 0; s < w_.kernel; ++s) {
+                tap_codes_.push_back(static_cast<T>(r * w_.kernel + s));
                 index_offsets_.push_back(r * h_.dilation * w_.input + s * w_.dilation);
-                tap_codes_.push_back(static_cast<T>(lanes_are_offsets_ ? index_offsets_.back() : r * w_.kernel + s));
             }
         for (int64_t s = 0; s < w_.kernel; ++s) direct_columns_.push_back(s * w_.dilation * input_.stride[3]);
     }
@@ -131,9 +128,8 @@ private:
     const TensorView<uint8_t> codes_;
     const KernelSet<T>& kernels_ = kernel_set<T>(active_kernels());
     const std::vector<WindowRun> row_runs_ = window_runs(h_), column_runs_ = window_runs(w_);
-    std::vector<int64_t> index_offsets_;   // per tap: its index less that of the window's origin
-    bool lanes_are_offsets_ = false;       // on their way to indices, taps go by these, where T can hold them
-    std::vector<T> tap_codes_;             // per tap: r * S + s, or its index offset
+    std::vector<T> tap_codes_;             // 0, 1, ..., R * S - 1
+    std::vector<int64_t> index_offsets_;   // index under a tap less that of the window's origin
     std::vector<int64_t> direct_columns_;  // per s: where its values begin in a row as it is
     int64_t output_cells_ = 0, code_cells_ = 0, index_cells_ = 0;
 
@@ -147,7 +143,7 @@ private:
     std::vector<int64_t> residues_;  // modulo the stride, of the columns that taps read
     int64_t residue_columns_ = 0, residue_width_ = 0, staged_row_ = 0, ranked_row_ = 0;
     std::vector<int64_t> staged_columns_;  // per s: where its values begin in a staged row
-    std::vector<T> first_columns_;         // per column: code of the first s inside the image, unless 0 for all
+    std::vector<T> first_columns_;         // per column: the first s inside the image, if that is not 0 for all
     const T* input_end_ = nullptr;         // behind the last element in memory
 };
 
@@ -196,30 +192,20 @@ void Forward<T>::scatter(const U* from, const TensorView<U>& view, const PoolMax
 
 template <class T>
 void Forward<T>::write_indices(const T* chosen, const PoolMax<T>& job, const Place& to) const {
+    const auto offset = [&](T tap) { return index_offsets_[static_cast<size_t>(static_cast<int32_t>(tap))]; };
     const int64_t row_step = to.row_axis == 2 ? h_.stride * w_.input : w_.stride;
-    const int64_t pixel_stride = indices_.stride[3], channel_stride = indices_.stride[1];
-    // `count` indices of windows whose origins are `distance` apart.
-    const auto write = [&](int64_t* at, auto stride, int64_t count, int64_t origin, int64_t distance) {
-        if (lanes_are_offsets_)
-            for (int64_t i = 0; i < count; ++i)
-                at[i * stride] = origin + i * distance + static_cast<int32_t>(chosen[i]);
-        else
-            for (int64_t i = 0; i < count; ++i)
-                at[i * stride] = origin + i * distance + index_offsets_[static_cast<size_t>(chosen[i])];
-        chosen += count;
-    };
-    const std::integral_constant<int64_t, 1> one;
     int64_t origin = h_.position(to.p, 0) * w_.input + w_.position(to.q, 0);
     for (int64_t row = 0; row < job.rows; ++row, origin += row_step) {
         int64_t* at = corner(indices_, to) + row * indices_.stride[to.row_axis];
         if (to.group == 1) {
-            pixel_stride == 1 ? write(at, one, to.pixels, origin, w_.stride)
-                              : write(at, pixel_stride, to.pixels, origin, w_.stride);
+            for (int64_t pixel = 0; pixel < to.pixels; ++pixel)
+                at[pixel * indices_.stride[3]] = origin + pixel * w_.stride + offset(*chosen++);
             continue;
         }
-        for (int64_t pixel = 0; pixel < to.pixels; ++pixel, at += pixel_stride)
-            channel_stride == 1 ? write(at, one, to.group, origin + pixel * w_.stride, 0)
-                                : write(at, channel_stride, to.group, origin + pixel * w_.stride, 0);
+        for (int64_t pixel = 0; pixel < to.pixels; ++pixel)
+            for (int64_t c = 0; c < to.group; ++c)
+                at[pixel * indices_.stride[3] + c * indices_.stride[1]] =
+                    origin + pixel * w_.stride + offset(*chosen++);
     }
 }
 
@@ -303,7 +289,7 @@ void Forward<T>::plan_planes() {
         first_columns_.resize(static_cast<size_t>(columns * group_ + widest_vector));
         for (const WindowRun& run : column_runs_)
             std::fill(first_columns_.begin() + run.begin * group_, first_columns_.begin() + run.end * group_,
-                      tap_codes_[static_cast<size_t>(run.tap_begin)]);
+                      static_cast<T>(run.tap_begin));
     }
 
     if (!pairs_ && w_.kernel > 1 && h_.kernel > 1) {
