@@ -216,10 +216,13 @@ bool relu_activation(const std::string& op, py::handle activation) {
     return true;
 }
 
-void check_algorithm(const std::string& op, py::handle algorithm) {
-    if (!py::isinstance<py::str>(algorithm)) wrong_type(op, "algorithm", algorithm, "\"auto\" or \"direct\"");
+Algorithm conv_algorithm(const std::string& op, py::handle algorithm) {
+    const char* expected = "\"auto\" or \"direct\"";
+    if (!py::isinstance<py::str>(algorithm)) wrong_type(op, "algorithm", algorithm, expected);
     const std::string word = algorithm.cast<std::string>();
-    if (word != "auto" && word != "direct") wrong_value(op, "algorithm", algorithm, "\"auto\" or \"direct\"");
+    if (word == "auto") return Algorithm::automatic;
+    if (word == "direct") return Algorithm::direct;
+    wrong_value(op, "algorithm", algorithm, expected);
 }
 
 bool truth(const std::string& op, const char* name, py::handle object) {

@@ -78,7 +78,7 @@ PaddingOption padding(const std::string& op, const char* name, py::handle object
 std::array<PaddingMode, 2> padding_mode(const std::string& op, py::handle object);
 bool channels_last(const std::string& op, py::handle layout);
 bool relu_activation(const std::string& op, py::handle activation);
-void check_algorithm(const std::string& op, py::handle algorithm);
+Algorithm conv_algorithm(const std::string& op, py::handle algorithm);
 bool truth(const std::string& op, const char* name, py::handle object);
 std::array<bool, 3> output_mask(const std::string& op, py::handle object);
 std::vector<int64_t> integers(const std::string& op, const char* name, py::handle object);

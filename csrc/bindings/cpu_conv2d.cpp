@@ -26,7 +26,7 @@ py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::ha
     if (!bias.is_none()) b = float_array(op, "bias", bias);
     ConvOptions options = conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
     options.relu = relu_activation(op, activation);
-    check_algorithm(op, algorithm);
+    options.algorithm = conv_algorithm(op, algorithm);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, b ? &b->info : nullptr, options);
 
     const std::vector<int64_t> shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
@@ -59,9 +59,8 @@ py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handl
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
-    const ConvOptions options =
-        conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
-    check_algorithm(op, algorithm);
+    ConvOptions options = conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
+    options.algorithm = conv_algorithm(op, algorithm);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, nullptr, options);
     check_dtype(op, g.info, x.info);

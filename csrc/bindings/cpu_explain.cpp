@@ -32,7 +32,7 @@ ConvOptions conv_options_from(const std::string& op, const py::dict& options) {
         options.contains("padding_mode") ? py::object(options["padding_mode"]) : py::str("zeros"),
         options.contains("padding_value") ? py::object(options["padding_value"]) : py::float_(0.0), options["layout"]);
     if (options.contains("activation")) result.relu = relu_activation(op, options["activation"]);
-    if (options.contains("algorithm")) check_algorithm(op, options["algorithm"]);
+    if (options.contains("algorithm")) result.algorithm = conv_algorithm(op, options["algorithm"]);
     return result;
 }
 

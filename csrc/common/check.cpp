@@ -133,6 +133,7 @@ Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input,
     problem.groups = groups;
     problem.padding_value = options.padding_value;
     problem.relu = options.relu;
+    problem.algorithm = options.algorithm;
     problem.channels_last = options.channels_last;
     const std::array<int64_t, 2> sizes{h, w};
     for (const int axis : {0, 1}) {

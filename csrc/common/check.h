@@ -44,6 +44,7 @@ struct ConvOptions {
     double padding_value = 0.0;
     bool relu = false;
     bool channels_last = false;
+    Algorithm algorithm = Algorithm::automatic;
 };
 
 struct PoolOptions {

@@ -15,6 +15,10 @@ enum class PaddingMode { zeros, constant, reflect, replicate, circular };
 
 constexpr const char* padding_mode_names[] = {"zeros", "constant", "reflect", "replicate", "circular"};
 
+// What the caller asks for; `automatic` is settled by choose_method (cpu/conv2d/plan.h), from the per-image problem
+// alone.
+enum class Algorithm { automatic, direct };
+
 // One spatial axis of a sliding window.
 struct Axis {
     int64_t input = 1;   // H or W
@@ -52,6 +56,7 @@ struct ConvProblem {
     Axis h, w;
     double padding_value = 0.0;  // for PaddingMode::constant
     bool relu = false;           // fused behind the forward pass
+    Algorithm algorithm = Algorithm::automatic;
     bool channels_last = false;  // the memory order of arrays that convx allocates
 
     int64_t group_in() const { return groups ? in_channels / groups : 0; }

@@ -1,13 +1,13 @@
 // Forward: rows are output channels, the reduction runs over input channels and all taps.
-#include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/implicit_gemm.h"
+#include "cpu/conv2d/methods.h"
 #include "cpu/registry.h"
 
 namespace convx {
 
 template <class T>
-void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                    TensorView<const T> bias, TensorView<T> output) {
+void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                  TensorView<const T> bias, TensorView<T> output) {
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
     const AxisTable h = forward_table(problem.h);
     const AxisTable w = forward_table(problem.w);
@@ -41,9 +41,9 @@ void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, Tenso
     run_implicit_gemm(gemm, blocks, kernels);
 }
 
-template void conv2d_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
-                             TensorView<const float>, TensorView<float>);
-template void conv2d_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
-                             TensorView<const double>, TensorView<double>);
+template void gemm_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                           TensorView<const float>, TensorView<float>);
+template void gemm_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                           TensorView<const double>, TensorView<double>);
 
 }  // namespace convx

@@ -3,8 +3,8 @@
 // small convolution of its own: no multiplications by inserted zeros, no scatter.
 #include <algorithm>
 
-#include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/implicit_gemm.h"
+#include "cpu/conv2d/methods.h"
 #include "cpu/registry.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
@@ -112,8 +112,8 @@ void fold(const AxisTable& cells_h, const AxisTable& cells_w, TensorView<const T
 }  // namespace
 
 template <class T>
-void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                       TensorView<T> grad_input) {
+void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                     TensorView<T> grad_input) {
     if (!folds(problem.h) && !folds(problem.w))
         return adjoint(problem, problem.h, problem.w, grad_output, weight, grad_input);
     const Axis h = unfolded(problem.h), w = unfolded(problem.w);
@@ -128,9 +128,8 @@ void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_outp
     }
 }
 
-template void conv2d_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>,
-                                TensorView<float>);
-template void conv2d_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
-                                TensorView<double>);
+template void gemm_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>, TensorView<float>);
+template void gemm_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                              TensorView<double>);
 
 }  // namespace convx

@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "common/rounding.h"
-#include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/pixels.h"
 #include "cpu/conv2d/plain.h"
 #include "cpu/conv2d/plan.h"
@@ -260,11 +260,9 @@ PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights,
 }
 
 template <class T>
-void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                        TensorView<T> grad_weight) {
+void gemm_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
+                      TensorView<T> grad_weight) {
     const int64_t size = grad_weight.size();
-    if (size == 0) return;
-    if (problem.batch == 0) return std::fill(grad_weight.data, grad_weight.data + size, T(0)), void();
     Nest<T> nest(problem, grad_output, input, kernel_set<T>(active_kernels()));
     if (nest.border().mixed) return plain_grad_weight(problem, grad_output, input, grad_weight);
     nest.run(grad_weight.data);
@@ -276,9 +274,8 @@ void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_out
 
 template PassScratch grad_weight_scratch(const GradWeightBlocks&, int64_t, bool, const KernelSet<float>&);
 template PassScratch grad_weight_scratch(const GradWeightBlocks&, int64_t, bool, const KernelSet<double>&);
-template void conv2d_grad_weight(const ConvProblem&, TensorView<const float>, TensorView<const float>,
-                                 TensorView<float>);
-template void conv2d_grad_weight(const ConvProblem&, TensorView<const double>, TensorView<const double>,
-                                 TensorView<double>);
+template void gemm_grad_weight(const ConvProblem&, TensorView<const float>, TensorView<const float>, TensorView<float>);
+template void gemm_grad_weight(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                               TensorView<double>);
 
 }  // namespace convx

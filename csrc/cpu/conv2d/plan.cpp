@@ -2,184 +2,53 @@
 
 #include <algorithm>
 
-#include "common/rounding.h"
-#include "cpu/conv2d/axis_table.h"
-#include "cpu/conv2d/implicit_gemm.h"
-
 namespace convx {
 
-namespace {
-
-// One reused panel (depth x 6 or 16 floats) has to stay in a 32 KiB L1 beside the streamed one: 256 deep is 6 + 16 KiB.
-constexpr int64_t target_depth = 256;
-// Packed pixels of one task, in L2 (512 KiB and more) beside the weights that stream through.
-constexpr int64_t pixel_block_bytes = 192 * 1024;
-// Enough tasks that the last round of 4 to 16 threads wastes little; the number follows from the problem alone.
-constexpr int64_t wanted_tasks = 48;
-
-AxisTable densest_class(const Axis& axis) {
-    const std::vector<AxisTable> classes = residue_classes(axis);
-    return *std::max_element(classes.begin(), classes.end(),
-                             [](const AxisTable& a, const AxisTable& b) { return a.taps.size() < b.taps.size(); });
-}
-
-}  // namespace
-
-GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, int64_t channels, int64_t rows,
-                            int64_t taps, int64_t item_bytes, int mr, int nr) {
-    GemmBlocks blocks;
-    blocks.pixels_in_rows = channels_last;
-    const int64_t pixel_width = channels_last ? mr : nr;
-    const int64_t row_width = channels_last ? nr : mr;
-    channels = std::max<int64_t>(channels, 1);
-    taps = std::max<int64_t>(taps, 1);
-
-    // The depth decides the order of sums, so it may depend on nothing but channels and taps. Even chunks.
-    const int64_t chunks = ceil_div(channels, std::clamp(target_depth / taps, int64_t{1}, channels));
-    blocks.chunk_channels = ceil_div(channels, chunks);
-
-    const int64_t depth = blocks.chunk_channels * taps;
-    const int64_t panels = std::max<int64_t>(ceil_div(pixels, pixel_width), 1);
-    const int64_t fit = std::max<int64_t>(pixel_block_bytes / (depth * pixel_width * item_bytes), 1);
-    blocks.block_panels = std::clamp(panels * groups / (2 * wanted_tasks), int64_t{1}, fit);
-
-    const int64_t pixel_tasks = groups * ceil_div(panels, blocks.block_panels);
-    const int64_t row_panels = ceil_div(std::max<int64_t>(rows, 1), row_width);
-    // Splitting rows packs the pixels again for each part, so a part keeps at least 8 panels.
-    const int64_t row_parts = std::clamp(ceil_div(wanted_tasks, pixel_tasks), int64_t{1}, ceil_div(row_panels, 8));
-    blocks.block_rows = ceil_div(row_panels, row_parts) * row_width;
-    return blocks;
-}
-
-GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t rows, int64_t channels, int64_t taps,
-                                         Adjacent adjacent, int mr, int nr) {
-    GradWeightBlocks blocks;
-    const int64_t columns = channels * taps;
-    // 96 x 192 partial sums (72 KiB), 128 pixels of both operands (144 KiB) and the stage (96 KiB) share L2.
-    const auto even_blocks = [](int64_t size, int64_t most, int64_t width) {
-        const int64_t panels = ceil_div(std::max<int64_t>(size, 1), width);
-        const int64_t parts = ceil_div(panels * width, most);
-        return ceil_div(panels, parts) * width;
-    };
-    blocks.block_rows = even_blocks(rows, std::max(192, mr), mr);
-    blocks.block_columns = even_blocks(columns, std::max(192, nr), nr);
-    blocks.chunk_pixels = 128;
-    const int64_t tiles = groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
-    const int64_t chunks = std::max<int64_t>(ceil_div(pixels, blocks.chunk_pixels), 1);
-    blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, chunks);
-    // A panel of tap-major columns reads one tap of adjacent channels: copies where channels are adjacent in memory,
-    // plain transposes where pixels are. That saves staging the input (about 0.1 ns an element) and costs one
-    // permutation of the weights (about 1 ns each).
-    const bool pays = taps == 1 || pixels * ceil_div(rows, blocks.block_rows) >= 10 * rows;
-    blocks.tap_major = adjacent == Adjacent::channels || (adjacent == Adjacent::pixels && pays);
-    return blocks;
+ConvMethod choose_method(const ConvProblem&, ConvPass pass) {
+    return pass == ConvPass::grad_bias ? ConvMethod::sum : ConvMethod::gemm;
 }
 
 namespace {
+
+constexpr const char* pass_names[] = {"forward", "grad_input", "grad_weight", "grad_bias"};
+
+void describe_grad_bias(PassPlan& plan, const ConvProblem& problem, int threads) {
+    plan.algorithm = "sum";
+    plan.tile = "8 partial sums in float64";
+    plan.block = "1 channel";
+    plan.tasks = problem.out_channels;
+    plan.flops = problem.batch * problem.out_channels * problem.out_pixels();
+    plan.threads = std::min<int64_t>({parallel_width(8 * plan.flops), threads, plan.tasks});
+    plan.bytes = item_size(problem.dtype) * plan.flops;
+    plan.reason = "bound by memory";
+}
 
 template <class T>
-void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels, int threads) {
-    const int64_t item = sizeof(T);
-    // The strided gradient runs once per residue class; the plan shown is that of the class with the most taps.
-    AxisTable h, w;
-    if (forward) {
-        h = forward_table(problem.h);
-        w = forward_table(problem.w);
-    } else {
-        h = densest_class(problem.h);
-        w = densest_class(problem.w);
+void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const KernelSet<T>& kernels, int threads) {
+    const bool forward = pass == ConvPass::forward;
+    switch (choose_method(problem, pass)) {
+        case ConvMethod::gemm:
+            if (pass == ConvPass::grad_weight) return describe_gemm_grad_weight(plan, problem, kernels, threads);
+            return describe_gemm(plan, problem, forward, kernels, threads);
+        case ConvMethod::sum:
+            return describe_grad_bias(plan, problem, threads);
     }
-    const int64_t channels = forward ? problem.group_in() : problem.group_out();
-    const int64_t rows = forward ? problem.group_out() : problem.group_in();
-    const int64_t taps = static_cast<int64_t>(h.taps.size() * w.taps.size());
-    const int64_t pixels = problem.batch * h.positions * w.positions;
-    const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, pixels, problem.groups, channels, rows, taps,
-                                               item, kernels.mr, kernels.nr);
-    const int64_t pixel_width = blocks.pixels_in_rows ? kernels.mr : kernels.nr;
-    const PassScratch scratch = gemm_scratch(blocks, problem.groups, channels, rows, taps, kernels);
-    plan.algorithm = "direct";
-    plan.tile = blocks.pixels_in_rows
-                    ? std::to_string(kernels.mr) + " pixels x " + std::to_string(kernels.nr) + " channels"
-                    : std::to_string(kernels.mr) + " channels x " + std::to_string(kernels.nr) + " pixels";
-    plan.block = std::to_string(std::min(blocks.block_panels * pixel_width, pixels)) + " pixels x " +
-                 std::to_string(std::min(blocks.block_rows, rows)) + " channels, sums of " +
-                 std::to_string(blocks.chunk_channels) + " channels x " + std::to_string(taps) + " taps";
-    plan.tasks = problem.groups * ceil_div(pixels, blocks.block_panels * pixel_width) *
-                 ceil_div(std::max<int64_t>(rows, 1), blocks.block_rows);
-    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
-    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
-    plan.reason = blocks.pixels_in_rows ? "implicit GEMM, vectors over channels because the layout is NHWC"
-                                        : "implicit GEMM, vectors over pixels because the layout is NCHW";
-    const int64_t classes = std::min(problem.h.stride, problem.h.input) * std::min(problem.w.stride, problem.w.input);
-    if (!forward && classes > 1)
-        plan.reason += "; the stride makes " + std::to_string(classes) +
-                       " dense residue classes, of which the one with most taps is shown";
-    const bool skips = forward ? border_of(problem, h, w).skips : h.reads_outside() || w.reads_outside();
-    if (skips) plan.reason += "; plain loops if a weight is inf or NaN, which the border must not multiply";
-}
-
-template <class T>
-void describe_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads) {
-    const int64_t rows = problem.group_out(), columns = problem.group_in() * problem.taps();
-    const int64_t pixels = problem.batch * problem.out_pixels();
-    // Dense arrays in the problem's layout.
-    const Adjacent adjacent = problem.channels_last && problem.in_channels > 1 ? Adjacent::channels
-                              : problem.w.stride == 1                          ? Adjacent::pixels
-                                                                               : Adjacent::neither;
-    const GradWeightBlocks blocks = plan_grad_weight_blocks(pixels, problem.groups, rows, problem.group_in(),
-                                                            problem.taps(), adjacent, kernels.mr, kernels.nr);
-    const PassScratch scratch =
-        grad_weight_scratch(blocks, problem.groups * rows * columns, blocks.in_place(problem.taps()), kernels);
-    plan.algorithm = "direct";
-    plan.tile = std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) + " weights";
-    plan.block = std::to_string(std::min(blocks.block_rows, rows)) + " output channels x " +
-                 std::to_string(std::min(blocks.block_columns, columns)) + " (input channel, tap) pairs, sums of " +
-                 std::to_string(blocks.chunk_pixels) + " pixels, " + std::to_string(blocks.splits) +
-                 (blocks.splits == 1 ? " part" : " parts");
-    plan.tasks = problem.groups * ceil_div(rows, blocks.block_rows) *
-                 ceil_div(std::max<int64_t>(columns, 1), blocks.block_columns) * blocks.splits;
-    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
-    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
-    plan.reason = "GEMM over the pixels of the batch";
-    plan.reason += blocks.splits > 1
-                       ? "; too few weights for all tasks, so the pixels are split and the parts added in order"
-                       : "; enough weights to share out, so every sum is taken in one piece";
 }
 
 }  // namespace
 
 PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads) {
     PassPlan plan;
-    const bool is_float = problem.dtype == DType::float32;
     const auto elements = [](const std::array<int64_t, 4>& s) { return s[0] * s[1] * s[2] * s[3]; };
-    const int64_t x = elements(problem.input_shape()), y = elements(problem.output_shape());
+    plan.pass = pass_names[static_cast<int>(pass)];
     plan.isa = kernels.name;
     plan.flops = problem.flops();
-    plan.bytes = item_size(problem.dtype) * (x + y + elements(problem.weight_shape()));
-    if (pass == ConvPass::grad_bias) {
-        plan.pass = "grad_bias";
-        plan.algorithm = "sum";
-        plan.tile = "8 partial sums in float64";
-        plan.block = "1 channel";
-        plan.tasks = problem.out_channels;
-        plan.flops = y;
-        plan.threads = std::min<int64_t>({parallel_width(8 * y), threads, plan.tasks});
-        plan.bytes = item_size(problem.dtype) * y;
-        plan.reason = "bound by memory";
-    } else if (pass == ConvPass::grad_weight) {
-        plan.pass = "grad_weight";
-        if (is_float)
-            describe_grad_weight(plan, problem, kernels.f32, threads);
-        else
-            describe_grad_weight(plan, problem, kernels.f64, threads);
-    } else {
-        const bool forward = pass == ConvPass::forward;
-        plan.pass = forward ? "forward" : "grad_input";
-        if (is_float)
-            describe_gemm(plan, problem, forward, kernels.f32, threads);
-        else
-            describe_gemm(plan, problem, forward, kernels.f64, threads);
-    }
+    plan.bytes = item_size(problem.dtype) * (elements(problem.input_shape()) + elements(problem.output_shape()) +
+                                             elements(problem.weight_shape()));
+    if (problem.dtype == DType::float32)
+        describe(plan, problem, pass, kernels.f32, threads);
+    else
+        describe(plan, problem, pass, kernels.f64, threads);
     return plan;
 }
 

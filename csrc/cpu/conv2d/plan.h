@@ -1,5 +1,6 @@
 // What a convolution pass will do, decided before it runs: algorithm, tile and block sizes, scratch, and the reason.
-// A plan is a value; all heuristics live in plan.cpp.
+// A plan is a value; all heuristics live in plan*.cpp: the choice of the method in plan.cpp, the rest in one file a
+// method.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,15 @@
 namespace convx {
 
 enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
+
+// The loop nest that runs a pass.
+enum class ConvMethod {
+    gemm,  // implicit_gemm.cpp, grad_weight.cpp
+    sum,   // grad_bias.cpp
+};
+
+// Depends on nothing but the problem of one image: never on the batch, the threads or the strides of arrays.
+ConvMethod choose_method(const ConvProblem& problem, ConvPass pass);
 
 // Scratch for one call of a pass: shared by all workers, and for each of them.
 struct PassScratch {
@@ -58,6 +68,12 @@ PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights,
 // Below this many flops (about 50 us on one core) an operation stays on the calling thread.
 constexpr int64_t parallel_flops = 4'000'000;
 inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1 << 16; }
+
+// What the method would do, without algorithm-independent fields (plan_conv fills those).
+template <class T>
+void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels, int threads);
+template <class T>
+void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
 
 PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads);
 

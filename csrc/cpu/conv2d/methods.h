@@ -1,0 +1,20 @@
+// The loop nests behind conv2d.h, one set of functions a method; choose_method (plan.h) says which runs.
+#pragma once
+
+#include "common/problem.h"
+#include "cpu/kernels.h"
+
+namespace convx {
+
+// gemm: any problem.
+template <class T>
+void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                  TensorView<const T> bias, TensorView<T> output);
+template <class T>
+void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                     TensorView<T> grad_input);
+template <class T>
+void gemm_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
+                      TensorView<T> grad_weight);
+
+}  // namespace convx
