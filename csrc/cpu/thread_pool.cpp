@@ -4,6 +4,11 @@
 //  - One 64-bit word, the ticket, holds a job's width and the number of its unclaimed tasks. A claim is one
 //    compare-exchange that takes 1 off; at 0 the ticket is closed. A claim that succeeds is a claim of the job that is
 //    live at that instant, however late the thread that makes it: a stale claim cannot exist.
+//  - Which task a claim gets: tasks are dealt out in equal, contiguous shares, one a worker; a worker takes the tasks
+//  of
+//    its own share, then those that others left. Neighbouring tasks touch the same cache lines, and the same worker
+//    gets the same tasks when an operation follows another: with one queue for all, 4 threads ran convolutions 10 to 20
+//    % slower, each pulling lines out of the others' L2.
 //  - A claim holds its job open. The fields of Job are written only while nothing is claimed, read only under a claim.
 //  - The caller waits for claimed tasks only: a worker that sleeps, or that the system has descheduled, delays nobody.
 //  - Nothing here is destroyed or joined, and no lock is held: the process may exit or fork at any moment. A forked
@@ -19,6 +24,7 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -171,6 +177,7 @@ struct Job {
     detail::TaskFunction function = nullptr;
     const void* body = nullptr;
     int64_t tasks = 0;
+    int width = 1;
     std::fenv_t environment{};
     std::exception_ptr error;  // written by the one that sets failed
 };
@@ -188,6 +195,7 @@ private:
     int grow(int width);
     void serve(int worker);
     void claim_and_run(int worker);
+    int64_t take_task(int worker);
 
     // One cache line each: the ticket is hammered while a job runs, the count is touched once per thread and job.
     alignas(64) std::atomic<uint64_t> ticket_{0};
@@ -196,6 +204,11 @@ private:
     alignas(64) Event finished_;
     alignas(64) Job job_;
     std::atomic<bool> failed_{false};
+    struct alignas(64) Share {
+        std::atomic<int64_t> next;
+    };
+    std::unique_ptr<Share[]> shares_;  // one for each worker: its tasks lie from next to the start of the next share
+    int shares_size_ = 0;
     int workers_ = 0;  // threads started; their ids are 1 to workers_
 };
 
@@ -220,6 +233,16 @@ void Pool::serve(int worker) {
     }
 }
 
+// Every claim has a task: a share that was seen empty stays empty, and there were as many claims to give as tasks.
+int64_t Pool::take_task(int worker) {
+    for (int share = worker;; share = share + 1 < job_.width ? share + 1 : 0) {
+        const int64_t end = job_.tasks * (share + 1) / job_.width;
+        if (shares_[share].next.load(std::memory_order_relaxed) >= end) continue;
+        const int64_t task = shares_[share].next.fetch_add(1, std::memory_order_relaxed);
+        if (task < end) return task;
+    }
+}
+
 void Pool::claim_and_run(int worker) {
     int64_t done = 0;
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
@@ -227,7 +250,7 @@ void Pool::claim_and_run(int worker) {
         if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) continue;
         if (done == 0 && worker != 0) std::fesetenv(&job_.environment);
         try {
-            job_.function(job_.body, job_.tasks - static_cast<int64_t>(ticket & unclaimed_mask), worker);
+            job_.function(job_.body, take_task(worker), worker);
         } catch (...) {
             if (!failed_.exchange(true)) job_.error = std::current_exception();
             done += static_cast<int64_t>(ticket_.exchange(0) & unclaimed_mask);  // the tasks that are skipped
@@ -240,9 +263,16 @@ void Pool::claim_and_run(int worker) {
 
 void Pool::run(int64_t tasks, int width, detail::TaskFunction function, const void* body) {
     width = grow(width);
+    if (width > shares_size_) {
+        shares_.reset(new Share[width]);
+        shares_size_ = width;
+    }
     job_.function = function;
     job_.body = body;
     job_.tasks = tasks;
+    job_.width = width;
+    for (int share = 0; share < width; ++share)
+        shares_[share].next.store(tasks * share / width, std::memory_order_relaxed);
     std::fegetenv(&job_.environment);
     failed_.store(false, std::memory_order_relaxed);
     unfinished_.store(tasks, std::memory_order_relaxed);

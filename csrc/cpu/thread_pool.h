@@ -28,9 +28,10 @@ int cgroup_cpus(const std::string& root);
 
 // Runs body(task, worker) for every task in [0, tasks) and returns when all are done. Worker ids lie in [0, width),
 // width = min(num_threads(), max_width); no two threads use one id at the same time, and the caller takes part as 0.
-// Tasks are claimed one by one, in ascending order. The first exception thrown by a body is rethrown here; tasks that
-// nobody had claimed by then are skipped. One call at a time has the pool: a call that finds it taken, by another
-// thread or because it is nested in a body, runs all its tasks itself, in order, as worker 0.
+// Worker i of w starts with task i * tasks / w and goes upward; who is done helps the others. The first exception
+// thrown by a body is rethrown here; tasks that nobody had claimed by then are skipped. One call at a time has the
+// pool: a call that finds it taken, by another thread or because it is nested in a body, runs all its tasks itself, in
+// order, as worker 0.
 //
 // Costs, 4 threads on 4 virtual Zen 3 CPUs: an empty job 0.5 us, a claim 0.04 us. A ReLU of 1 MiB, 32 us on one thread,
 // takes 12 us in 16 tasks when job follows job, 16 us after a pause of 20 us, and 45 us once the workers sleep; 200 us

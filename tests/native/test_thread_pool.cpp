@@ -73,9 +73,12 @@ void test_every_task_once_and_workers_exclusive() {
                     CHECK_SHOW(worker >= 0 && worker < width, "worker %d of %d", worker, width);
                     const auto w = static_cast<size_t>(worker);
                     CHECK_SHOW(!inside[w].exchange(true), "worker %d is used twice", worker);
-                    CHECK_SHOW(last[w] < task, "worker %d: %ld after %ld", worker, static_cast<long>(task),
-                               static_cast<long>(last[w]));
-                    last[w] = task;
+                    // Upward from the worker's own share, round to the shares before it.
+                    const int64_t dealt = std::min<int64_t>(width, tasks);
+                    const int64_t place = (task - worker * tasks / dealt + tasks) % tasks;
+                    CHECK_SHOW(last[w] < place, "worker %d: task %ld in place %ld after %ld", worker,
+                               static_cast<long>(task), static_cast<long>(place), static_cast<long>(last[w]));
+                    last[w] = place;
                     ++runs[static_cast<size_t>(task)];
                     inside[w].store(false);
                 });
@@ -132,7 +135,7 @@ void test_exceptions() {
         }
         CHECK_SHOW(caught == "task " + std::to_string(bad), "caught '%s'", caught.c_str());
         const int64_t after = runs.load();
-        CHECK_SHOW(after > bad && after <= tasks, "%ld tasks ran", static_cast<long>(after));
+        CHECK_SHOW(after >= 1 && after <= tasks, "%ld tasks ran", static_cast<long>(after));
 
         bool thrown = false;
         try {
