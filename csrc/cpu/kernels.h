@@ -13,11 +13,11 @@ namespace convx {
 template <class T>
 struct TileOutput {
     T* c;
-    int64_t row_stride;    // elements between rows; columns are adjacent
-    bool accumulate;       // add to what is there (a later part of the reduction)
-    const T* row_bias;     // one value per row, or null
-    const T* column_bias;  // one value per column, or null
-    bool relu;
+    int64_t row_stride;              // elements between rows; columns are adjacent
+    bool accumulate;                 // add to what is there (a later part of the reduction)
+    const T* row_bias = nullptr;     // one value per row, or null
+    const T* column_bias = nullptr;  // one value per column, or null
+    bool relu = false;
 };
 
 // `count` lanes of a panel, from `lane` on, are read from offset, offset + step, offset + 2 * step, ...
@@ -35,6 +35,12 @@ struct KernelSet {
 
     // One tile: sum over d < depth of a[d * mr + i] * b[d * nr + j], for i < rows <= mr, j < columns <= nr.
     void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const TileOutput<T>& out);
+
+    // One tile of dot products: sum over d < depth of a[i][d] * b[j][d], for i < rows <= dot_rows, j < columns <=
+    // dot_columns; `out` without bias and ReLU.
+    int dot_rows, dot_columns;
+    void (*dot_tile)(int rows, int columns, int64_t depth, const T* const* a, const T* const* b,
+                     const TileOutput<T>& out);
 
     // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get
     // `pad`.

@@ -2,9 +2,14 @@
 //
 //   grad_weight[k, (c, r, s)] = sum over n, p, q of grad_output[n, k, p, q] * input[n, c, h(r, p), w(s, q)]
 //
-// A task owns a block of rows (k), a block of columns (c, r, s) and a contiguous part of the pixels; chunk by chunk it
-// packs both operands with pixels outermost and adds the product to its own partial sums. Where rows and columns give
-// too few tasks the pixels are split; the parts are added in order at the end. The cuts follow from the problem alone.
+// Pixels are the fastest axis of both operands in NCHW, so the tile is one of dot products, with vectors over pixels
+// (dot_tile.inl.h): a 1x1 convolution reads both arrays in place, other columns are staged as lines of pixels, and
+// nothing is transposed. Against packing both operands for the tile of gemm_tile.inl.h, which took 20 to 25 % of the
+// time, 1x1 layers gain 5 to 15 %.
+//
+// A task owns a block of rows (k), a block of columns (c, r, s) and a contiguous part of the pixels, chunk by chunk.
+// Where rows and columns give too few tasks the pixels are split; the parts are added in order at the end. The cuts
+// follow from the problem alone.
 #include <cmath>
 
 #include "common/rounding.h"
@@ -26,15 +31,18 @@ Strides strides_of(const std::array<int64_t, 4>& stride) { return {stride[0], st
 // What one worker works with.
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const GradWeightBlocks& blocks, const KernelSet<T>& kernels)
-        : rows(parts.take<T>(round_up(blocks.block_rows, kernels.mr) * blocks.chunk_pixels)),
-          columns(parts.take<T>(round_up(blocks.block_columns, kernels.nr) * blocks.chunk_pixels)),
-          stage(parts.take<T>(blocks.block_columns * blocks.chunk_pixels)),
-          runs(parts.take<LaneRun>(blocks.chunk_pixels)), bytes(parts.bytes()) {}
-    T* rows;        // grad_output: [panel][pixel][mr]
-    T* columns;     // input: [panel][pixel][nr]
-    T* stage;       // input before its transpose: [column][pixel]
-    LaneRun* runs;  // what a tap reads
+    Scratch(ScratchParts parts, const GradWeightBlocks& blocks)
+        : rows(parts.take<T>(blocks.block_rows * blocks.stage_stride)),
+          columns(parts.take<T>(blocks.stage_columns * blocks.stage_stride)),
+          row_start(parts.take<const T*>(blocks.block_rows)), column_start(parts.take<const T*>(blocks.stage_columns)),
+          runs(parts.take<LaneRun>(blocks.chunk_pixels)), pad(parts.take<T>(blocks.stage_columns)),
+          bytes(parts.bytes()) {}
+    T* rows;                 // grad_output: [row][pixel], where it is not read in place
+    T* columns;              // input: [column][pixel], where it is not read in place
+    const T** row_start;     // where the pixels of a row stand
+    const T** column_start;  // and those of a column
+    LaneRun* runs;           // what a tap reads
+    T* pad;                  // the channels of a pixel outside
     int64_t bytes;
 };
 
@@ -46,13 +54,8 @@ public:
         : problem_(problem), kernels_(kernels), h_(forward_table(problem.h)), w_(forward_table(problem.w)),
           grad_(grad_output.data), grad_stride_(strides_of(grad_output.stride)), input_(input.data),
           input_stride_(strides_of(input.stride)), border_(border_of(problem, h_, w_)), rows_(problem.group_out()),
-          taps_(problem.taps()), columns_(problem.group_in() * taps_), pixels_(problem.batch * problem.out_pixels()),
-          step_(w_.step * input_stride_.w), adjacent_(input_stride_.c == 1 && step_ != 1 ? Adjacent::channels
-                                                      : step_ == 1                       ? Adjacent::pixels
-                                                                                         : Adjacent::neither),
-          blocks_(plan_grad_weight_blocks(pixels_, problem.groups, rows_, problem.group_in(), taps_, adjacent_,
-                                          kernels.mr, kernels.nr)),
-          pad_(static_cast<T>(border_.value)) {}
+          taps_(problem.taps()), columns_(problem.group_in() * taps_), step_(w_.step * input_stride_.w),
+          blocks_(plan_grad_weight_blocks(problem, kernels)), pad_(static_cast<T>(border_.value)) {}
 
     const Border& border() const { return border_; }
 
@@ -61,14 +64,14 @@ public:
         const int64_t column_blocks = ceil_div(columns_, blocks_.block_columns);
         const int64_t tasks = problem_.groups * row_blocks * column_blocks * blocks_.splits;
         const int width = static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), tasks}));
-        // One part with the columns in weight order needs no partial sums: the tiles go to grad_weight itself.
-        const bool direct = blocks_.in_place(taps_);
         const int64_t part = problem_.groups * rows_ * columns_;
-        const PassScratch scratch = grad_weight_scratch(blocks_, part, direct, kernels_);
+        const PassScratch scratch = grad_weight_scratch<T>(blocks_, part);
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
-        T* partial = direct ? grad_weight : static_cast<T*>(workspace.data());
+        // One part needs no partial sums: the tiles go to grad_weight itself.
+        T* partial = blocks_.splits == 1 ? grad_weight : static_cast<T*>(workspace.data());
         char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
 
+        // Neighbouring tasks, which one worker runs, share their pixels.
         parallel_for(tasks, width, [&](int64_t task, int worker) {
             const int64_t row_block = task % row_blocks;
             const int64_t column_block = task / row_blocks % column_blocks;
@@ -77,161 +80,151 @@ public:
             run_task(group, row_block * blocks_.block_rows, column_block * blocks_.block_columns, split,
                      partial + split * part + group * rows_ * columns_, workers + worker * scratch.worker_bytes);
         });
-        if (!direct) add_parts(partial, grad_weight, part);
+        if (blocks_.splits > 1) add_parts(partial, grad_weight, part);
     }
 
 private:
     void run_task(int64_t group, int64_t first_row, int64_t first_column, int64_t split, T* partial, char* memory) {
-        const Scratch<T> scratch(ScratchParts(memory), blocks_, kernels_);
+        const Scratch<T> scratch(ScratchParts(memory), blocks_);
+        std::fill(scratch.pad, scratch.pad + blocks_.stage_columns, pad_);
         const int64_t rows = std::min(blocks_.block_rows, rows_ - first_row);
-        const int64_t columns = std::min(blocks_.block_columns, columns_ - first_column);
-        const int64_t chunks = ceil_div(pixels_, blocks_.chunk_pixels);
-        const int64_t first_chunk = split * chunks / blocks_.splits;
-        const int64_t last_chunk = (split + 1) * chunks / blocks_.splits;
+        const int64_t stop_column = std::min(first_column + blocks_.block_columns, columns_);
+        const int64_t first_chunk = split * blocks_.chunks / blocks_.splits;
+        const int64_t last_chunk = (split + 1) * blocks_.chunks / blocks_.splits;
         for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-            const int64_t first_pixel = chunk * blocks_.chunk_pixels;
-            const int64_t depth = std::min(blocks_.chunk_pixels, pixels_ - first_pixel);
-            pack_rows(group, first_row, rows, first_pixel, depth, scratch);
-            if (blocks_.tap_major)
-                pack_columns_tap_major(group, first_column, columns, first_pixel, depth, scratch);
-            else
-                pack_columns(group, first_column, columns, first_pixel, depth, scratch);
-            for (int64_t j = 0; j < columns; j += kernels_.nr)
-                for (int64_t i = 0; i < rows; i += kernels_.mr)
-                    kernels_.gemm_tile(static_cast<int>(std::min<int64_t>(kernels_.mr, rows - i)),
-                                       static_cast<int>(std::min<int64_t>(kernels_.nr, columns - j)), depth,
-                                       scratch.rows + i * depth, scratch.columns + j * depth,
-                                       {partial + (first_row + i) * columns_ + first_column + j, columns_,
-                                        chunk > first_chunk, nullptr, nullptr, false});
+            const PixelChunk pixels = blocks_.chunk(chunk);
+            find_rows(group * rows_ + first_row, rows, pixels, scratch);
+            for (int64_t column = first_column; column < stop_column; column += blocks_.stage_columns) {
+                const int64_t columns = std::min(blocks_.stage_columns, stop_column - column);
+                find_columns(group, column, columns, pixels, scratch);
+                multiply(rows, columns, pixels.count, scratch, partial + first_row * columns_ + column,
+                         chunk > first_chunk);
+            }
         }
     }
 
-    // grad_output, pixels outermost: a transpose where pixels are adjacent in memory, copies where channels are.
-    void pack_rows(int64_t group, int64_t first_row, int64_t rows, int64_t first_pixel, int64_t depth,
-                   const Scratch<T>& scratch) {
+    // Two tiles of columns (16 KiB) stay in L1 while `pass_rows` rows come by out of L2.
+    void multiply(int64_t rows, int64_t columns, int64_t depth, const Scratch<T>& scratch, T* sums, bool accumulate) {
+        const int64_t mr = kernels_.dot_rows, nr = kernels_.dot_columns;
+        const int64_t pass = blocks_.pass_rows;
+        for (int64_t first_row = 0; first_row < rows; first_row += pass)
+            for (int64_t first = 0; first < columns; first += 2 * nr)
+                for (int64_t i = first_row; i < std::min(first_row + pass, rows); i += mr)
+                    for (int64_t j = first; j < std::min(first + 2 * nr, columns); j += nr)
+                        kernels_.dot_tile(static_cast<int>(std::min(mr, rows - i)),
+                                          static_cast<int>(std::min(nr, columns - j)), depth, scratch.row_start + i,
+                                          scratch.column_start + j, {sums + i * columns_ + j, columns_, accumulate});
+    }
+
+    // Reading rows in place pays unless they all fall into few sets of the cache.
+    static bool spreads(int64_t stride) { return stride * static_cast<int64_t>(sizeof(T)) % 2048 != 0; }
+
+    void find_rows(int64_t channel, int64_t rows, const PixelChunk& pixels, const Scratch<T>& scratch) {
+        const T* source = grad_ + channel * grad_stride_.c;
         const bool flat = grad_stride_.h == w_.positions * grad_stride_.w;
         const int64_t segment_rows = flat ? 1 : h_.positions;
         const int64_t segment_columns = flat ? h_.positions * w_.positions : w_.positions;
-        for_each_segment(segment_rows, segment_columns, first_pixel, depth, [&](const PixelSegment& segment) {
-            const T* source = grad_ + segment.n * grad_stride_.n + (group * rows_ + first_row) * grad_stride_.c +
-                              segment.i * grad_stride_.h + segment.j * grad_stride_.w;
-            for (int64_t i = 0; i < rows; i += kernels_.mr) {
-                const int count = static_cast<int>(std::min<int64_t>(kernels_.mr, rows - i));
-                T* dst = scratch.rows + i * depth + segment.lane * kernels_.mr;
-                if (grad_stride_.w == 1) {
-                    const T* row[64];
-                    for (int k = 0; k < count; ++k) row[k] = source + (i + k) * grad_stride_.c;
-                    kernels_.pack_transposed(dst, kernels_.mr, row, count, segment.count);
-                } else {
-                    const LaneRun run{0, count, i * grad_stride_.c};
-                    kernels_.pack_lanes(dst, kernels_.mr, source, grad_stride_.w, segment.count, &run, 1, count,
-                                        grad_stride_.c, T(0));
-                }
+        bool in_place = false;
+        for_each_segment(segment_rows, segment_columns, pixels.first, pixels.count, [&](const PixelSegment& segment) {
+            const T* from =
+                source + segment.n * grad_stride_.n + segment.i * grad_stride_.h + segment.j * grad_stride_.w;
+            in_place = segment.count == pixels.count && grad_stride_.w == 1 && spreads(grad_stride_.c);
+            if (in_place) {
+                for (int64_t row = 0; row < rows; ++row) scratch.row_start[row] = from + row * grad_stride_.c;
+            } else {
+                stage_line(scratch.rows + segment.lane, blocks_.stage_stride, from, grad_stride_.w, grad_stride_.c,
+                           segment.count, rows);
             }
         });
+        if (!in_place)
+            for (int64_t row = 0; row < rows; ++row) scratch.row_start[row] = scratch.rows + row * blocks_.stage_stride;
     }
 
-    const T* input_at(int64_t group, int64_t channel) const {
-        return input_ + (group * problem_.group_in() + channel) * input_stride_.c;
-    }
-
-    // Columns in weight order: gather each as a row of pixels, then transpose panel by panel.
-    void pack_columns(int64_t group, int64_t first_column, int64_t columns, int64_t first_pixel, int64_t depth,
+    // Columns in the order of the weights: (channel, tap).
+    void find_columns(int64_t group, int64_t first_column, int64_t columns, const PixelChunk& pixels,
                       const Scratch<T>& scratch) {
         for (int64_t tap = 0; tap < taps_; ++tap) {
             // The channels whose column c * taps + tap lies in this block.
             const int64_t begin = ceil_div(std::max<int64_t>(first_column - tap, 0), taps_);
             const int64_t end = ceil_div(std::max<int64_t>(first_column + columns - tap, 0), taps_);
             if (begin >= end) continue;
-            const int run_count = find_runs(tap, first_pixel, depth, scratch);
-            kernels_.pack_lanes(scratch.stage + (begin * taps_ + tap - first_column) * depth, taps_ * depth,
-                                input_at(group, begin), input_stride_.c, end - begin, scratch.runs, run_count,
-                                static_cast<int>(depth), step_, pad_);
-        }
-        for (int64_t j = 0; j < columns; j += kernels_.nr) {
-            const int count = static_cast<int>(std::min<int64_t>(kernels_.nr, columns - j));
-            const T* row[64];
-            for (int i = 0; i < count; ++i) row[i] = scratch.stage + (j + i) * depth;
-            kernels_.pack_transposed(scratch.columns + j * depth, kernels_.nr, row, count, depth);
-        }
-    }
-
-    // Columns tap by tap: copies where channels are adjacent in memory, a transpose of every run where pixels are.
-    void pack_columns_tap_major(int64_t group, int64_t first_column, int64_t columns, int64_t first_pixel,
-                                int64_t depth, const Scratch<T>& scratch) {
-        const int64_t channels = problem_.group_in();
-        const int64_t nr = kernels_.nr;
-        for (int64_t tap = first_column / channels; tap * channels < first_column + columns; ++tap) {
-            const int run_count = find_runs(tap, first_pixel, depth, scratch);
-            int64_t column = std::max(first_column, tap * channels);
-            const int64_t stop = std::min(first_column + columns, (tap + 1) * channels);
-            while (column < stop) {
-                const int64_t j = column - first_column;
-                const int count = static_cast<int>(std::min(nr - j % nr, stop - column));
-                T* dst = scratch.columns + j / nr * nr * depth + j % nr;
-                const T* source = input_at(group, column - tap * channels);
-                pack_runs(dst, source, run_count, depth, count, scratch.runs);
-                column += count;
+            int run_count = 0;
+            for_each_segment(h_.positions, w_.positions, pixels.first, pixels.count, [&](const PixelSegment& segment) {
+                run_count = append_runs(h_, w_, tap / problem_.w.kernel, tap % problem_.w.kernel, input_stride_,
+                                        segment, scratch.runs, run_count);
+            });
+            const T* source = input_ + (group * problem_.group_in() + begin) * input_stride_.c;
+            const int64_t first = begin * taps_ + tap - first_column;
+            const T** start = scratch.column_start + first;
+            if (reads_in_place(scratch.runs, run_count, pixels.count)) {
+                for (int64_t c = begin; c < end; ++c)
+                    start[(c - begin) * taps_] = source + (c - begin) * input_stride_.c + scratch.runs[0].offset;
+                continue;
             }
+            T* stage = scratch.columns + first * blocks_.stage_stride;
+            for (int64_t c = begin; c < end; ++c)
+                start[(c - begin) * taps_] = stage + (c - begin) * taps_ * blocks_.stage_stride;
+            if (input_stride_.c == 1 && step_ != 1)
+                stage_channels(stage, source, run_count, pixels.count, end - begin, scratch);
+            else
+                kernels_.pack_lanes(stage, taps_ * blocks_.stage_stride, source, input_stride_.c, end - begin,
+                                    scratch.runs, run_count, static_cast<int>(pixels.count), step_, pad_);
         }
     }
 
-    // Pixels outermost, `channels` lanes. As in pack_lanes, runs on one line in memory are packed in one go and the
-    // gaps overwritten.
-    void pack_runs(T* dst, const T* source, int run_count, int64_t depth, int channels, const LaneRun* runs) {
-        const int64_t nr = kernels_.nr;
-        int64_t filled = 0;  // pixels below this one are written
-        const auto pad_until = [&](int64_t pixel) {
-            for (; filled < pixel; ++filled) std::fill_n(dst + filled * nr, channels, pad_);
-        };
-        for (int r = 0; r < run_count;) {
-            const LaneRun& first = runs[r];
-            int last = r;
-            while (last + 1 < run_count &&
-                   runs[last + 1].offset - first.offset == (runs[last + 1].lane - first.lane) * step_)
-                ++last;
-            pack_line(dst + first.lane * nr, source + first.offset, runs[last].lane + runs[last].count - first.lane,
-                      channels);
-            for (; r <= last; ++r) {
-                pad_until(runs[r].lane);
-                filled = runs[r].lane + runs[r].count;
+    // The runs are one line in memory, without gaps.
+    bool reads_in_place(const LaneRun* runs, int run_count, int64_t count) const {
+        if (step_ != 1 || !spreads(input_stride_.c)) return false;
+        int64_t lane = 0;
+        for (int r = 0; r < run_count; ++r) {
+            if (runs[r].lane != lane || runs[r].offset != runs[0].offset + lane) return false;
+            lane += runs[r].count;
+        }
+        return lane == count;
+    }
+
+    // dst[row * dst_stride + i] = source[row * row_step + i * step], for i < count.
+    void stage_line(T* dst, int64_t dst_stride, const T* source, int64_t step, int64_t row_step, int64_t count,
+                    int64_t rows) {
+        if (row_step == 1 && step != 1) {
+            for (int64_t i = 0; i < count; i += 64) {
+                const T* pixel[64];
+                const int64_t n = std::min<int64_t>(64, count - i);
+                for (int64_t p = 0; p < n; ++p) pixel[p] = source + (i + p) * step;
+                kernels_.pack_transposed(dst + i, dst_stride, pixel, static_cast<int>(n), rows);
             }
+            return;
         }
-        pad_until(depth);
+        const LaneRun run{0, static_cast<int32_t>(count), 0};
+        kernels_.pack_lanes(dst, dst_stride, source, row_step, rows, &run, 1, static_cast<int>(count), step, T(0));
     }
 
-    void pack_line(T* dst, const T* source, int64_t pixels, int channels) {
-        if (adjacent_ == Adjacent::channels) {
-            const LaneRun lanes{0, channels, 0};
-            return kernels_.pack_lanes(dst, kernels_.nr, source, step_, pixels, &lanes, 1, channels, 1, pad_);
+    // Channels adjacent in memory: a transpose of what a tap reads, pixels outside being a row of pad values.
+    void stage_channels(T* stage, const T* source, int run_count, int64_t count, int64_t channels,
+                        const Scratch<T>& scratch) {
+        int r = 0;
+        for (int64_t i = 0; i < count; i += 64) {
+            const T* pixel[64];
+            const int64_t n = std::min<int64_t>(64, count - i);
+            for (int64_t p = 0; p < n; ++p) {
+                while (r < run_count && i + p >= scratch.runs[r].lane + scratch.runs[r].count) ++r;
+                const bool inside = r < run_count && i + p >= scratch.runs[r].lane;
+                pixel[p] =
+                    inside ? source + scratch.runs[r].offset + (i + p - scratch.runs[r].lane) * step_ : scratch.pad;
+            }
+            kernels_.pack_transposed(stage + i, taps_ * blocks_.stage_stride, pixel, static_cast<int>(n), channels);
         }
-        const T* row[64];
-        for (int c = 0; c < channels; ++c) row[c] = source + c * input_stride_.c;
-        kernels_.pack_transposed(dst, kernels_.nr, row, channels, pixels);
     }
 
-    int find_runs(int64_t tap, int64_t first_pixel, int64_t depth, const Scratch<T>& scratch) const {
-        int run_count = 0;
-        for_each_segment(h_.positions, w_.positions, first_pixel, depth, [&](const PixelSegment& segment) {
-            run_count = append_runs(h_, w_, tap / problem_.w.kernel, tap % problem_.w.kernel, input_stride_, segment,
-                                    scratch.runs, run_count);
-        });
-        return run_count;
-    }
-
-    // The parts in ascending order of their pixels, and the columns back in weight order.
+    // The parts in ascending order of their pixels.
     void add_parts(const T* partial, T* grad_weight, int64_t part) {
-        const int64_t rows = problem_.groups * rows_, channels = problem_.group_in();
-        parallel_for(rows, parallel_width(64 * part * blocks_.splits), [&](int64_t k, int) {
+        parallel_for(problem_.groups * rows_, parallel_width(4 * part * blocks_.splits), [&](int64_t k, int) {
             T* to = grad_weight + k * columns_;
-            for (int64_t c = 0; c < channels; ++c)
-                for (int64_t tap = 0; tap < taps_; ++tap) {
-                    const int64_t column = blocks_.tap_major ? tap * channels + c : c * taps_ + tap;
-                    const T* from = partial + k * columns_ + column;
-                    T sum = from[0];
-                    for (int64_t split = 1; split < blocks_.splits; ++split) sum += from[split * part];
-                    to[c * taps_ + tap] = sum;
-                }
+            std::copy_n(partial + k * columns_, columns_, to);
+            for (int64_t split = 1; split < blocks_.splits; ++split) {
+                const T* from = partial + split * part + k * columns_;
+                for (int64_t column = 0; column < columns_; ++column) to[column] += from[column];
+            }
         });
     }
 
@@ -243,9 +236,8 @@ private:
     const T* input_;
     const Strides input_stride_;
     const Border border_;
-    const int64_t rows_, taps_, columns_, pixels_;
+    const int64_t rows_, taps_, columns_;
     const int64_t step_;  // input distance of pixels adjacent in a row
-    const Adjacent adjacent_;
     const GradWeightBlocks blocks_;
     const T pad_;
 };
@@ -253,10 +245,9 @@ private:
 }  // namespace
 
 template <class T>
-PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights, bool in_place,
-                                const KernelSet<T>& kernels) {
-    const int64_t partial = in_place ? 0 : blocks.splits * weights * static_cast<int64_t>(sizeof(T));
-    return {cache_lines(partial), Scratch<T>(ScratchParts(), blocks, kernels).bytes};
+PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights) {
+    const int64_t partial = blocks.splits == 1 ? 0 : blocks.splits * weights * static_cast<int64_t>(sizeof(T));
+    return {cache_lines(partial), Scratch<T>(ScratchParts(), blocks).bytes};
 }
 
 template <class T>
@@ -272,8 +263,8 @@ void gemm_grad_weight(const ConvProblem& problem, TensorView<const T> grad_outpu
         plain_grad_weight(problem, grad_output, input, grad_weight);
 }
 
-template PassScratch grad_weight_scratch(const GradWeightBlocks&, int64_t, bool, const KernelSet<float>&);
-template PassScratch grad_weight_scratch(const GradWeightBlocks&, int64_t, bool, const KernelSet<double>&);
+template PassScratch grad_weight_scratch<float>(const GradWeightBlocks&, int64_t);
+template PassScratch grad_weight_scratch<double>(const GradWeightBlocks&, int64_t);
 template void gemm_grad_weight(const ConvProblem&, TensorView<const float>, TensorView<const float>, TensorView<float>);
 template void gemm_grad_weight(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                                TensorView<double>);

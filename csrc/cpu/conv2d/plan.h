@@ -3,6 +3,7 @@
 // method.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/problem.h"
@@ -43,27 +44,38 @@ template <class T>
 PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
                          const KernelSet<T>& kernels);
 
+// Pixels [first, first + count) of the batch, one plane behind the other.
+struct PixelChunk {
+    int64_t first, count;
+};
+
 // Blocks of the weight gradient (grad_weight.cpp).
 struct GradWeightBlocks {
     int64_t block_rows = 1;     // output channels of one task
+    int64_t pass_rows = 1;      // those that stay in L2 while the columns pass by
     int64_t block_columns = 1;  // (input channel, tap) pairs of one task
+    int64_t stage_columns = 1;  // those that are staged at a time
+    int64_t stage_stride = 1;   // elements from one staged line to the next
+    int64_t plane = 1;          // pixels of an image
+    int64_t parts = 1;          // chunks of an image, if it is large
+    int64_t images = 1;         // images of a chunk, if they are small
     int64_t chunk_pixels = 1;   // pixels summed in registers in one go
+    int64_t chunks = 1;         // of the whole batch
+    int64_t pixels = 0;         // of the whole batch
     int64_t splits = 1;         // parts of the pixel sum, added in order at the end
-    bool tap_major = false;     // columns in the order (tap, channel) instead of that of the weights
 
-    // The tiles can be added up in grad_weight itself.
-    bool in_place(int64_t taps) const { return splits == 1 && (!tap_major || taps == 1); }
+    PixelChunk chunk(int64_t index) const {
+        const int64_t first = index / parts * images * plane + index % parts * chunk_pixels;
+        const int64_t stop = parts > 1 ? (index / parts + 1) * plane : pixels;
+        return {first, std::min(chunk_pixels, stop - first)};
+    }
 };
 
-// Which of the input's elements are adjacent in memory, for the passes that care.
-enum class Adjacent { pixels, channels, neither };
-
-GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t rows, int64_t channels, int64_t taps,
-                                         Adjacent adjacent, int mr, int nr);
-// Counted where it is carved up (grad_weight.cpp); `weights` partial sums unless they are taken in place.
 template <class T>
-PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights, bool in_place,
-                                const KernelSet<T>& kernels);
+GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const KernelSet<T>& kernels);
+// Counted where it is carved up (grad_weight.cpp); `weights` partial sums for each split.
+template <class T>
+PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights);
 
 // Below this many flops (about 50 us on one core) an operation stays on the calling thread.
 constexpr int64_t parallel_flops = 4'000'000;

@@ -52,27 +52,41 @@ GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, 
     return blocks;
 }
 
-GradWeightBlocks plan_grad_weight_blocks(int64_t pixels, int64_t groups, int64_t rows, int64_t channels, int64_t taps,
-                                         Adjacent adjacent, int mr, int nr) {
+template <class T>
+GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
     GradWeightBlocks blocks;
-    const int64_t columns = channels * taps;
-    // 96 x 192 partial sums (72 KiB), 128 pixels of both operands (144 KiB) and the stage (96 KiB) share L2.
+    const int64_t rows = problem.group_out(), columns = problem.group_in() * problem.taps();
+    blocks.plane = std::max<int64_t>(problem.out_pixels(), 1);
+    blocks.pixels = problem.batch * problem.out_pixels();
+    // A chunk of an image, or several images: 2 KiB of pixels a line, so that 2 tiles of columns and one of rows share
+    // L1, and the sum across lanes at its end (about 20 cycles a tile) is 5 to 8 % of the tile's 300.
+    const int64_t target = 2048 / static_cast<int64_t>(sizeof(T));
+    blocks.parts = ceil_div(blocks.plane, target);
+    if (blocks.parts > 1) {
+        blocks.chunk_pixels = round_up(ceil_div(blocks.plane, blocks.parts), 16);
+        blocks.parts = ceil_div(blocks.plane, blocks.chunk_pixels);
+        blocks.chunks = problem.batch * blocks.parts;
+    } else {
+        const int64_t most = std::max<int64_t>(target / blocks.plane, 1);
+        blocks.images = ceil_div(problem.batch, ceil_div(problem.batch, most));
+        blocks.chunk_pixels = blocks.images * blocks.plane;
+        blocks.chunks = ceil_div(problem.batch, blocks.images);
+    }
+    blocks.stage_stride = round_up(blocks.chunk_pixels, 16);
+    // In L2 (512 KiB): 96 lines of rows (192 KiB), 64 staged columns (128 KiB) and 96 x 192 partial sums (72 KiB).
+    // Columns that have to be staged are worth more rows, though these then come from L3.
+    const bool staged = problem.taps() > 1 || problem.h.stride > 1 || problem.w.stride > 1;
     const auto even_blocks = [](int64_t size, int64_t most, int64_t width) {
         const int64_t panels = ceil_div(std::max<int64_t>(size, 1), width);
         const int64_t parts = ceil_div(panels * width, most);
         return ceil_div(panels, parts) * width;
     };
-    blocks.block_rows = even_blocks(rows, std::max(192, mr), mr);
-    blocks.block_columns = even_blocks(columns, std::max(192, nr), nr);
-    blocks.chunk_pixels = 128;
-    const int64_t tiles = groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
-    const int64_t chunks = std::max<int64_t>(ceil_div(pixels, blocks.chunk_pixels), 1);
-    blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, chunks);
-    // A panel of tap-major columns reads one tap of adjacent channels: copies where channels are adjacent in memory,
-    // plain transposes where pixels are. That saves staging the input (about 0.1 ns an element) and costs one
-    // permutation of the weights (about 1 ns each).
-    const bool pays = taps == 1 || pixels * ceil_div(rows, blocks.block_rows) >= 10 * rows;
-    blocks.tap_major = adjacent == Adjacent::channels || (adjacent == Adjacent::pixels && pays);
+    blocks.block_rows = even_blocks(rows, staged ? 192 : 96, kernels.dot_rows);
+    blocks.pass_rows = even_blocks(blocks.block_rows, 96, kernels.dot_rows);
+    blocks.block_columns = even_blocks(columns, 192, kernels.dot_columns);
+    blocks.stage_columns = even_blocks(blocks.block_columns, 64, 2 * kernels.dot_columns);
+    const int64_t tiles = problem.groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
+    blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
     return blocks;
 }
 
@@ -120,17 +134,10 @@ void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, con
 template <class T>
 void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads) {
     const int64_t rows = problem.group_out(), columns = problem.group_in() * problem.taps();
-    const int64_t pixels = problem.batch * problem.out_pixels();
-    // Dense arrays in the problem's layout.
-    const Adjacent adjacent = problem.channels_last && problem.in_channels > 1 ? Adjacent::channels
-                              : problem.w.stride == 1                          ? Adjacent::pixels
-                                                                               : Adjacent::neither;
-    const GradWeightBlocks blocks = plan_grad_weight_blocks(pixels, problem.groups, rows, problem.group_in(),
-                                                            problem.taps(), adjacent, kernels.mr, kernels.nr);
-    const PassScratch scratch =
-        grad_weight_scratch(blocks, problem.groups * rows * columns, blocks.in_place(problem.taps()), kernels);
+    const GradWeightBlocks blocks = plan_grad_weight_blocks(problem, kernels);
+    const PassScratch scratch = grad_weight_scratch<T>(blocks, problem.groups * rows * columns);
     plan.algorithm = "direct";
-    plan.tile = std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) + " weights";
+    plan.tile = std::to_string(kernels.dot_rows) + " x " + std::to_string(kernels.dot_columns) + " weights";
     plan.block = std::to_string(std::min(blocks.block_rows, rows)) + " output channels x " +
                  std::to_string(std::min(blocks.block_columns, columns)) + " (input channel, tap) pairs, sums of " +
                  std::to_string(blocks.chunk_pixels) + " pixels, " + std::to_string(blocks.splits) +
@@ -139,12 +146,14 @@ void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const
                  ceil_div(std::max<int64_t>(columns, 1), blocks.block_columns) * blocks.splits;
     plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
     plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
-    plan.reason = "GEMM over the pixels of the batch";
+    plan.reason = "dot products over the pixels of the batch";
     plan.reason += blocks.splits > 1
                        ? "; too few weights for all tasks, so the pixels are split and the parts added in order"
                        : "; enough weights to share out, so every sum is taken in one piece";
 }
 
+template GradWeightBlocks plan_grad_weight_blocks(const ConvProblem&, const KernelSet<float>&);
+template GradWeightBlocks plan_grad_weight_blocks(const ConvProblem&, const KernelSet<double>&);
 template void describe_gemm(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
 template void describe_gemm(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
 template void describe_gemm_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);

@@ -6,6 +6,6 @@
 namespace convx {
 
 extern const Kernels kernels_avx2;
-constexpr Kernels kernels_avx2 = {"avx2", make_kernel_set<float, 6, 2>(), make_kernel_set<double, 6, 2>()};
+constexpr Kernels kernels_avx2 = {"avx2", make_kernel_set<float, 6, 2, 3, 4>(), make_kernel_set<double, 6, 2, 3, 4>()};
 
 }  // namespace convx

@@ -10,7 +10,7 @@
 namespace {
 
 constexpr convx::Kernels make_avx512_kernels(const char* name) {
-    return {name, make_kernel_set<float, 12, 2>(), make_kernel_set<double, 12, 2>()};
+    return {name, make_kernel_set<float, 12, 2, 4, 6>(), make_kernel_set<double, 12, 2, 4, 6>()};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 namespace convx {
 
 extern const Kernels kernels_portable;
-constexpr Kernels kernels_portable = {"portable", make_kernel_set<float, 4, 2>(), make_kernel_set<double, 4, 2>()};
+constexpr Kernels kernels_portable = {"portable", make_kernel_set<float, 4, 2, 2, 2>(),
+                                      make_kernel_set<double, 4, 2, 2, 2>()};
 
 }  // namespace convx

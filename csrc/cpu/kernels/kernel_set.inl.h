@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/dot_tile.inl.h"
 #include "cpu/kernels/gemm_tile.inl.h"
 #include "cpu/kernels/max_pool2d.inl.h"
 #include "cpu/kernels/max_pool2d_backward.inl.h"
@@ -11,13 +12,16 @@
 
 namespace {
 
-template <class T, int mr, int vecs>
+template <class T, int mr, int vecs, int dot_rows, int dot_columns>
 constexpr convx::KernelSet<T> make_kernel_set() {
     convx::KernelSet<T> set{};
     set.lanes = VecOf<T>::lanes;
     set.mr = mr;
     set.nr = vecs * VecOf<T>::lanes;
     set.gemm_tile = gemm_tile<T, mr, vecs>;
+    set.dot_rows = dot_rows;
+    set.dot_columns = dot_columns;
+    set.dot_tile = dot_tile<T, dot_rows, dot_columns>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
     set.fma_rounds = fma_rounds<T>;

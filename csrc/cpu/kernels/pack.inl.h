@@ -28,8 +28,10 @@ template <class T>
 inline void copy_run_step2(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, int count) {
     constexpr int lanes = VecOf<T>::lanes;
     for (int64_t d = 0; d < depth; ++d, dst += dst_stride, src += src_stride) {
-        for (int i = 0; i < count; i += lanes) {
-            const int n = count - i < lanes ? count - i : lanes;
+        int i = 0;
+        for (; i + lanes < count; i += lanes) store(dst + i, even_lanes(load(src + 2 * i), load(src + 2 * i + lanes)));
+        if (i < count) {
+            const int n = count - i;
             const int readable = 2 * n - 1;
             const T* s = src + 2 * i;
             const Vec<T> low = readable >= lanes ? load(s) : load(s, readable);
