@@ -365,10 +365,9 @@ void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, co
     if (gemm.pad != T(0) && (gemm.skips_h() || gemm.skips_w())) return run_plain(gemm);
     Nest<T> nest(gemm, blocks, kernels);
     std::vector<T> bias;
-    if (gemm.bias) {
+    if (gemm.bias && gemm.bias_stride != 1)
         for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) bias.push_back(gemm.bias[row * gemm.bias_stride]);
-        nest.set_bias(bias.data());
-    }
+    nest.set_bias(bias.empty() ? gemm.bias : bias.data());
     if (!nest.run()) run_plain(gemm);
 }
 
