@@ -1,4 +1,5 @@
 #include "bindings/cpu_ops.h"
+#include "bindings/prepared_weight.h"
 #include "cpu/conv2d/conv2d.h"
 
 namespace convx {
@@ -14,8 +15,6 @@ ConvOptions conv_options(const std::string& op, py::handle stride, py::handle pa
     return options;
 }
 
-namespace {
-
 ConvOptions padded_options(const std::string& op, py::handle stride, py::handle padding_option, py::handle dilation,
                            py::handle groups, py::handle mode, py::handle padding_value, py::handle layout,
                            py::handle algorithm) {
@@ -26,6 +25,8 @@ ConvOptions padded_options(const std::string& op, py::handle stride, py::handle 
     return options;
 }
 
+namespace {
+
 int64_t work_of(const ConvProblem& problem) { return problem.flops() / 2 + elements_of(problem); }
 
 }  // namespace
@@ -35,7 +36,8 @@ py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::ha
                     py::handle activation, py::handle layout, py::handle algorithm, py::handle out) {
     static const std::string op = "conv2d";
     const FloatArray x = float_array(op, "input", input);
-    const FloatArray w = float_array(op, "weight", weight);
+    const PreparedWeight* const prepared = prepared_weight(weight);
+    const FloatArray w = prepared ? prepared->weight() : float_array(op, "weight", weight);
     std::optional<FloatArray> b;
     if (!bias.is_none()) b = float_array(op, "bias", bias);
     ConvOptions options =
@@ -59,8 +61,13 @@ py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::ha
         const auto weight_view = plain_view<const T>(w.array);
         const auto bias_or_none = b ? vector_view<const T>(b->array) : TensorView<const T>{};
         const auto output_view = image_view<T>(y, problem.channels_last);
-        without_gil(work_of(problem),
-                    [&] { conv2d_forward<T>(problem, input_view, weight_view, bias_or_none, output_view); });
+        without_gil(work_of(problem), [&] {
+            if (prepared)
+                conv2d_forward_packed<T>(problem, input_view, weight_view, bias_or_none, output_view,
+                                         prepared->packed<T>());
+            else
+                conv2d_forward<T>(problem, input_view, weight_view, bias_or_none, output_view);
+        });
     });
     return y;
 }

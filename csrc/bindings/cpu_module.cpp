@@ -6,6 +6,7 @@
 
 #include "bindings/cpu_ops.h"
 #include "bindings/fast_call.h"
+#include "bindings/prepared_weight.h"
 #include "cpu/cpuid.h"
 #include "cpu/registry.h"
 #include "cpu/roofline.h"
@@ -98,9 +99,11 @@ PYBIND11_MODULE(_cpu, module) {
         convx::FastCall<&convx::max_pool2d_backward_op>::named("max_pool2d_backward"),
         convx::FastCall<&convx::conv2d_relu_max_pool2d_op>::named("conv2d_relu_max_pool2d"),
         convx::FastCall<&convx::conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
+        convx::FastCall<&convx::prepare_weight_op>::named("prepare_weight"),
         {nullptr, nullptr, 0, nullptr},
     };
     convx::add_functions(module, operations);
+    convx::register_prepared_weight(module);
     module.def("explain", &convx::explain_op);
     module.def("get_num_threads", &convx::num_threads);
     module.def("set_num_threads", &set_num_threads);
