@@ -269,6 +269,10 @@ SHAPE_ERRORS = {
         max_pool2d_backward(input_shape=(6, 7)),
         "max_pool2d_backward: input_shape has 2 dimensions, expected 4 or 3 (unbatched)",
     ),
+    "pool input_shape of 65 axes": (
+        max_pool2d_backward(input_shape=(1,) * 65),
+        "max_pool2d_backward: input_shape has 65 dimensions, expected at most 64",
+    ),
     "pool input_shape negative": (
         max_pool2d_backward(input_shape=(2, 8, -6, 7)),
         "max_pool2d_backward: input_shape is (2, 8, -6, 7), expected sizes >= 0",
@@ -642,6 +646,22 @@ def test_out_that_cannot_be_written(name):
     with pytest.raises(ShapeError) as caught:
         call()
     assert str(caught.value) == message
+
+
+def test_a_list_that_shrinks_while_it_is_read():
+    class Clears:
+        def __index__(self):
+            stride.clear()
+            return 1
+
+    stride = [Clears(), 1]
+    with pytest.raises(IndexError):
+        convx.conv2d(x, w, stride=stride)
+
+
+def test_compiled_functions_count_their_arguments():
+    with pytest.raises(TypeError, match=r"^expected 2 arguments, got 1$"):
+        convx._cpu.relu(x)
 
 
 def test_interleaved_memory_is_no_overlap():

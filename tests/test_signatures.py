@@ -38,8 +38,24 @@ def test_operation(module, name):
     assert signature_of(getattr(module, name)) == SIGNATURES[name]
 
 
+def test_prepare_weight_takes_what_conv2d_takes():
+    assert signature_of(convx.prepare_weight) == (
+        "(weight, input_shape, stride=1, padding=0, dilation=1, groups=1, *, padding_mode='zeros', padding_value=0.0, "
+        "layout='NCHW', algorithm='auto')"
+    )
+
+
 def test_the_package_offers_what_it_promises():
-    expected = {*SIGNATURES, "explain", "get_num_threads", "set_num_threads", "threads", "show_config", "ShapeError"}
+    expected = {
+        *SIGNATURES,
+        "prepare_weight",
+        "explain",
+        "get_num_threads",
+        "set_num_threads",
+        "threads",
+        "show_config",
+        "ShapeError",
+    }
     assert expected <= set(convx.__all__)
     for name in convx.__all__:
         assert hasattr(convx, name), name

@@ -2,24 +2,37 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 namespace convx {
 
 namespace {
 
-bool is_sequence(py::handle object) { return py::isinstance<py::tuple>(object) || py::isinstance<py::list>(object); }
-
-[[noreturn]] void wrong_type(const std::string& op, const char* name, py::handle object, const std::string& expected) {
-    throw TypeError(op + ": " + name + " is " + type_text(object) + ", expected " + expected);
+bool is_sequence(py::handle object) { return PyTuple_Check(object.ptr()) || PyList_Check(object.ptr()); }
+size_t length(py::handle sequence) { return static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr())); }
+// Owned and checked: a list may change while one of its items is asked for its value.
+py::object item(py::handle sequence, size_t i) {
+    PyObject* found = PySequence_GetItem(sequence.ptr(), static_cast<py::ssize_t>(i));
+    if (!found) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(found);
 }
 
-[[noreturn]] void wrong_value(const std::string& op, const char* name, py::handle object, const std::string& expected) {
-    throw ShapeError(op + ": " + name + " is " + py::repr(object).cast<std::string>() + ", expected " + expected);
+bool is_text(py::handle object) { return PyUnicode_Check(object.ptr()); }
+bool is_word(py::handle text, const char* word) { return PyUnicode_CompareWithASCIIString(text.ptr(), word) == 0; }
+
+[[noreturn]] void wrong_type(const std::string& op, ArgumentName name, py::handle object, const std::string& expected) {
+    throw TypeError(op + ": " + name.text() + " is " + type_text(object) + ", expected " + expected);
+}
+
+[[noreturn]] void wrong_value(const std::string& op, ArgumentName name, py::handle object,
+                              const std::string& expected) {
+    throw ShapeError(op + ": " + name.text() + " is " + py::repr(object).cast<std::string>() + ", expected " +
+                     expected);
 }
 
 bool is_integer(py::handle object) { return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr()); }
 
-int64_t to_int64(const std::string& op, const char* name, py::handle object) {
+int64_t to_int64(const std::string& op, ArgumentName name, py::handle object) {
     const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
     if (!index) throw py::error_already_set();
     int overflow = 0;
@@ -54,6 +67,20 @@ bool is_addressable(const py::array& array) {
     return true;
 }
 
+// The bytes between the lowest and the highest element; none of an empty array.
+struct Extent {
+    explicit Extent(const py::array& array) : begin(reinterpret_cast<uintptr_t>(array.data())), end(begin) {
+        if (array.size() == 0) return;
+        for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+            const py::ssize_t last = (array.shape(axis) - 1) * array.strides(axis);
+            (last < 0 ? begin : end) += static_cast<uintptr_t>(last);
+        }
+        end += static_cast<uintptr_t>(array.itemsize());
+    }
+    bool touches(const Extent& other) const { return begin < other.end && other.begin < end; }
+    uintptr_t begin, end;
+};
+
 // Two indices of one array at the same address. Sufficient for every view that slicing and transposing can make: each
 // axis steps over everything that the smaller axes span.
 bool may_overlap_itself(const py::array& array) {
@@ -82,7 +109,7 @@ std::string type_text(py::handle object) {
     return (std::string("aeiouAEIOU").find(full[0]) == std::string::npos ? "a " : "an ") + full;
 }
 
-std::vector<int64_t> shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
 
 FloatArray float_array(const std::string& op, const char* name, py::handle object) {
     py::array array = numpy_array(op, name, object);
@@ -91,8 +118,7 @@ FloatArray float_array(const std::string& op, const char* name, py::handle objec
     return {array, {name, dtype, shape_of(array)}};
 }
 
-FloatArray output_array(const std::string& op, py::handle object, const ArrayInfo& like,
-                        const std::vector<int64_t>& shape) {
+FloatArray output_array(const std::string& op, py::handle object, const ArrayInfo& like, const Shape& shape) {
     const py::array array = numpy_array(op, "out", object);
     FloatArray out{array, {"out", float_dtype(op, "out", array), shape_of(array)}};
     check_dtype(op, out.info, like);
@@ -106,12 +132,11 @@ FloatArray output_array(const std::string& op, py::handle object, const ArrayInf
 }
 
 void check_no_overlap(const std::string& op, const py::array& out, const FloatArray& input, bool in_place_legal) {
-    const py::module_ numpy = py::module_::import("numpy");
-    if (!numpy.attr("may_share_memory")(out, input.array).cast<bool>()) return;
+    if (!Extent(out).touches(Extent(input.array))) return;
     if (in_place_legal && out.data() == input.array.data() &&
         std::equal(out.strides(), out.strides() + out.ndim(), input.array.strides()))
         return;
-    if (numpy.attr("shares_memory")(out, input.array).cast<bool>())
+    if (py::module_::import("numpy").attr("shares_memory")(out, input.array).cast<bool>())
         throw ShapeError(op + ": out shares memory with " + input.info.name + ", expected memory of its own");
 }
 
@@ -127,70 +152,73 @@ py::array integer_array(const std::string& op, const char* name, py::handle obje
     return array;
 }
 
-int64_t integer(const std::string& op, const char* name, py::handle object) {
+int64_t integer(const std::string& op, ArgumentName name, py::handle object) {
     if (!is_integer(object)) wrong_type(op, name, object, "an integer");
     return to_int64(op, name, object);
 }
 
-double number(const std::string& op, const char* name, py::handle object) {
+double number(const std::string& op, ArgumentName name, py::handle object) {
     const double value = PyBool_Check(object.ptr()) ? -1.0 : PyFloat_AsDouble(object.ptr());
-    if (PyBool_Check(object.ptr()) || PyErr_Occurred()) {
+    if (PyBool_Check(object.ptr()) || (value == -1.0 && PyErr_Occurred())) {
         PyErr_Clear();
         wrong_type(op, name, object, "a number");
     }
     return value;
 }
 
-std::vector<int64_t> integers(const std::string& op, const char* name, py::handle object) {
+Shape sizes(const std::string& op, const char* name, py::handle object) {
     if (!is_sequence(object)) wrong_type(op, name, object, "a tuple of integers");
-    std::vector<int64_t> values;
-    for (const py::handle item : object) values.push_back(integer(op, name, item));
-    return values;
+    int64_t values[Shape::most_axes];
+    const size_t count = length(object);
+    if (count > Shape::most_axes)
+        throw ShapeError(op + ": " + name + " has " + std::to_string(count) + " dimensions, expected at most " +
+                         std::to_string(Shape::most_axes));
+    for (size_t i = 0; i < count; ++i) values[i] = integer(op, name, item(object, i));
+    const Shape shape(values, values + count);
+    if (std::any_of(shape.begin(), shape.end(), [](int64_t size) { return size < 0; }))
+        throw ShapeError(op + ": " + name + " is " + shape_text(shape) + ", expected sizes >= 0");
+    return shape;
 }
 
-Pair pair(const std::string& op, const char* name, py::handle object) {
+Pair pair(const std::string& op, ArgumentName name, py::handle object) {
+    const char* expected = "an integer or a pair of integers (height, width)";
     if (is_integer(object)) {
         const int64_t value = to_int64(op, name, object);
         return {value, value};
     }
-    if (!is_sequence(object)) wrong_type(op, name, object, "an integer or a pair of integers (height, width)");
-    const std::vector<int64_t> values = integers(op, name, object);
-    if (values.size() != 2) wrong_value(op, name, object, "an integer or a pair of integers (height, width)");
-    return {values[0], values[1]};
+    if (!is_sequence(object)) wrong_type(op, name, object, expected);
+    if (length(object) != 2) wrong_value(op, name, object, expected);
+    return {integer(op, name, item(object, 0)), integer(op, name, item(object, 1))};
 }
 
-PaddingOption padding(const std::string& op, const char* name, py::handle object) {
+PaddingOption padding(const std::string& op, ArgumentName name, py::handle object) {
     const char* expected =
         "an integer, (height, width), ((top, bottom), (left, right)), \"valid\", \"same\" or \"same_lower\"";
     PaddingOption option;
-    if (py::isinstance<py::str>(object)) {
-        const std::string word = object.cast<std::string>();
-        if (word == "same")
-            option.rule = PaddingOption::Rule::same;
-        else if (word == "same_lower")
-            option.rule = PaddingOption::Rule::same_lower;
-        else if (word != "valid")
-            wrong_value(op, name, object, expected);
-        return option;
-    }
     if (is_integer(object)) {
         const int64_t side = to_int64(op, name, object);
         option.sides = {Pair{side, side}, Pair{side, side}};
-        return option;
+    } else if (is_text(object)) {
+        if (is_word(object, "same"))
+            option.rule = PaddingOption::Rule::same;
+        else if (is_word(object, "same_lower"))
+            option.rule = PaddingOption::Rule::same_lower;
+        else if (!is_word(object, "valid"))
+            wrong_value(op, name, object, expected);
+    } else {
+        if (!is_sequence(object)) wrong_type(op, name, object, expected);
+        if (length(object) != 2) wrong_value(op, name, object, expected);
+        option.sides = {pair(op, name, item(object, 0)), pair(op, name, item(object, 1))};
     }
-    if (!is_sequence(object)) wrong_type(op, name, object, expected);
-    if (py::len(object) != 2) wrong_value(op, name, object, expected);
-    size_t axis = 0;
-    for (const py::handle item : object) option.sides[axis++] = pair(op, name, item);
     return option;
 }
 
 std::array<PaddingMode, 2> padding_mode(const std::string& op, py::handle object) {
     const char* expected = "\"zeros\", \"constant\", \"reflect\", \"replicate\", \"circular\", or a pair of these";
     const auto mode = [&](py::handle word) {
-        if (!py::isinstance<py::str>(word)) wrong_type(op, "padding_mode", word, expected);
-        const std::string text = word.cast<std::string>();
-        const auto* found = std::find(std::begin(padding_mode_names), std::end(padding_mode_names), text);
+        if (!is_text(word)) wrong_type(op, "padding_mode", word, expected);
+        const auto* found = std::find_if(std::begin(padding_mode_names), std::end(padding_mode_names),
+                                         [&](const char* name) { return is_word(word, name); });
         if (found == std::end(padding_mode_names)) wrong_value(op, "padding_mode", object, expected);
         return static_cast<PaddingMode>(found - std::begin(padding_mode_names));
     };
@@ -198,46 +226,45 @@ std::array<PaddingMode, 2> padding_mode(const std::string& op, py::handle object
         const PaddingMode both = mode(object);
         return {both, both};
     }
-    if (py::len(object) != 2) wrong_value(op, "padding_mode", object, expected);
-    return {mode(object[py::int_(0)]), mode(object[py::int_(1)])};
+    if (length(object) != 2) wrong_value(op, "padding_mode", object, expected);
+    return {mode(item(object, 0)), mode(item(object, 1))};
 }
 
 bool channels_last(const std::string& op, py::handle layout) {
-    if (!py::isinstance<py::str>(layout)) wrong_type(op, "layout", layout, "\"NCHW\" or \"NHWC\"");
-    const std::string word = layout.cast<std::string>();
-    if (word != "NCHW" && word != "NHWC") wrong_value(op, "layout", layout, "\"NCHW\" or \"NHWC\"");
-    return word == "NHWC";
+    if (!is_text(layout)) wrong_type(op, "layout", layout, "\"NCHW\" or \"NHWC\"");
+    if (is_word(layout, "NCHW")) return false;
+    if (!is_word(layout, "NHWC")) wrong_value(op, "layout", layout, "\"NCHW\" or \"NHWC\"");
+    return true;
 }
 
 bool relu_activation(const std::string& op, py::handle activation) {
     if (activation.is_none()) return false;
-    if (!py::isinstance<py::str>(activation)) wrong_type(op, "activation", activation, "None or \"relu\"");
-    if (activation.cast<std::string>() != "relu") wrong_value(op, "activation", activation, "None or \"relu\"");
+    if (!is_text(activation)) wrong_type(op, "activation", activation, "None or \"relu\"");
+    if (!is_word(activation, "relu")) wrong_value(op, "activation", activation, "None or \"relu\"");
     return true;
 }
 
 Algorithm conv_algorithm(const std::string& op, py::handle algorithm) {
     const char* expected = "\"auto\" or \"direct\"";
-    if (!py::isinstance<py::str>(algorithm)) wrong_type(op, "algorithm", algorithm, expected);
-    const std::string word = algorithm.cast<std::string>();
-    if (word == "auto") return Algorithm::automatic;
-    if (word == "direct") return Algorithm::direct;
+    if (!is_text(algorithm)) wrong_type(op, "algorithm", algorithm, expected);
+    if (is_word(algorithm, "auto")) return Algorithm::automatic;
+    if (is_word(algorithm, "direct")) return Algorithm::direct;
     wrong_value(op, "algorithm", algorithm, expected);
 }
 
 bool truth(const std::string& op, const char* name, py::handle object) {
+    if (PyBool_Check(object.ptr())) return object.ptr() == Py_True;
     const std::string type = py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>();
-    if (!PyBool_Check(object.ptr()) && type != "bool" && type != "bool_") wrong_type(op, name, object, "a bool");
+    if (type != "bool" && type != "bool_") wrong_type(op, name, object, "a bool");
     return py::bool_(py::reinterpret_borrow<py::object>(object));
 }
 
 std::array<bool, 3> output_mask(const std::string& op, py::handle object) {
     const char* expected = "three bools: (grad_input, grad_weight, grad_bias)";
     if (!is_sequence(object)) wrong_type(op, "output_mask", object, expected);
-    if (py::len(object) != 3) wrong_value(op, "output_mask", object, expected);
+    if (length(object) != 3) wrong_value(op, "output_mask", object, expected);
     std::array<bool, 3> mask{};
-    size_t i = 0;
-    for (const py::handle item : object) mask[i++] = truth(op, "output_mask", item);
+    for (size_t i = 0; i < 3; ++i) mask[i] = truth(op, "output_mask", item(object, i));
     return mask;
 }
 

@@ -6,7 +6,6 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
-#include <vector>
 
 #include "common/check.h"
 #include "common/tensor_view.h"
@@ -18,6 +17,15 @@ namespace py = pybind11;
 // "a list", "a torch.Tensor": for messages.
 std::string type_text(py::handle object);
 
+// An argument's name in messages; put together only where there is a message.
+struct ArgumentName {
+    ArgumentName(const char* whole) : ArgumentName("", whole) {}
+    ArgumentName(const char* first, const char* rest) : prefix(first), name(rest) {}
+    std::string text() const { return std::string(prefix) + name; }
+    const char* prefix;
+    const char* name;
+};
+
 // A NumPy array of float32 or float64 in native byte order whose elements can be addressed by whole strides. Elements
 // that cannot (fields of packed records) are copied first, the only copy of an input that convx makes.
 struct FloatArray {
@@ -27,8 +35,7 @@ struct FloatArray {
 FloatArray float_array(const std::string& op, const char* name, py::handle object);
 
 // The same without the copy, for an array that is written: exact shape, writeable, no element twice.
-FloatArray output_array(const std::string& op, py::handle object, const ArrayInfo& like,
-                        const std::vector<int64_t>& shape);
+FloatArray output_array(const std::string& op, py::handle object, const ArrayInfo& like, const Shape& shape);
 
 // Raises where `out` shares memory with an input; the very same elements in the same places pass if in_place is legal.
 void check_no_overlap(const std::string& op, const py::array& out, const FloatArray& input,
@@ -38,7 +45,7 @@ void check_no_overlap(const std::string& op, const py::array& out, const FloatAr
 py::array integer_array(const std::string& op, const char* name, py::handle object, std::initializer_list<int> dtypes,
                         const char* expected);
 
-std::vector<int64_t> shape_of(const py::array& array);
+Shape shape_of(const py::array& array);
 
 // A 3-D or 4-D array in the user's layout as a view in logical N, C, H, W order.
 template <class T>
@@ -71,16 +78,16 @@ TensorView<T> vector_view(const py::array& array) {
 }
 
 // Options.
-int64_t integer(const std::string& op, const char* name, py::handle object);
-double number(const std::string& op, const char* name, py::handle object);
-Pair pair(const std::string& op, const char* name, py::handle object);
-PaddingOption padding(const std::string& op, const char* name, py::handle object);
+int64_t integer(const std::string& op, ArgumentName name, py::handle object);
+double number(const std::string& op, ArgumentName name, py::handle object);
+Pair pair(const std::string& op, ArgumentName name, py::handle object);
+PaddingOption padding(const std::string& op, ArgumentName name, py::handle object);
 std::array<PaddingMode, 2> padding_mode(const std::string& op, py::handle object);
 bool channels_last(const std::string& op, py::handle layout);
 bool relu_activation(const std::string& op, py::handle activation);
 Algorithm conv_algorithm(const std::string& op, py::handle algorithm);
 bool truth(const std::string& op, const char* name, py::handle object);
 std::array<bool, 3> output_mask(const std::string& op, py::handle object);
-std::vector<int64_t> integers(const std::string& op, const char* name, py::handle object);
+Shape sizes(const std::string& op, const char* name, py::handle object);
 
 }  // namespace convx

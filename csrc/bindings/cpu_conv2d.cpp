@@ -1,35 +1,51 @@
 #include "bindings/cpu_ops.h"
+#include "bindings/prepared_weight.h"
 #include "cpu/conv2d/conv2d.h"
 
 namespace convx {
 
 ConvOptions conv_options(const std::string& op, py::handle stride, py::handle padding_option, py::handle dilation,
-                         py::handle groups, py::handle mode, py::handle padding_value, py::handle layout) {
+                         py::handle groups, py::handle layout) {
     ConvOptions options;
     options.stride = pair(op, "stride", stride);
     options.padding = padding(op, "padding", padding_option);
     options.dilation = pair(op, "dilation", dilation);
     options.groups = integer(op, "groups", groups);
-    options.padding_mode = padding_mode(op, mode);
-    options.padding_value = number(op, "padding_value", padding_value);
     options.channels_last = channels_last(op, layout);
     return options;
 }
 
+ConvOptions padded_options(const std::string& op, py::handle stride, py::handle padding_option, py::handle dilation,
+                           py::handle groups, py::handle mode, py::handle padding_value, py::handle layout,
+                           py::handle algorithm) {
+    ConvOptions options = conv_options(op, stride, padding_option, dilation, groups, layout);
+    options.padding_mode = padding_mode(op, mode);
+    options.padding_value = number(op, "padding_value", padding_value);
+    options.algorithm = conv_algorithm(op, algorithm);
+    return options;
+}
+
+namespace {
+
+int64_t work_of(const ConvProblem& problem) { return problem.flops() / 2 + elements_of(problem); }
+
+}  // namespace
+
 py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
                     py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
                     py::handle activation, py::handle layout, py::handle algorithm, py::handle out) {
-    const std::string op = "conv2d";
+    static const std::string op = "conv2d";
     const FloatArray x = float_array(op, "input", input);
-    const FloatArray w = float_array(op, "weight", weight);
+    const PreparedWeight* const prepared = prepared_weight(weight);
+    const FloatArray w = prepared ? prepared->weight() : float_array(op, "weight", weight);
     std::optional<FloatArray> b;
     if (!bias.is_none()) b = float_array(op, "bias", bias);
-    ConvOptions options = conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
+    ConvOptions options =
+        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
     options.relu = relu_activation(op, activation);
-    options.algorithm = conv_algorithm(op, algorithm);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, b ? &b->info : nullptr, options);
 
-    const std::vector<int64_t> shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
+    const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
     py::array y;
     if (out.is_none()) {
         y = new_array(problem.dtype, shape);
@@ -45,8 +61,13 @@ py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::ha
         const auto weight_view = plain_view<const T>(w.array);
         const auto bias_or_none = b ? vector_view<const T>(b->array) : TensorView<const T>{};
         const auto output_view = image_view<T>(y, problem.channels_last);
-        const py::gil_scoped_release release;
-        conv2d_forward<T>(problem, input_view, weight_view, bias_or_none, output_view);
+        without_gil(work_of(problem), [&] {
+            if (prepared)
+                conv2d_forward_packed<T>(problem, input_view, weight_view, bias_or_none, output_view,
+                                         prepared->packed<T>());
+            else
+                conv2d_forward<T>(problem, input_view, weight_view, bias_or_none, output_view);
+        });
     });
     return y;
 }
@@ -55,12 +76,12 @@ py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handl
                              py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
                              py::handle padding_value, py::handle layout, py::handle algorithm,
                              py::handle mask_option) {
-    const std::string op = "conv2d_backward";
+    static const std::string op = "conv2d_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
-    ConvOptions options = conv_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout);
-    options.algorithm = conv_algorithm(op, algorithm);
+    const ConvOptions options =
+        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, nullptr, options);
     check_dtype(op, g.info, x.info);
@@ -80,10 +101,11 @@ py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handl
         if (mask[0]) grad_input = image_view<T>(grads[0], problem.channels_last);
         if (mask[1]) grad_weight = plain_view<T>(grads[1]);
         if (mask[2]) grad_bias = static_cast<T*>(py::array(grads[2]).mutable_data());
-        const py::gil_scoped_release release;
-        if (mask[0]) conv2d_grad_input<T>(problem, grad_view, weight_view, grad_input);
-        if (mask[1]) conv2d_grad_weight<T>(problem, grad_view, input_view, grad_weight);
-        if (mask[2]) conv2d_grad_bias<T>(problem, grad_view, grad_bias);
+        without_gil(work_of(problem), [&] {
+            if (mask[0]) conv2d_grad_input<T>(problem, grad_view, weight_view, grad_input);
+            if (mask[1]) conv2d_grad_weight<T>(problem, grad_view, input_view, grad_weight);
+            if (mask[2]) conv2d_grad_bias<T>(problem, grad_view, grad_bias);
+        });
     });
     return py::make_tuple(grads[0], grads[1], grads[2]);
 }

@@ -30,10 +30,9 @@ FusedOptions fused_options(const std::string& op, py::handle stride, py::handle 
                            py::handle groups, py::handle pool_kernel_size, py::handle pool_stride,
                            py::handle pool_padding, py::handle layout) {
     FusedOptions options;
-    options.conv = conv_options(op, stride, padding, dilation, groups, py::str("zeros"), py::float_(0.0), layout);
+    options.conv = conv_options(op, stride, padding, dilation, groups, layout);
     options.conv.relu = true;
-    options.pool =
-        pool_options(op, "pool_", pool_kernel_size, pool_stride, pool_padding, py::int_(1), py::bool_(false), layout);
+    options.pool = pool_options(op, "pool_", pool_kernel_size, pool_stride, pool_padding, layout);
     return options;
 }
 
@@ -43,7 +42,7 @@ py::tuple conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::han
                                     py::handle padding, py::handle dilation, py::handle groups,
                                     py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
                                     py::handle layout) {
-    const std::string op = "conv2d_relu_max_pool2d";
+    static const std::string op = "conv2d_relu_max_pool2d";
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
     std::optional<FloatArray> b;
@@ -52,9 +51,9 @@ py::tuple conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::han
         fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
     const FusedArguments fused = check_fused(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
     const bool last = options.conv.channels_last;
-    const std::vector<int64_t> shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
+    const Shape shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
     const py::array y = new_array(x.info.dtype, shape);
-    const py::array codes = py::array_t<uint8_t>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+    const py::array codes = new_array<uint8_t>(shape);
     dispatch(x.info.dtype, [&](auto zero) {
         using T = decltype(zero);
         const auto input_view = image_view<const T>(x.array, last);
@@ -73,7 +72,7 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
                                              py::handle dilation, py::handle groups, py::handle pool_kernel_size,
                                              py::handle pool_stride, py::handle pool_padding, py::handle layout,
                                              py::handle mask_option) {
-    const std::string op = "conv2d_relu_max_pool2d_backward";
+    static const std::string op = "conv2d_relu_max_pool2d_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
@@ -83,7 +82,7 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const FusedArguments fused = check_fused(op, x.info, w.info, nullptr, options.conv, options.pool);
     const bool last = options.conv.channels_last;
-    const std::vector<int64_t> shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
+    const Shape shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
     check_dtype(op, g.info, x.info);
     check_shape(op, g.info, shape);
     check_shape(op, {"codes", x.info.dtype, shape_of(chosen)}, shape);

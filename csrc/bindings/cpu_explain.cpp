@@ -27,10 +27,10 @@ py::dict to_dict(const PassPlan& plan) {
 }
 
 ConvOptions conv_options_from(const std::string& op, const py::dict& options) {
-    ConvOptions result = conv_options(
-        op, options["stride"], options["padding"], options["dilation"], options["groups"],
-        options.contains("padding_mode") ? py::object(options["padding_mode"]) : py::str("zeros"),
-        options.contains("padding_value") ? py::object(options["padding_value"]) : py::float_(0.0), options["layout"]);
+    ConvOptions result = conv_options(op, options["stride"], options["padding"], options["dilation"], options["groups"],
+                                      options["layout"]);
+    if (options.contains("padding_mode")) result.padding_mode = padding_mode(op, options["padding_mode"]);
+    if (options.contains("padding_value")) result.padding_value = number(op, "padding_value", options["padding_value"]);
     if (options.contains("activation")) result.relu = relu_activation(op, options["activation"]);
     if (options.contains("algorithm")) result.algorithm = conv_algorithm(op, options["algorithm"]);
     return result;
@@ -55,9 +55,7 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
     if (dtype != "float32" && dtype != "float64")
         throw TypeError(op + ": dtype is " + dtype + ", expected float32 or float64");
     const DType type = dtype == "float32" ? DType::float32 : DType::float64;
-    const ArrayInfo input{"input", type, integers(op, "input_shape", input_shape)};
-    for (const int64_t size : input.shape)
-        if (size < 0) throw ShapeError(op + ": input_shape is " + shape_text(input.shape) + ", expected sizes >= 0");
+    const ArrayInfo input{"input", type, sizes(op, "input_shape", input_shape)};
     const bool backward = op.size() > 9 && op.compare(op.size() - 9, 9, "_backward") == 0;
     const std::string forward_op = backward ? op.substr(0, op.size() - 9) : op;
 
@@ -67,15 +65,13 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
         for (const int64_t size : input.shape) elements *= size;
         plans.push_back(plan_relu(type, elements, backward, active_kernels(), num_threads()));
     } else if (forward_op == "max_pool2d") {
-        const PoolOptions pool = pool_options(op, "", operand, options["stride"], options["padding"],
-                                              options["dilation"], options["ceil_mode"], options["layout"]);
+        PoolOptions pool = pool_options(op, "", operand, options["stride"], options["padding"], options["layout"]);
+        pool.dilation = pair(op, "dilation", options["dilation"]);
+        pool.ceil_mode = truth(op, "ceil_mode", options["ceil_mode"]);
         plans.push_back(
             plan_max_pool2d(check_max_pool2d(op, input, pool).problem, backward, active_kernels(), num_threads()));
     } else {
-        const ArrayInfo weight{"weight", type, integers(op, "weight_shape", operand)};
-        for (const int64_t size : weight.shape)
-            if (size < 0)
-                throw ShapeError(op + ": weight_shape is " + shape_text(weight.shape) + ", expected sizes >= 0");
+        const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
         ConvOptions conv = conv_options_from(op, options);
         const bool fused = forward_op == "conv2d_relu_max_pool2d";
         if (fused) conv.relu = true;
@@ -86,9 +82,8 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
         if (fused) {
             const ArrayInfo conv_output{"convolution output", type,
                                         user_shape(problem.output_shape(), conv.channels_last, unbatched)};
-            const PoolOptions pool =
-                pool_options(op, "pool_", options["pool_kernel_size"], options["pool_stride"], options["pool_padding"],
-                             py::int_(1), py::bool_(false), options["layout"]);
+            const PoolOptions pool = pool_options(op, "pool_", options["pool_kernel_size"], options["pool_stride"],
+                                                  options["pool_padding"], options["layout"]);
             const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
             check_codes_fit(op, pooling);
             PassPlan plan = plan_max_pool2d(pooling, backward, active_kernels(), num_threads());

@@ -3,25 +3,35 @@
 
 namespace convx {
 
-PoolOptions pool_options(const std::string& op, const std::string& prefix, py::handle kernel_size, py::handle stride,
-                         py::handle padding_option, py::handle dilation, py::handle ceil_mode, py::handle layout) {
+PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
+                         py::handle padding_option, py::handle layout) {
     PoolOptions options;
     options.prefix = prefix;
-    options.kernel = pair(op, (prefix + "kernel_size").c_str(), kernel_size);
-    if (!stride.is_none()) options.stride = pair(op, (prefix + "stride").c_str(), stride);
-    options.padding = padding(op, (prefix + "padding").c_str(), padding_option);
-    options.dilation = pair(op, "dilation", dilation);
-    options.ceil_mode = truth(op, "ceil_mode", ceil_mode);
+    options.kernel = pair(op, {prefix, "kernel_size"}, kernel_size);
+    if (!stride.is_none()) options.stride = pair(op, {prefix, "stride"}, stride);
+    options.padding = padding(op, {prefix, "padding"}, padding_option);
     options.channels_last = channels_last(op, layout);
     return options;
 }
 
+namespace {
+
+PoolOptions dilated_options(const std::string& op, py::handle kernel_size, py::handle stride, py::handle padding_option,
+                            py::handle dilation, py::handle ceil_mode, py::handle layout) {
+    PoolOptions options = pool_options(op, "", kernel_size, stride, padding_option, layout);
+    options.dilation = pair(op, "dilation", dilation);
+    options.ceil_mode = truth(op, "ceil_mode", ceil_mode);
+    return options;
+}
+
+}  // namespace
+
 py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,
                          py::handle dilation, py::handle ceil_mode, py::handle layout, py::handle return_indices,
                          py::handle return_codes) {
-    const std::string op = "max_pool2d";
+    static const std::string op = "max_pool2d";
     const FloatArray x = float_array(op, "input", input);
-    const PoolOptions options = pool_options(op, "", kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
     const bool want_indices = truth(op, "return_indices", return_indices);
     const bool want_codes = truth(op, "return_codes", return_codes);
     if (want_indices && want_codes)
@@ -29,26 +39,24 @@ py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle st
     const auto [problem, unbatched] = check_max_pool2d(op, x.info, options);
     if (want_codes) check_codes_fit(op, problem);
 
-    const std::vector<int64_t> shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
-    const std::vector<py::ssize_t> sizes(shape.begin(), shape.end());
+    const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
     const py::array y = new_array(problem.dtype, shape);
     py::object chosen = py::none();
     TensorView<int64_t> indices;
     TensorView<uint8_t> codes;
     if (want_indices) {
-        chosen = py::array_t<int64_t>(sizes);
+        chosen = new_array<int64_t>(shape);
         indices = image_view<int64_t>(chosen, problem.channels_last);
     }
     if (want_codes) {
-        chosen = py::array_t<uint8_t>(sizes);
+        chosen = new_array<uint8_t>(shape);
         codes = image_view<uint8_t>(chosen, problem.channels_last);
     }
     dispatch(problem.dtype, [&, &problem = problem](auto zero) {
         using T = decltype(zero);
         const auto input_view = image_view<const T>(x.array, problem.channels_last);
         const auto output_view = image_view<T>(y, problem.channels_last);
-        const py::gil_scoped_release release;
-        max_pool2d<T>(problem, input_view, output_view, indices, codes);
+        without_gil(elements_of(problem), [&] { max_pool2d<T>(problem, input_view, output_view, indices, codes); });
     });
     if (chosen.is_none()) return y;
     return py::make_tuple(y, chosen);
@@ -57,17 +65,15 @@ py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle st
 py::array max_pool2d_backward_op(py::handle grad_output, py::handle indices_or_codes, py::handle input_shape,
                                  py::handle kernel_size, py::handle stride, py::handle padding, py::handle dilation,
                                  py::handle ceil_mode, py::handle layout) {
-    const std::string op = "max_pool2d_backward";
+    static const std::string op = "max_pool2d_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const int index_type = py::dtype::num_of<int64_t>(), code_type = py::dtype::num_of<uint8_t>();
     const py::array chosen = integer_array(op, "indices_or_codes", indices_or_codes, {index_type, code_type},
                                            "int64 (indices) or uint8 (codes)");
-    const PoolOptions options = pool_options(op, "", kernel_size, stride, padding, dilation, ceil_mode, layout);
-    const ArrayInfo input{"input_shape", g.info.dtype, integers(op, "input_shape", input_shape)};
-    for (const int64_t size : input.shape)
-        if (size < 0) throw ShapeError(op + ": input_shape is " + shape_text(input.shape) + ", expected sizes >= 0");
+    const PoolOptions options = dilated_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const ArrayInfo input{"input_shape", g.info.dtype, sizes(op, "input_shape", input_shape)};
     const auto [problem, unbatched] = check_max_pool2d(op, input, options);
-    const std::vector<int64_t> shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
+    const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
     check_shape(op, g.info, shape);
     check_shape(op, {"indices_or_codes", g.info.dtype, shape_of(chosen)}, shape);
     const bool by_codes = chosen.dtype().num() == code_type;
@@ -81,9 +87,10 @@ py::array max_pool2d_backward_op(py::handle grad_output, py::handle indices_or_c
         const auto result = image_view<T>(grad_input, problem.channels_last);
         const auto codes = image_view<const uint8_t>(chosen, problem.channels_last);
         const auto indices = image_view<const int64_t>(chosen, problem.channels_last);
-        const py::gil_scoped_release release;
-        inside = by_codes ? max_pool2d_backward<T>(problem, grad_view, codes, result)
-                          : max_pool2d_backward<T>(problem, grad_view, indices, result);
+        without_gil(elements_of(problem), [&] {
+            inside = by_codes ? max_pool2d_backward<T>(problem, grad_view, codes, result)
+                              : max_pool2d_backward<T>(problem, grad_view, indices, result);
+        });
     });
     if (!inside)
         throw ShapeError(op + ": indices_or_codes has " +

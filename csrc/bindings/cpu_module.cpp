@@ -5,6 +5,8 @@
 #include <new>
 
 #include "bindings/cpu_ops.h"
+#include "bindings/fast_call.h"
+#include "bindings/prepared_weight.h"
 #include "cpu/cpuid.h"
 #include "cpu/registry.h"
 #include "cpu/roofline.h"
@@ -88,14 +90,20 @@ py::dict config() {
 
 PYBIND11_MODULE(_cpu, module) {
     register_errors(module);
-    module.def("conv2d", &convx::conv2d_op);
-    module.def("conv2d_backward", &convx::conv2d_backward_op);
-    module.def("relu", &convx::relu_op);
-    module.def("relu_backward", &convx::relu_backward_op);
-    module.def("max_pool2d", &convx::max_pool2d_op);
-    module.def("max_pool2d_backward", &convx::max_pool2d_backward_op);
-    module.def("conv2d_relu_max_pool2d", &convx::conv2d_relu_max_pool2d_op);
-    module.def("conv2d_relu_max_pool2d_backward", &convx::conv2d_relu_max_pool2d_backward_op);
+    static PyMethodDef operations[] = {
+        convx::FastCall<&convx::conv2d_op>::named("conv2d"),
+        convx::FastCall<&convx::conv2d_backward_op>::named("conv2d_backward"),
+        convx::FastCall<&convx::relu_op>::named("relu"),
+        convx::FastCall<&convx::relu_backward_op>::named("relu_backward"),
+        convx::FastCall<&convx::max_pool2d_op>::named("max_pool2d"),
+        convx::FastCall<&convx::max_pool2d_backward_op>::named("max_pool2d_backward"),
+        convx::FastCall<&convx::conv2d_relu_max_pool2d_op>::named("conv2d_relu_max_pool2d"),
+        convx::FastCall<&convx::conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
+        convx::FastCall<&convx::prepare_weight_op>::named("prepare_weight"),
+        {nullptr, nullptr, 0, nullptr},
+    };
+    convx::add_functions(module, operations);
+    convx::register_prepared_weight(module);
     module.def("explain", &convx::explain_op);
     module.def("get_num_threads", &convx::num_threads);
     module.def("set_num_threads", &set_num_threads);

@@ -14,10 +14,35 @@ void dispatch(DType dtype, const Work& work) {
         work(double{});
 }
 
-inline py::array new_array(DType dtype, const std::vector<int64_t>& shape) {
-    const std::vector<py::ssize_t> sizes(shape.begin(), shape.end());
-    if (dtype == DType::float32) return py::array_t<float>(sizes);
-    return py::array_t<double>(sizes);
+// An uninitialised array in C order; pybind11's own constructors make vectors of the sizes and strides first.
+template <class T>
+py::array new_array(const Shape& shape) {
+    const auto& numpy = py::detail::npy_api::get();
+    Py_intptr_t sizes[Shape::most_axes];
+    std::copy(shape.begin(), shape.end(), sizes);
+    PyObject* array =
+        numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, numpy.PyArray_DescrFromType_(py::dtype::num_of<T>()),
+                                    static_cast<int>(shape.size()), sizes, nullptr, nullptr, 0, nullptr);
+    if (!array) throw py::error_already_set();
+    return py::reinterpret_steal<py::array>(array);
+}
+inline py::array new_array(DType dtype, const Shape& shape) {
+    return dtype == DType::float32 ? new_array<float>(shape) : new_array<double>(shape);
+}
+
+// Runs work() while other Python threads may go on, unless it is over before one could start: up to this many elements
+// and multiplications, about a microsecond, of which giving up the interpreter and getting it back would be 60 ns.
+constexpr int64_t tiny_work = 4096;
+template <class Work>
+void without_gil(int64_t amount, const Work& work) {
+    if (amount <= tiny_work) return work();
+    const py::gil_scoped_release release;
+    work();
+}
+template <class Problem>
+int64_t elements_of(const Problem& problem) {
+    const auto count = [](const std::array<int64_t, 4>& s) { return s[0] * s[1] * s[2] * s[3]; };
+    return count(problem.input_shape()) + count(problem.output_shape());
 }
 
 py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
@@ -50,10 +75,14 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
 py::list explain_op(const std::string& op, py::handle input_shape, py::handle weight_shape_or_kernel_size,
                     const py::dict& options, const std::string& dtype);
 
-// Option parsing shared by the operations and explain.
+// Option parsing shared by the operations and explain. The fused operation has neither padding modes nor dilated
+// windows; what these leave out keeps its default.
 ConvOptions conv_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
-                         py::handle groups, py::handle padding_mode, py::handle padding_value, py::handle layout);
-PoolOptions pool_options(const std::string& op, const std::string& prefix, py::handle kernel_size, py::handle stride,
-                         py::handle padding, py::handle dilation, py::handle ceil_mode, py::handle layout);
+                         py::handle groups, py::handle layout);
+ConvOptions padded_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
+                           py::handle groups, py::handle padding_mode, py::handle padding_value, py::handle layout,
+                           py::handle algorithm);
+PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
+                         py::handle padding, py::handle layout);
 
 }  // namespace convx

@@ -9,8 +9,6 @@ namespace convx {
 
 namespace {
 
-constexpr int64_t small = 4096;  // below this many elements releasing the GIL costs more than the work
-
 // The arrays, all of one shape, as 4-D views and what is in front of them: relu.cpp merges axes, and only arrays of
 // more than four axes with gaps have to be cut.
 template <class T, size_t count>
@@ -64,29 +62,21 @@ private:
     std::vector<Loop> outer_;
 };
 
-template <class Work>
-void without_gil(int64_t elements, const Work& work) {
-    if (elements <= small) return work();
-    const py::gil_scoped_release release;
-    work();
-}
-
 // A new array with the memory order of `like`.
-py::array new_like(const py::array& like) {
-    if (like.flags() & py::array::c_style)
-        return py::array(like.dtype(), std::vector<py::ssize_t>(like.shape(), like.shape() + like.ndim()));
-    return py::module_::import("numpy").attr("empty_like")(like, py::arg("subok") = false);
+py::array new_like(const FloatArray& like) {
+    if (like.array.flags() & py::array::c_style) return new_array(like.info.dtype, like.info.shape);
+    return py::module_::import("numpy").attr("empty_like")(like.array, py::arg("subok") = false);
 }
 
 py::array destination(const std::string& op, py::handle out, const FloatArray& like) {
-    if (out.is_none()) return new_like(like.array);
+    if (out.is_none()) return new_like(like);
     return output_array(op, out, like.info, like.info.shape).array;
 }
 
 }  // namespace
 
 py::array relu_op(py::handle input, py::handle out) {
-    const std::string op = "relu";
+    static const std::string op = "relu";
     const FloatArray x = float_array(op, "input", input);
     const py::array y = destination(op, out, x);
     if (!out.is_none()) check_no_overlap(op, y, x, true);
@@ -100,7 +90,7 @@ py::array relu_op(py::handle input, py::handle out) {
 }
 
 py::array relu_backward_op(py::handle grad_output, py::handle output, py::handle out) {
-    const std::string op = "relu_backward";
+    static const std::string op = "relu_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray y = float_array(op, "output", output);
     check_dtype(op, y.info, g.info);

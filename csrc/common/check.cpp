@@ -25,13 +25,13 @@ void check_size(const std::string& op, const char* what, const std::array<int64_
         if (size != 0) bytes = checked_product(op, what, bytes, size);
 }
 
-void check_positive(const std::string& op, const std::string& name, const Pair& pair) {
+void check_positive(const std::string& op, const char* prefix, const char* name, const Pair& pair) {
     if (pair[0] < 1 || pair[1] < 1)
-        throw ShapeError(op + ": " + name + " is " + pair_text(pair) + ", expected positive numbers");
+        throw ShapeError(op + ": " + prefix + name + " is " + pair_text(pair) + ", expected positive numbers");
 }
 
 std::array<int64_t, 4> nchw_shape(const std::string& op, const ArrayInfo& array, bool channels_last) {
-    const std::vector<int64_t>& s = array.shape;
+    const Shape& s = array.shape;
     if (s.size() != 3 && s.size() != 4)
         throw ShapeError(op + ": " + array.name + " has " + std::to_string(s.size()) +
                          " dimensions, expected 4 or 3 (unbatched)");
@@ -42,8 +42,7 @@ std::array<int64_t, 4> nchw_shape(const std::string& op, const ArrayInfo& array,
 }
 
 // Kernel, stride, dilation and padding of one axis, and that at least one window fits.
-Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOption& padding,
-                const std::string& prefix = "") {
+Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOption& padding, const char* prefix = "") {
     constexpr int64_t limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
     for (const int64_t size : {result.kernel, result.stride, result.dilation, result.input})
         if (size > limit)
@@ -103,8 +102,8 @@ Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input,
                          " dimensions, expected 4: (out channels, in channels / groups, kernel height, kernel width)");
     check_dtype(op, weight, input);
     const int64_t k = weight.shape[0], groups = options.groups;
-    check_positive(op, "stride", options.stride);
-    check_positive(op, "dilation", options.dilation);
+    check_positive(op, "", "stride", options.stride);
+    check_positive(op, "", "dilation", options.dilation);
     if (groups < 1) throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a positive number");
     if (c % groups != 0)
         throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
@@ -158,10 +157,10 @@ Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& in
     if (std::min({c, h, w}) < 1)
         throw ShapeError(op + ": " + input.name + " " + shape_text(input.shape) +
                          " has a size of zero, expected zero only for the batch");
-    check_positive(op, options.prefix + "kernel_size", options.kernel);
-    check_positive(op, "dilation", options.dilation);
+    check_positive(op, options.prefix, "kernel_size", options.kernel);
+    check_positive(op, "", "dilation", options.dilation);
     const Pair stride = options.stride.value_or(options.kernel);
-    check_positive(op, options.prefix + "stride", stride);
+    check_positive(op, options.prefix, "stride", stride);
 
     Checked<PoolProblem> checked{{}, input.shape.size() == 3};
     PoolProblem& problem = checked.problem;
@@ -204,20 +203,20 @@ void check_dtype(const std::string& op, const ArrayInfo& array, const ArrayInfo&
                         dtype_name(like.dtype) + " as " + like.name + " has");
 }
 
-void check_shape(const std::string& op, const ArrayInfo& array, const std::vector<int64_t>& expected) {
+void check_shape(const std::string& op, const ArrayInfo& array, const Shape& expected) {
     if (array.shape != expected)
         throw ShapeError(op + ": " + array.name + " has shape " + shape_text(array.shape) + ", expected " +
                          shape_text(expected));
 }
 
-std::vector<int64_t> user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool unbatched) {
+Shape user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool unbatched) {
     const auto [n, c, h, w] = nchw;
-    std::vector<int64_t> shape = channels_last ? std::vector<int64_t>{n, h, w, c} : std::vector<int64_t>{n, c, h, w};
-    if (unbatched) shape.erase(shape.begin());
-    return shape;
+    const std::array<int64_t, 4> sizes =
+        channels_last ? std::array<int64_t, 4>{n, h, w, c} : std::array<int64_t, 4>{n, c, h, w};
+    return {sizes.begin() + (unbatched ? 1 : 0), sizes.end()};
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
+std::string shape_text(const Shape& shape) {
     std::string text = "(";
     for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
     return text + (shape.size() == 1 ? ",)" : ")");

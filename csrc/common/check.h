@@ -5,9 +5,9 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "common/problem.h"
+#include "common/shape.h"
 
 namespace convx {
 
@@ -24,7 +24,7 @@ struct TypeError : std::runtime_error {
 struct ArrayInfo {
     const char* name;
     DType dtype;
-    std::vector<int64_t> shape;
+    Shape shape;
 };
 
 using Pair = std::array<int64_t, 2>;  // height, width
@@ -54,7 +54,7 @@ struct PoolOptions {
     Pair dilation{1, 1};
     bool ceil_mode = false;
     bool channels_last = false;
-    std::string prefix;  // of these options' names in messages: "pool_" in the fused operation
+    const char* prefix = "";  // of these options' names in messages: "pool_" in the fused operation
 };
 
 // A settled problem, and whether the input came without its batch axis.
@@ -70,12 +70,12 @@ Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& in
 
 void check_codes_fit(const std::string& op, const PoolProblem& problem);
 void check_dtype(const std::string& op, const ArrayInfo& array, const ArrayInfo& like);
-void check_shape(const std::string& op, const ArrayInfo& array, const std::vector<int64_t>& expected);
+void check_shape(const std::string& op, const ArrayInfo& array, const Shape& expected);
 
 // The user's shape of a tensor of the problem: layout applied, batch axis dropped where the input had none.
-std::vector<int64_t> user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool unbatched);
+Shape user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool unbatched);
 
-std::string shape_text(const std::vector<int64_t>& shape);
+std::string shape_text(const Shape& shape);
 const char* dtype_name(DType dtype);
 
 }  // namespace convx

@@ -14,7 +14,7 @@ The functions take and return NumPy arrays and run on hand-written kernels chose
 """
 
 from . import nn, optim, reference
-from ._cpu import ShapeError
+from ._cpu import PreparedWeight, ShapeError
 from ._types import SavedConv2dReluMaxPool2d
 from .ops import (
     conv2d,
@@ -23,6 +23,7 @@ from .ops import (
     conv2d_relu_max_pool2d_backward,
     max_pool2d,
     max_pool2d_backward,
+    prepare_weight,
     relu,
     relu_backward,
 )
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "Plan",
+    "PreparedWeight",
     "SavedConv2dReluMaxPool2d",
     "ShapeError",
     "__version__",
@@ -46,6 +48,7 @@ __all__ = [
     "max_pool2d_backward",
     "nn",
     "optim",
+    "prepare_weight",
     "reference",
     "relu",
     "relu_backward",

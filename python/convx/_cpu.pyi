@@ -1,7 +1,7 @@
 """The compiled module: positional arguments, and every check of shapes, options and dtypes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,39 @@ from ._types import Activation, FloatT, Gradients, Layout, OutputMask, Padding, 
 
 class ShapeError(ValueError, RuntimeError): ...
 
+@final
+class PreparedWeight:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    @property
+    def weight(self) -> npt.NDArray[np.floating[Any]]: ...
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+def prepare_weight(
+    weight: npt.NDArray[FloatT],
+    input_shape: Sequence[int],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+    padding_value: float,
+    layout: Layout,
+    algorithm: str,
+    /,
+) -> PreparedWeight: ...
 def conv2d(
     input: npt.NDArray[FloatT],
-    weight: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT] | PreparedWeight,
     bias: npt.NDArray[FloatT] | None,
     stride: Pair,
     padding: Padding,

@@ -64,6 +64,7 @@ AxisTable adjoint_table(const Axis& axis, int64_t residue) {
 
 std::vector<AxisTable> residue_classes(const Axis& axis) {
     std::vector<AxisTable> classes;
+    classes.reserve(static_cast<size_t>(std::min(axis.stride, axis.input)));
     for (int64_t residue = 0; residue < std::min(axis.stride, axis.input); ++residue)
         classes.push_back(adjoint_table(axis, residue));
     return classes;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/problem.h"
+#include "common/small_vector.h"
 
 namespace convx {
 
@@ -20,8 +21,8 @@ struct AxisTable {
 
     int64_t positions = 0;
     int64_t step = 1;  // source distance of adjacent positions in [begin, end)
-    std::vector<Tap> taps;
-    std::vector<int64_t> index;  // [tap][position], `outside` where nothing is read
+    SmallVector<Tap, 8> taps;
+    SmallVector<int64_t, 64> index;  // [tap][position], `outside` where nothing is read
 
     int64_t at(int64_t tap, int64_t position) const { return index[static_cast<size_t>(tap * positions + position)]; }
     bool reads_outside() const;

@@ -5,8 +5,11 @@
 
 namespace convx {
 
-template <class T>
-void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+namespace {
+
+// run(gemm, blocks, kernels)
+template <class T, class Run>
+void describe_and(const Run& run, const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                   TensorView<const T> bias, TensorView<T> output) {
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
     const AxisTable h = forward_table(problem.h);
@@ -38,12 +41,51 @@ void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorV
 
     const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, gemm.pixels(), gemm.groups, gemm.channels,
                                                gemm.rows, gemm.taps(), sizeof(T), kernels.mr, kernels.nr);
-    run_implicit_gemm(gemm, blocks, kernels);
+    run(gemm, blocks, kernels);
+}
+
+}  // namespace
+
+template <class T>
+void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                  TensorView<const T> bias, TensorView<T> output) {
+    describe_and(run_implicit_gemm<T>, problem, input, weight, bias, output);
+}
+
+// Where set_isa comes between the choice of a form and its use, nothing is packed or nothing packed is used.
+template <class T>
+void gemm_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed) {
+    const auto pack = [&](const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
+        if (&kernels != &kernel_set<T>(*packed.form.kernels)) return;
+        const PassScratch scratch = gemm_scratch(blocks, gemm.groups, gemm.channels, gemm.rows, gemm.taps(), kernels);
+        packed.data = Workspace(static_cast<size_t>(scratch.shared_bytes));
+        packed.finite = pack_gemm_weights(gemm, blocks, kernels, static_cast<T*>(packed.data.data()));
+    };
+    describe_and<T>(pack, problem, {}, weight, {}, {});
+}
+
+template <class T>
+void gemm_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                         TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed) {
+    const auto run = [&](ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
+        if (&kernels == &kernel_set<T>(*packed.form.kernels)) {
+            gemm.packed_weight = packed.weights();
+            gemm.packed_finite = packed.finite;
+        }
+        run_implicit_gemm(gemm, blocks, kernels);
+    };
+    describe_and(run, problem, input, weight, bias, output);
 }
 
 template void gemm_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
                            TensorView<const float>, TensorView<float>);
 template void gemm_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                            TensorView<const double>, TensorView<double>);
+template void gemm_pack_weight(const ConvProblem&, TensorView<const float>, PackedWeight<float>&);
+template void gemm_pack_weight(const ConvProblem&, TensorView<const double>, PackedWeight<double>&);
+template void gemm_forward_packed(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                                  TensorView<const float>, TensorView<float>, const PackedWeight<float>&);
+template void gemm_forward_packed(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                                  TensorView<const double>, TensorView<double>, const PackedWeight<double>&);
 
 }  // namespace convx

@@ -80,11 +80,16 @@ public:
         const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * taps_ * pixels_;
         const int width =
             static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
-        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
-        weights_ = static_cast<T*>(workspace.data());
-        char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
-
-        if (!pack_weights(width)) return false;
+        const int64_t shared_bytes = gemm_.packed_weight ? 0 : scratch.shared_bytes;
+        const Workspace workspace(static_cast<size_t>(shared_bytes + width * scratch.worker_bytes));
+        char* workers = static_cast<char*>(workspace.data()) + shared_bytes;
+        bool finite = gemm_.packed_finite;
+        weights_ = gemm_.packed_weight;
+        if (!weights_) {
+            finite = pack_weights(static_cast<T*>(workspace.data()), width, gemm_.skips());
+            weights_ = static_cast<const T*>(workspace.data());
+        }
+        if (gemm_.skips() && !finite) return false;
         parallel_for(tasks, width, [&](int64_t task, int worker) {
             const int64_t row_block = task % row_blocks;
             const int64_t pixel_block = task / row_blocks % pixel_blocks;
@@ -94,20 +99,13 @@ public:
         return true;
     }
 
-private:
     // --- weights: [group][chunk][panel][channel, tap][row] ---
 
-    T* weight_panel(int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
-        const int64_t rows = row_panels_ * panels_.row_width;
-        return weights_ + (group * gemm_.channels + first_channel) * taps_ * rows +
-               panel * channels * taps_ * panels_.row_width;
-    }
-
-    bool pack_weights(int width) {
+    // Returns whether all are finite, if that is asked.
+    bool pack_weights(T* packed_weights, int width, bool check_finite) {
         const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
         const int64_t packed = gemm_.groups * row_panels_ * panels_.row_width * gemm_.channels * taps_;
         const bool big = packed * static_cast<int64_t>(sizeof(T)) > 128 * 1024;
-        const bool check_finite = gemm_.skips_h() || gemm_.skips_w();
         std::atomic<bool> finite{true};
         parallel_for(gemm_.groups * chunks * row_panels_, big ? width : 1, [&](int64_t task, int) {
             const int64_t panel = task % row_panels_;
@@ -117,7 +115,7 @@ private:
             const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
             const int64_t first_row = panel * panels_.row_width;
             const int64_t rows = std::min(panels_.row_width, gemm_.rows - first_row);
-            T* dst = weight_panel(group, first_channel, channels, panel);
+            T* dst = packed_weights + weight_panel(group, first_channel, channels, panel);
             pack_weight_panel(dst,
                               gemm_.weight + group * gemm_.weight_group + first_row * gemm_.weight_row +
                                   first_channel * gemm_.weight_channel,
@@ -125,6 +123,13 @@ private:
             if (check_finite && !all_finite(dst, channels * taps_ * panels_.row_width)) finite = false;
         });
         return finite;
+    }
+
+private:
+    // Where a panel begins.
+    int64_t weight_panel(int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
+        const int64_t rows = row_panels_ * panels_.row_width;
+        return (group * gemm_.channels + first_channel) * taps_ * rows + panel * channels * taps_ * panels_.row_width;
     }
 
     void pack_weight_panel(T* dst, const T* src, int64_t channels, int rows) {
@@ -186,7 +191,7 @@ private:
                 for (int64_t panel = 0; panel < panel_count; ++panel)
                     pack_pixels(group, c, channels, first, std::min(stretch, channels - first), panel, scratch);
             for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel) {
-                const T* weights = weight_panel(group, c, channels, row_panel);
+                const T* weights = weights_ + weight_panel(group, c, channels, row_panel);
                 for (int64_t panel = 0; panel < panel_count; ++panel) {
                     const T* pixels = scratch.pixels + panel * panels_.pixel_width * depth;
                     multiply(group, row_panel, first_panel + panel, scratch.dest[panel], c, channels, weights, pixels,
@@ -328,7 +333,7 @@ private:
     const KernelSet<T>& kernels_;
     const Panels panels_;
     const int64_t taps_, pixels_, row_panels_;
-    T* weights_ = nullptr;
+    const T* weights_ = nullptr;
     const T* bias_ = nullptr;
 };
 
@@ -362,19 +367,25 @@ void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, co
     if (gemm.pixels() == 0 || gemm.rows == 0) return;
     if (gemm.channels == 0 || gemm.taps() == 0) return fill_with_bias(gemm);
     // One axis skips and the other one pads with a number: no single value stands for both.
-    if (gemm.pad != T(0) && (gemm.skips_h() || gemm.skips_w())) return run_plain(gemm);
+    if (gemm.pad != T(0) && gemm.skips()) return run_plain(gemm);
     Nest<T> nest(gemm, blocks, kernels);
     std::vector<T> bias;
-    if (gemm.bias) {
+    if (gemm.bias && gemm.bias_stride != 1)
         for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) bias.push_back(gemm.bias[row * gemm.bias_stride]);
-        nest.set_bias(bias.data());
-    }
+    nest.set_bias(bias.empty() ? gemm.bias : bias.data());
     if (!nest.run()) run_plain(gemm);
+}
+
+template <class T>
+bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed) {
+    return Nest<T>(gemm, blocks, kernels).pack_weights(packed, num_threads(), true);
 }
 
 template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<float>&);
 template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<double>&);
 template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);
 template void run_implicit_gemm(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&);
+template bool pack_gemm_weights(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&, float*);
+template bool pack_gemm_weights(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&, double*);
 
 }  // namespace convx

@@ -32,6 +32,8 @@ struct ImplicitGemm {
     const T* weight;
     int64_t weight_group, weight_row, weight_channel;  // strides
     int64_t weight_h, weight_w;                        // strides of the kernel indices
+    const T* packed_weight;                            // as pack_gemm_weights makes it, or null: packed for this run
+    bool packed_finite;                                // what pack_gemm_weights returned
 
     T* dest;
     Strides dest_stride;
@@ -41,6 +43,7 @@ struct ImplicitGemm {
 
     bool skips_h() const { return skip_outside_h && h->reads_outside(); }
     bool skips_w() const { return skip_outside_w && w->reads_outside(); }
+    bool skips() const { return skips_h() || skips_w(); }
     int64_t pixels() const { return batch * h->positions * w->positions; }
     int64_t taps() const { return static_cast<int64_t>(h->taps.size() * w->taps.size()); }
 };
@@ -49,5 +52,9 @@ struct ImplicitGemm {
 // one axis skips and the other pads with a number, the plain loops run instead.
 template <class T>
 void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels);
+
+// The weights as the nest reads them, into gemm_scratch(...).shared_bytes bytes; false if one is infinite or NaN.
+template <class T>
+bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed);
 
 }  // namespace convx

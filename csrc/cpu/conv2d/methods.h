@@ -2,11 +2,12 @@
 #pragma once
 
 #include "common/problem.h"
+#include "cpu/conv2d/packed_weight.h"
 #include "cpu/kernels.h"
 
 namespace convx {
 
-// gemm: any problem.
+// gemm: any problem. Packed weights are for the problem's own form (packed_weight.cpp).
 template <class T>
 void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                   TensorView<const T> bias, TensorView<T> output);
@@ -16,5 +17,10 @@ void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output
 template <class T>
 void gemm_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                       TensorView<T> grad_weight);
+template <class T>
+void gemm_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed);
+template <class T>
+void gemm_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                         TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed);
 
 }  // namespace convx

@@ -1,0 +1,40 @@
+// convx.PreparedWeight: a weight with its packed form, for inference.
+#pragma once
+
+#include <variant>
+
+#include "bindings/arguments.h"
+#include "cpu/conv2d/packed_weight.h"
+
+namespace convx {
+
+class PreparedWeight {
+public:
+    PreparedWeight(FloatArray weight, const ConvProblem& problem, py::tuple arguments);
+
+    const FloatArray& weight() const { return weight_; }
+    template <class T>
+    const PackedWeight<T>& packed() const {
+        return std::get<PackedWeight<T>>(packed_);
+    }
+    int64_t packed_bytes() const;
+    const char* isa() const;
+    const std::string& algorithm() const { return algorithm_; }
+    const py::tuple& arguments() const { return arguments_; }
+
+private:
+    FloatArray weight_;  // a copy that nobody can write: the packed form does not change either
+    std::variant<PackedWeight<float>, PackedWeight<double>> packed_;
+    std::string algorithm_;
+    py::tuple arguments_;  // of prepare_weight_op, which makes the same on another machine
+};
+
+// Null for anything else.
+const PreparedWeight* prepared_weight(py::handle object);
+
+py::object prepare_weight_op(py::handle weight, py::handle input_shape, py::handle stride, py::handle padding,
+                             py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
+                             py::handle layout, py::handle algorithm);
+void register_prepared_weight(py::module_& module);
+
+}  // namespace convx
