@@ -36,6 +36,10 @@ struct KernelSet {
     // One tile: sum over d < depth of a[d * mr + i] * b[d * nr + j], for i < rows <= mr, j < columns <= nr.
     void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const TileOutput<T>& out);
 
+    // The same with rows that stand anywhere: sum over d < depth of a[i][d] * b[d * nr + j].
+    void (*gemm_tile_rows)(int rows, int columns, int64_t depth, const T* const* a, const T* b,
+                           const TileOutput<T>& out);
+
     // One tile of dot products: sum over d < depth of a[i][d] * b[j][d], for i < rows <= dot_rows, j < columns <=
     // dot_columns; `out` without bias and ReLU.
     int dot_rows, dot_columns;

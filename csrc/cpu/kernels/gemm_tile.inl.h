@@ -6,6 +6,8 @@
 // results equal bit for bit between full tiles, tails and both layouts.
 #pragma once
 
+#include <type_traits>
+
 namespace {
 
 template <class T>
@@ -31,21 +33,38 @@ inline void finish_row(Vec<T>* acc, int vecs, int columns, int row, const convx:
     }
 }
 
-template <class T, int mr, int nr, int rows, int vecs>
-void gemm_tile_sized(int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+// The row operand, element i of step d: out of a packed panel, or of rows that stand anywhere.
+template <class T, int mr>
+struct PanelRows {
+    const T* a;
+    PanelRows(const T* panel) : a(panel) {}
+    T at(int i, int64_t d) const { return a[d * mr + i]; }
+};
+template <class T, int rows>
+struct LooseRows {
+    const T* row[rows];
+    LooseRows(const T* const* a) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) row[i] = a[i];
+    }
+    T at(int i, int64_t d) const { return row[i][d]; }
+};
+
+template <class T, int nr, int rows, int vecs, class Rows>
+void gemm_tile_sized(int columns, int64_t depth, const Rows a, const T* b, const convx::TileOutput<T>& out) {
     constexpr int lanes = VecOf<T>::lanes;
     Vec<T> acc[rows][vecs];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; ++v) acc[i][v] = broadcast(T(0));
-    for (int64_t d = 0; d < depth; ++d, a += mr, b += nr) {
+    for (int64_t d = 0; d < depth; ++d, b += nr) {
         Vec<T> column[vecs];
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; ++v) column[v] = load(b + v * lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; ++i) {
-            const Vec<T> row = broadcast(a[i]);
+            const Vec<T> row = broadcast(a.at(i, d));
 #pragma GCC unroll 4
             for (int v = 0; v < vecs; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
         }
@@ -54,10 +73,9 @@ void gemm_tile_sized(int columns, int64_t depth, const T* a, const T* b, const c
     for (int i = 0; i < rows; ++i) finish_row<T>(acc[i], vecs, columns, i, out);
 }
 
-// From run-time rows and vectors to one of the mr * nr / lanes compiled tiles.
-template <class T, int mr, int nr, int rows, int vecs>
-void gemm_tile_pick(int want_rows, int columns, int64_t depth, const T* a, const T* b,
-                    const convx::TileOutput<T>& out) {
+// From run-time rows and vectors to one of the mr * nr / lanes compiled tiles. `A` is a panel or an array of rows.
+template <class T, int mr, int nr, int rows, int vecs, class A>
+void gemm_tile_pick(int want_rows, int columns, int64_t depth, A a, const T* b, const convx::TileOutput<T>& out) {
     if constexpr (rows > 1) {
         if (want_rows < rows) return gemm_tile_pick<T, mr, nr, rows - 1, vecs>(want_rows, columns, depth, a, b, out);
     }
@@ -65,11 +83,18 @@ void gemm_tile_pick(int want_rows, int columns, int64_t depth, const T* a, const
         if (columns <= (vecs - 1) * VecOf<T>::lanes)
             return gemm_tile_pick<T, mr, nr, rows, vecs - 1>(want_rows, columns, depth, a, b, out);
     }
-    gemm_tile_sized<T, mr, nr, rows, vecs>(columns, depth, a, b, out);
+    using Rows = std::conditional_t<std::is_same_v<A, const T*>, PanelRows<T, mr>, LooseRows<T, rows>>;
+    gemm_tile_sized<T, nr, rows, vecs, Rows>(columns, depth, Rows(a), b, out);
 }
 
 template <class T, int mr, int vecs>
 void gemm_tile(int rows, int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, out);
+}
+
+template <class T, int mr, int vecs>
+void gemm_tile_rows(int rows, int columns, int64_t depth, const T* const* a, const T* b,
+                    const convx::TileOutput<T>& out) {
     gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, out);
 }
 
