@@ -57,8 +57,8 @@ template <class T>
 void gemm_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed) {
     const auto pack = [&](const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
         if (&kernels != &kernel_set<T>(*packed.form.kernels)) return;
-        const PassScratch scratch = gemm_scratch(blocks, gemm.groups, gemm.channels, gemm.rows, gemm.taps(), kernels);
-        packed.data = Workspace(static_cast<size_t>(scratch.shared_bytes));
+        packed.data = Workspace(static_cast<size_t>(
+            packed_weight_bytes(blocks, gemm.groups, gemm.channels, gemm.rows, gemm.taps(), kernels)));
         packed.finite = pack_gemm_weights(gemm, blocks, kernels, static_cast<T*>(packed.data.data()));
     };
     describe_and<T>(pack, problem, {}, weight, {}, {});

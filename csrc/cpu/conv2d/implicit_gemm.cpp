@@ -50,13 +50,16 @@ template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const GemmBlocks& blocks, int64_t channels, int64_t taps, const KernelSet<T>& kernels)
         : width(Panels(blocks, kernels.mr, kernels.nr).pixel_width),
-          pixels(parts.take<T>(blocks.block_panels * width * channels * taps)),
+          pixels(parts.take<T>(blocks.by_rows ? 0 : blocks.block_panels * width * channels * taps)),
+          weights(parts.take<T>(blocks.by_rows ? blocks.block_rows * channels * taps : 0)),
           tile(parts.take<T>(kernels.mr * kernels.nr)), pad(parts.take<T>(channels)),
-          runs(parts.take<LaneRun>(blocks.block_panels * taps * width)),
-          run_count(parts.take<int32_t>(blocks.block_panels * taps)), dest(parts.take<PanelDest>(blocks.block_panels)),
-          rows(parts.take<const T*>(blocks.block_panels * width)), bytes(parts.bytes()) {}
+          runs(parts.take<LaneRun>((blocks.by_rows ? 1 : blocks.block_panels) * taps * width)),
+          run_count(parts.take<int32_t>((blocks.by_rows ? 1 : blocks.block_panels) * taps)),
+          dest(parts.take<PanelDest>(blocks.block_panels)), rows(parts.take<const T*>(blocks.block_panels * width)),
+          bytes(parts.bytes()) {}
     int64_t width;
-    T* pixels;           // [panel][channel, tap][pixel]
+    T* pixels;           // [panel][channel, tap][pixel], where tasks own pixels
+    T* weights;          // [panel][channel, tap][row], where they own rows
     T* tile;             // a tile that has to be scattered
     T* pad;              // a row of pad values
     LaneRun* runs;       // [panel][tap][pixel]: what a tap reads
@@ -71,59 +74,58 @@ class Nest {
 public:
     Nest(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels)
         : gemm_(gemm), blocks_(blocks), kernels_(kernels), panels_(blocks, kernels.mr, kernels.nr), taps_(gemm.taps()),
-          pixels_(gemm.pixels()), row_panels_(ceil_div(gemm.rows, panels_.row_width)) {}
+          pixels_(gemm.pixels()), pixel_panels_(ceil_div(pixels_, panels_.pixel_width)),
+          row_panels_(ceil_div(gemm.rows, panels_.row_width)) {}
 
     bool run() {
         const PassScratch scratch = gemm_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, taps_, kernels_);
         const int64_t row_blocks = ceil_div(gemm_.rows, blocks_.block_rows);
-        const int64_t pixel_blocks = ceil_div(pixels_, blocks_.block_panels * panels_.pixel_width);
+        const int64_t pixel_blocks = ceil_div(pixel_panels_, blocks_.block_panels);
         const int64_t tasks = gemm_.groups * row_blocks * pixel_blocks;
         const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * taps_ * pixels_;
         const int width =
             static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
-        const int64_t shared_bytes = gemm_.packed_weight ? 0 : scratch.shared_bytes;
+        weights_ = gemm_.packed_weight;
+        finite_ = !weights_ || gemm_.packed_finite;
+        const bool shares = blocks_.by_rows ? !pixels_in_place() : !weights_;
+        const int64_t shared_bytes = shares ? scratch.shared_bytes : 0;
         const Workspace workspace(static_cast<size_t>(shared_bytes + width * scratch.worker_bytes));
         char* workers = static_cast<char*>(workspace.data()) + shared_bytes;
-        bool finite = gemm_.packed_finite;
-        weights_ = gemm_.packed_weight;
-        if (!weights_) {
-            finite = pack_weights(static_cast<T*>(workspace.data()), width, gemm_.skips());
-            weights_ = static_cast<const T*>(workspace.data());
+        T* shared = static_cast<T*>(workspace.data());
+        if (shares && blocks_.by_rows) {
+            pack_all_pixels(shared, width, workers, scratch.worker_bytes);
+            shared_pixels_ = shared;
+        } else if (shares) {
+            pack_weights(shared, width, gemm_.skips());
+            weights_ = shared;
         }
-        if (gemm_.skips() && !finite) return false;
+        if (gemm_.skips() && !finite_) return false;
         parallel_for(tasks, width, [&](int64_t task, int worker) {
             const int64_t row_block = task % row_blocks;
             const int64_t pixel_block = task / row_blocks % pixel_blocks;
             const int64_t group = task / row_blocks / pixel_blocks;
             run_task(group, pixel_block, row_block, workers + worker * scratch.worker_bytes);
         });
-        return true;
+        return !gemm_.skips() || finite_;
     }
 
     // --- weights: [group][chunk][panel][channel, tap][row] ---
 
-    // Returns whether all are finite, if that is asked.
+    // All of them; returns whether all are finite, if that is asked.
     bool pack_weights(T* packed_weights, int width, bool check_finite) {
         const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
         const int64_t packed = gemm_.groups * row_panels_ * panels_.row_width * gemm_.channels * taps_;
         const bool big = packed * static_cast<int64_t>(sizeof(T)) > 128 * 1024;
-        std::atomic<bool> finite{true};
         parallel_for(gemm_.groups * chunks * row_panels_, big ? width : 1, [&](int64_t task, int) {
             const int64_t panel = task % row_panels_;
             const int64_t chunk = task / row_panels_ % chunks;
             const int64_t group = task / row_panels_ / chunks;
             const int64_t first_channel = chunk * blocks_.chunk_channels;
             const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
-            const int64_t first_row = panel * panels_.row_width;
-            const int64_t rows = std::min(panels_.row_width, gemm_.rows - first_row);
-            T* dst = packed_weights + weight_panel(group, first_channel, channels, panel);
-            pack_weight_panel(dst,
-                              gemm_.weight + group * gemm_.weight_group + first_row * gemm_.weight_row +
-                                  first_channel * gemm_.weight_channel,
-                              channels, static_cast<int>(rows));
-            if (check_finite && !all_finite(dst, channels * taps_ * panels_.row_width)) finite = false;
+            pack_weight_panel(packed_weights + weight_panel(group, first_channel, channels, panel), group,
+                              first_channel, channels, panel, check_finite);
         });
-        return finite;
+        return finite_;
     }
 
 private:
@@ -138,8 +140,13 @@ private:
         return (group * gemm_.channels + first_channel) * taps_ * rows + panel * channels * taps_ * panels_.row_width;
     }
 
-    void pack_weight_panel(T* dst, const T* src, int64_t channels, int rows) {
+    void pack_weight_panel(T* dst, int64_t group, int64_t first_channel, int64_t channels, int64_t panel,
+                           bool check_finite) {
         const int64_t row_width = panels_.row_width;
+        const int64_t first_row = panel * row_width;
+        const int rows = static_cast<int>(std::min(row_width, gemm_.rows - first_row));
+        const T* src = gemm_.weight + group * gemm_.weight_group + first_row * gemm_.weight_row +
+                       first_channel * gemm_.weight_channel;
         const auto tap_offset = [&](size_t r, size_t s) {
             return gemm_.h->taps[r].kernel_index * gemm_.weight_h + gemm_.w->taps[s].kernel_index * gemm_.weight_w;
         };
@@ -169,73 +176,119 @@ private:
                                         src + tap_offset(r, s), gemm_.weight_channel, channels, &run, 1, rows,
                                         gemm_.weight_row, T(0));
         }
+        if (check_finite && !all_finite(dst, channels * taps_ * row_width)) finite_ = false;
+    }
+
+    // --- pixels, where all tasks share them: [group][chunk][panel][channel, tap][pixel] ---
+
+    int64_t pixel_panel(int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
+        const int64_t pixels = pixel_panels_ * panels_.pixel_width;
+        return (group * gemm_.channels + first_channel) * taps_ * pixels +
+               panel * channels * taps_ * panels_.pixel_width;
+    }
+
+    void pack_all_pixels(T* pixels, int width, char* workers, int64_t worker_bytes) {
+        parallel_for(gemm_.groups * pixel_panels_, width, [&](int64_t task, int worker) {
+            const int64_t group = task / pixel_panels_, panel = task % pixel_panels_;
+            const Scratch<T> scratch = scratch_at(workers + worker * worker_bytes);
+            find_runs(panel, 0, scratch);
+            for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
+                const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
+                pack_pixels(pixels + pixel_panel(group, c, channels, panel), group, c, channels, 0, scratch);
+            }
+        });
     }
 
     // --- one task ---
 
+    Scratch<T> scratch_at(char* memory) const {
+        const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels);
+        const Scratch<T> scratch(ScratchParts(memory), blocks_, channels, taps_, kernels_);
+        std::fill(scratch.pad, scratch.pad + channels, gemm_.pad);
+        return scratch;
+    }
+
     void run_task(int64_t group, int64_t pixel_block, int64_t row_block, char* memory) {
-        const Scratch<T> scratch(ScratchParts(memory), blocks_, std::min(blocks_.chunk_channels, gemm_.channels), taps_,
-                                 kernels_);
+        const Scratch<T> scratch = scratch_at(memory);
         const int64_t first_panel = pixel_block * blocks_.block_panels;
-        const int64_t panel_count =
-            std::min(blocks_.block_panels, ceil_div(pixels_, panels_.pixel_width) - first_panel);
-        for (int64_t panel = 0; panel < panel_count; ++panel) find_runs(first_panel + panel, panel, scratch);
-        std::fill(scratch.pad, scratch.pad + std::min(blocks_.chunk_channels, gemm_.channels), gemm_.pad);
+        const int64_t panel_count = std::min(blocks_.block_panels, pixel_panels_ - first_panel);
+        for (int64_t panel = 0; panel < panel_count; ++panel) {
+            find_dest(first_panel + panel, scratch.dest[panel]);
+            if (!shared_pixels_) find_runs(first_panel + panel, blocks_.by_rows ? 0 : panel, scratch);
+            if (pixels_in_place()) find_rows(blocks_.by_rows ? 0 : panel, panel, scratch);
+        }
 
         const int64_t first_row_panel = row_block * blocks_.block_rows / panels_.row_width;
         const int64_t last_row_panel =
             std::min(row_panels_, ceil_div((row_block + 1) * blocks_.block_rows, panels_.row_width));
         for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
             const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
-            const int64_t depth = channels * taps_;
-            // Without other taps that find the lines in L1 again, and planes of a page or more: a few channels at a
-            // time, so that the panels read each plane in one stretch (one page and prefetcher stream a channel)
-            // instead of one line of every channel in turn. 10 % of a 1x1 layer at 56x56, nothing at 14x14.
-            const bool large_planes = gemm_.source_stride.c * static_cast<int64_t>(sizeof(T)) >= 4096;
-            const int64_t stretch = taps_ == 1 && large_planes ? std::min<int64_t>(channels, 16) : channels;
-            for (int64_t first = 0; first < channels && !pixels_in_place(); first += stretch)
-                for (int64_t panel = 0; panel < panel_count; ++panel)
-                    pack_pixels(group, c, channels, first, std::min(stretch, channels - first), panel, scratch);
-            for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel)
-                for (int64_t panel = 0; panel < panel_count; ++panel)
-                    multiply(group, row_panel, first_panel, panel, c, channels, scratch);
+            if (!blocks_.by_rows && !pixels_in_place()) pack_panels(group, c, channels, panel_count, scratch);
+            const int64_t weight_panel_size = panels_.row_width * channels * taps_;
+            const T* weights =
+                weights_ ? weights_ + weight_panel(group, c, channels, first_row_panel) : scratch.weights;
+            if (!weights_)
+                for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel)
+                    pack_weight_panel(scratch.weights + (row_panel - first_row_panel) * weight_panel_size, group, c,
+                                      channels, row_panel, gemm_.skips());
+            const T* pixels =
+                shared_pixels_ ? shared_pixels_ + pixel_panel(group, c, channels, first_panel) : scratch.pixels;
+            for (int64_t pass = 0; pass < panel_count; pass += blocks_.pass_panels)
+                for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel)
+                    for (int64_t panel = pass; panel < std::min(pass + blocks_.pass_panels, panel_count); ++panel)
+                        multiply(group, row_panel, first_panel, panel, c, channels,
+                                 weights + (row_panel - first_row_panel) * weight_panel_size,
+                                 pixels + panel * panels_.pixel_width * channels * taps_, scratch);
         }
     }
 
-    void find_runs(int64_t panel, int64_t local_panel, const Scratch<T>& scratch) {
+    // Without other taps that find the lines in L1 again, and planes of a page or more: a few channels at a time, so
+    // that the panels read each plane in one stretch (one page and prefetcher stream a channel) instead of one line of
+    // every channel in turn. 10 % of a 1x1 layer at 56x56, nothing at 14x14.
+    void pack_panels(int64_t group, int64_t chunk, int64_t channels, int64_t panel_count, const Scratch<T>& scratch) {
+        const bool large_planes = gemm_.source_stride.c * static_cast<int64_t>(sizeof(T)) >= 4096;
+        const int64_t stretch = taps_ == 1 && large_planes ? std::min<int64_t>(channels, 16) : channels;
+        for (int64_t first = 0; first < channels; first += stretch)
+            for (int64_t panel = 0; panel < panel_count; ++panel)
+                pack_pixels(scratch.pixels + (panel * channels + first) * taps_ * panels_.pixel_width, group,
+                            chunk + first, std::min(stretch, channels - first), panel, scratch);
+    }
+
+    // What the taps read for the pixels of a panel, into slot `slot`.
+    void find_runs(int64_t panel, int64_t slot, const Scratch<T>& scratch) {
         const int64_t first = panel * panels_.pixel_width;
         const int64_t count = std::min(panels_.pixel_width, pixels_ - first);
         const int64_t tap_columns = static_cast<int64_t>(gemm_.w->taps.size());
-        scratch.dest[local_panel] = find_dest(first, count);
-        for (int64_t tap = 0; tap < taps_; ++tap) scratch.run_count[local_panel * taps_ + tap] = 0;
+        for (int64_t tap = 0; tap < taps_; ++tap) scratch.run_count[slot * taps_ + tap] = 0;
         for_each_segment(gemm_.h->positions, gemm_.w->positions, first, count, [&](const PixelSegment& segment) {
             for (int64_t tap = 0; tap < taps_; ++tap) {
-                const int64_t at = local_panel * taps_ + tap;
+                const int64_t at = slot * taps_ + tap;
                 scratch.run_count[at] =
                     append_runs(*gemm_.h, *gemm_.w, tap / tap_columns, tap % tap_columns, gemm_.source_stride, segment,
                                 scratch.runs + at * panels_.pixel_width, scratch.run_count[at]);
             }
         });
-        if (!pixels_in_place()) return;
-        const T** rows = scratch.rows + local_panel * panels_.pixel_width;
+    }
+
+    // Where the pixels of a panel stand, out of the runs in slot `slot`.
+    void find_rows(int64_t slot, int64_t panel, const Scratch<T>& scratch) {
+        const T** rows = scratch.rows + panel * panels_.pixel_width;
         std::fill(rows, rows + panels_.pixel_width, scratch.pad);
-        const LaneRun* runs = scratch.runs + local_panel * panels_.pixel_width;
-        for (int r = 0; r < scratch.run_count[local_panel]; ++r)
+        const LaneRun* runs = scratch.runs + slot * panels_.pixel_width;
+        for (int r = 0; r < scratch.run_count[slot]; ++r)
             for (int i = 0; i < runs[r].count; ++i)
                 rows[runs[r].lane + i] = gemm_.source + runs[r].offset + i * gemm_.w->step * gemm_.source_stride.w;
     }
 
     bool channels_adjacent() const { return gemm_.source_stride.c == 1 && gemm_.w->step * gemm_.source_stride.w != 1; }
 
-    // Channels [first, first + count) of the chunk.
-    void pack_pixels(int64_t group, int64_t chunk, int64_t chunk_channels, int64_t first, int64_t count, int64_t panel,
-                     const Scratch<T>& scratch) {
+    // Channels [first, first + count) of a group, for the pixels whose runs are in slot `slot`.
+    void pack_pixels(T* dst, int64_t group, int64_t first, int64_t count, int64_t slot, const Scratch<T>& scratch) {
         const int64_t width = panels_.pixel_width;
-        const T* source = gemm_.source + (group * gemm_.channels + chunk + first) * gemm_.source_stride.c;
-        T* dst = scratch.pixels + (panel * chunk_channels + first) * taps_ * width;
+        const T* source = gemm_.source + (group * gemm_.channels + first) * gemm_.source_stride.c;
         const int64_t step = gemm_.w->step * gemm_.source_stride.w;
         for (int64_t tap = 0; tap < taps_; ++tap) {
-            const int64_t at = panel * taps_ + tap;
+            const int64_t at = slot * taps_ + tap;
             const LaneRun* runs = scratch.runs + at * width;
             const int run_count = scratch.run_count[at];
             if (!channels_adjacent()) {
@@ -252,19 +305,20 @@ private:
     }
 
     // Pixels that are evenly spaced in dest, in the direction in which a tile can store them, need no scatter.
-    PanelDest find_dest(int64_t first_pixel, int64_t count) const {
+    void find_dest(int64_t panel, PanelDest& dest) const {
         const Strides& to = gemm_.dest_stride;
+        const int64_t first = panel * panels_.pixel_width, count = std::min(panels_.pixel_width, pixels_ - first);
         const int64_t columns = gemm_.w->positions, plane = gemm_.h->positions * columns;
-        const int64_t n = first_pixel / plane, in_plane = first_pixel % plane;
+        const int64_t n = first / plane, in_plane = first % plane;
         const int64_t i = in_plane / columns, j = in_plane % columns;
         const bool even = j + count <= columns || (in_plane + count <= plane && to.h == columns * to.w);
         const bool storable = (blocks_.pixels_in_rows ? to.c : to.w) == 1;
-        return {n * to.n + i * to.h + j * to.w, even && storable};
+        dest = {n * to.n + i * to.h + j * to.w, even && storable};
     }
 
     // One tile, straight into dest where that can be, else through the scratch tile.
     void multiply(int64_t group, int64_t row_panel, int64_t first_panel, int64_t panel, int64_t first_channel,
-                  int64_t channels, const Scratch<T>& scratch) {
+                  int64_t channels, const T* weights, const T* pixels, const Scratch<T>& scratch) {
         const int64_t first_row = row_panel * panels_.row_width;
         const int rows = static_cast<int>(std::min(panels_.row_width, gemm_.rows - first_row));
         const int64_t first_pixel = (first_panel + panel) * panels_.pixel_width;
@@ -275,7 +329,6 @@ private:
         const T* bias = last && gemm_.bias ? bias_ + group * gemm_.rows + first_row : nullptr;
         const bool relu = last && gemm_.relu;
 
-        const T* pixels = scratch.pixels + panel * panels_.pixel_width * depth;
         const T* in_place[64];  // rows of the tile that are not packed
         if (pixels_in_place()) {
             for (int i = 0; i < count; ++i) {
@@ -284,7 +337,6 @@ private:
             }
         }
         const auto run_tile = [&](const TileOutput<T>& out) {
-            const T* weights = weights_ + weight_panel(group, first_channel, channels, row_panel);
             if (pixels_in_place()) return kernels_.gemm_tile_rows(count, rows, depth, in_place, weights, out);
             if (blocks_.pixels_in_rows) return kernels_.gemm_tile(count, rows, depth, pixels, weights, out);
             return kernels_.gemm_tile(rows, count, depth, weights, pixels, out);
@@ -346,9 +398,11 @@ private:
     const GemmBlocks& blocks_;
     const KernelSet<T>& kernels_;
     const Panels panels_;
-    const int64_t taps_, pixels_, row_panels_;
+    const int64_t taps_, pixels_, pixel_panels_, row_panels_;
+    const T* shared_pixels_ = nullptr;
     const T* weights_ = nullptr;
     const T* bias_ = nullptr;
+    std::atomic<bool> finite_{true};  // the weights packed so far, where it matters
 };
 
 // An empty sum: the bias alone.
@@ -368,12 +422,19 @@ void fill_with_bias(const ImplicitGemm<T>& gemm) {
 }  // namespace
 
 template <class T>
+int64_t packed_weight_bytes(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
+                            const KernelSet<T>& kernels) {
+    const int64_t row_width = Panels(blocks, kernels.mr, kernels.nr).row_width;
+    return cache_lines(groups * round_up(rows, row_width) * channels * taps * static_cast<int64_t>(sizeof(T)));
+}
+
+template <class T>
 PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
                          const KernelSet<T>& kernels) {
-    const int64_t row_width = Panels(blocks, kernels.mr, kernels.nr).row_width;
-    const int64_t weights = groups * round_up(rows, row_width) * channels * taps;
     const Scratch<T> worker(ScratchParts(), blocks, std::min(blocks.chunk_channels, channels), taps, kernels);
-    return {cache_lines(weights * static_cast<int64_t>(sizeof(T))), worker.bytes};
+    if (!blocks.by_rows) return {packed_weight_bytes(blocks, groups, channels, rows, taps, kernels), worker.bytes};
+    const int64_t pixels = blocks.block_panels * worker.width * groups * channels * taps;
+    return {cache_lines(pixels * static_cast<int64_t>(sizeof(T))), worker.bytes};
 }
 
 template <class T>
@@ -395,6 +456,8 @@ bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, co
     return Nest<T>(gemm, blocks, kernels).pack_weights(packed, num_threads(), true);
 }
 
+template int64_t packed_weight_bytes(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<float>&);
+template int64_t packed_weight_bytes(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<double>&);
 template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<float>&);
 template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<double>&);
 template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);

@@ -3,10 +3,11 @@
 //
 //   dest[n, row, i, j] = sum over channel, tap of weight[row, channel, tap] * source[n, channel, h(tap, i), w(tap, j)]
 //
-// Work: a task owns a block of pixels (over the whole batch) and a block of rows; it packs the pixels chunk by chunk of
-// the reduction into L2 and multiplies them with the weights, which were packed once for all tasks. The order of every
-// sum is channel by channel, tap by tap, in chunks that the per-image problem fixes: the same bits for any thread
-// count, batch and memory layout.
+// Work: a task owns a block of pixels (over the whole batch) and packs them chunk by chunk of the reduction into L2;
+// the weights were packed once for all tasks. Where there are fewer pixels than output channels it is the other way
+// round: the pixels are packed once and a task owns output channels, so that neither operand is packed twice. The order
+// of every sum is channel by channel, tap by tap, in chunks that the per-image problem fixes: the same bits for any
+// thread count, batch and memory layout.
 #pragma once
 
 #include "cpu/conv2d/axis_table.h"
@@ -53,7 +54,7 @@ struct ImplicitGemm {
 template <class T>
 void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels);
 
-// The weights as the nest reads them, into gemm_scratch(...).shared_bytes bytes; false if one is infinite or NaN.
+// The weights as the nest reads them, into packed_weight_bytes(...) bytes; false if one is infinite or NaN.
 template <class T>
 bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed);
 

@@ -32,14 +32,19 @@ struct PassScratch {
 // Blocks of the implicit GEMM that forward and grad_input run (implicit_gemm.h).
 struct GemmBlocks {
     bool pixels_in_rows = false;  // channels-last: vectors run over output channels instead of pixels
-    int64_t chunk_channels = 1;   // reduction channels (times taps) that are summed in registers in one go
-    int64_t block_panels = 1;     // pixel panels packed by one task
-    int64_t block_rows = 1;       // output channels of one task
+    bool by_rows = false;        // few pixels: a task owns output channels and sees all pixels, not the other way round
+    int64_t chunk_channels = 1;  // reduction channels (times taps) that are summed in registers in one go
+    int64_t block_panels = 1;    // pixel panels of one task
+    int64_t pass_panels = 1;     // those that stay in L2 while the output channels of the task pass by
+    int64_t block_rows = 1;      // output channels of one task
 };
 
 GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, int64_t channels, int64_t rows,
                             int64_t taps, int64_t item_bytes, int mr, int nr);
 // Counted where it is carved up (implicit_gemm.cpp).
+template <class T>
+int64_t packed_weight_bytes(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
+                            const KernelSet<T>& kernels);
 template <class T>
 PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
                          const KernelSet<T>& kernels);

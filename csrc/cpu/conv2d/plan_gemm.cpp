@@ -39,13 +39,22 @@ GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, 
     const int64_t chunks = ceil_div(channels, std::clamp(target_depth / taps, int64_t{1}, channels));
     blocks.chunk_channels = ceil_div(channels, chunks);
 
+    // The smaller operand is packed once for all tasks, of the larger one every task packs its own part in L2. With
+    // pixels the larger one: as many panels as fit and as leave enough tasks, with all rows.
     const int64_t depth = blocks.chunk_channels * taps;
     const int64_t panels = std::max<int64_t>(ceil_div(pixels, pixel_width), 1);
-    const int64_t fit = std::max<int64_t>(pixel_block_bytes / (depth * pixel_width * item_bytes), 1);
-    blocks.block_panels = std::clamp(panels * groups / (2 * wanted_tasks), int64_t{1}, fit);
-
-    const int64_t pixel_tasks = groups * ceil_div(panels, blocks.block_panels);
     const int64_t row_panels = ceil_div(std::max<int64_t>(rows, 1), row_width);
+    const int64_t fit = std::max<int64_t>(pixel_block_bytes / (depth * pixel_width * item_bytes), 1);
+    blocks.by_rows = panels * pixel_width < rows;
+    if (blocks.by_rows) {
+        blocks.block_panels = panels;
+        blocks.pass_panels = ceil_div(panels, ceil_div(panels, fit));
+        blocks.block_rows = std::min(ceil_div(row_panels * groups, wanted_tasks) + 1, row_panels) * row_width;
+        return blocks;
+    }
+    blocks.block_panels = std::clamp(panels * groups / (2 * wanted_tasks), int64_t{1}, fit);
+    blocks.pass_panels = blocks.block_panels;
+    const int64_t pixel_tasks = groups * ceil_div(panels, blocks.block_panels);
     // Splitting rows packs the pixels again for each part, so a part keeps at least 8 panels.
     const int64_t row_parts = std::clamp(ceil_div(wanted_tasks, pixel_tasks), int64_t{1}, ceil_div(row_panels, 8));
     blocks.block_rows = ceil_div(row_panels, row_parts) * row_width;
@@ -123,6 +132,8 @@ void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, con
     plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
     plan.reason = blocks.pixels_in_rows ? "implicit GEMM, vectors over channels because the layout is NHWC"
                                         : "implicit GEMM, vectors over pixels because the layout is NCHW";
+    if (blocks.by_rows)
+        plan.reason += "; fewer pixels than channels, so a task owns channels and packs their weights for itself";
     const int64_t classes = std::min(problem.h.stride, problem.h.input) * std::min(problem.w.stride, problem.w.input);
     if (!forward && classes > 1)
         plan.reason += "; the stride makes " + std::to_string(classes) +
