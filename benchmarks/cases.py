@@ -35,9 +35,12 @@ ITEMSIZE = {"float32": 4, "float64": 8}
 # The batch of lists that stand for whole networks; the others were written with the batch that they are about.
 NETWORK_BATCH = 8
 NETWORKS = (
-    "alexnet", "mobilenet_v1", "mobilenet_v2", "pool", "pool_2x2", "resnet18", "resnet50", "resnet50_v1_5",
+    "alexnet", "grouped", "mobilenet_v1", "mobilenet_v2", "pool", "pool_2x2", "resnet18", "resnet50", "resnet50_v1_5",
     "squeezenet_v11", "vgg11", "vgg19",
 )  # fmt: skip
+
+# A layer alone and in a batch: `layers` and `networks` time both.
+NETWORK_BATCHES = (1, NETWORK_BATCH)
 
 # From inside the first-level cache to several times any last-level cache; the shorter list is for --quick.
 RELU_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 26)
@@ -228,19 +231,19 @@ def layer_cases(
     batches: Sequence[int | None] = (None,),
     passes: Sequence[str] | None = None,
     dtypes: Sequence[str] = ("float32",),
-    network_batch: int = NETWORK_BATCH,
+    network_batches: Sequence[int] = (NETWORK_BATCH,),
 ) -> list[Case]:
     """Cases of the given lists.
 
-    Batch None takes `network_batch` for networks and the list's own for others; 0 takes the list's own for all.
+    Batch None takes `network_batches` for networks and the list's own for others; 0 takes the list's own for all.
     """
     cases: list[Case] = []
     for name in lists:
         if name not in available_lists():
             raise ValueError(f"no layer list {name!r}; there are {', '.join(available_lists())}")
         network = name in NETWORKS
-        for batch in batches:
-            chosen = (network_batch if network else None) if batch is None else batch or None
+        own: Sequence[int | None] = network_batches if network else (None,)
+        for chosen in (each for batch in batches for each in (own if batch is None else (batch or None,))):
             cases += [
                 Case(op, passname, problem, dtype, layer, {name: times}, rotate=network)
                 for layer, times, problem in problems(op, name, chosen)

@@ -5,6 +5,7 @@
     {"do": "sample", "seconds": s}                            -> {"ok": {"samples": [...], "page_faults": x}}
     {"do": "release"}                                         -> {"ok": null}
     {"do": "peaks", "seconds": s, "bytes": b}                 -> {"ok": {"fma": ..., "copy": ...}}, by convx's runner
+    {"do": "burst", "seconds": s, "dtype": "float32"}         -> {"ok": FLOP/s}, by convx's runner
 
 A failure is answered with {"error": what}; the process lives on. session.py starts it as
 `python -m benchmarks.child NAME THREADS`.
@@ -54,6 +55,11 @@ class Server:
         from benchmarks.machine import measure_peaks
 
         return measure_peaks(seconds, bytes)
+
+    def burst(self, seconds: float, dtype: str) -> float:
+        from benchmarks.machine import burst
+
+        return burst(seconds, dtype)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

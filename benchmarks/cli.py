@@ -20,15 +20,22 @@ from benchmarks.runners import MODULES, PEERS
 from benchmarks.session import Session, Settings, instruction_sets
 
 # The commands that go by layer lists: the operation, and the lists where --lists names none.
-OPS = {"layers": "conv2d", "pool": "max_pool2d", "fused": "conv2d_relu_max_pool2d"}
+OPS = {"layers": "conv2d", "networks": "conv2d", "pool": "max_pool2d", "fused": "conv2d_relu_max_pool2d"}
 LISTS: dict[str, Sequence[str]] = {
-    "layers": ("resnet50", "vgg19", "mobilenet_v1", "small"),
+    "layers": ("resnet50", "vgg19", "mobilenet_v1", "grouped", "small", "photo"),
+    "networks": ("resnet50", "vgg19", "mobilenet_v2", "resnet18"),
     "pool": ("pool_2x2", "pool"),
     "fused": ("conv_relu_pool",),
 }
+ALL = ("layers", "pool", "fused", "relu", "overhead")
+# A network alone and in a batch; pooling and fused layers in a batch.
+BATCHES = {"layers": catalogue.NETWORK_BATCHES, "networks": catalogue.NETWORK_BATCHES}
+# What `layers` times in float64 beside float32, unless lists or dtypes are chosen.
+FLOAT64_LISTS = ("resnet18",)
 EVERY_PEER = (*PEERS, "convx-separate", "reference")
 RUNNERS: dict[str, Sequence[str]] = {
     "layers": (*PEERS[:4], "reference"),
+    "networks": (*PEERS[:4], "convx-prepared"),
     "pool": (*PEERS[:4], "reference"),
     "relu": (*PEERS, "reference"),
     "fused": EVERY_PEER,
@@ -38,7 +45,8 @@ RUNNERS: dict[str, Sequence[str]] = {
 }
 # Start-up, the cell in progress at the deadline, and the plots take the rest of the minute.
 QUICK: dict[str, Any] = {
-    "seconds": 0.02, "rounds": 2, "warm_up": 0.1, "most_copies": 2, "peak_seconds": 0.1, "deadline": 42.0,
+    "seconds": 0.02, "rounds": 2, "warm_up": 0.1, "most_copies": 2, "peak_seconds": 0.1, "burst_seconds": 0.01,
+    "deadline": 42.0,
 }  # fmt: skip
 
 
@@ -70,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=machine.cpu_count(), help="for every library (default: every CPU)")
     run.add_argument("--isa", help="the instruction set that convx is forced to: portable, avx2, avx512")
     run.add_argument("--peers", type=names_of([*peers, "convx"]), metavar="A,B", help=f"{', '.join(peers)}, convx@ISA")
-    run.add_argument("--dtype", type=names_of(list(catalogue.ITEMSIZE)), default=["float32"], help="default: float32")
+    run.add_argument("--dtype", type=names_of(list(catalogue.ITEMSIZE)), metavar="A,B", help="default: float32")
     run.add_argument("--passes", type=names_of(passes), metavar="A,B", help=f"of {', '.join(passes)} (default: all)")
     run.add_argument("--quick", action="store_true", help="a layer of each class, short samples: under a minute")
     run.add_argument("--seconds", type=float, help="of timing for each cell and library (default: 0.5)")
@@ -82,13 +90,17 @@ def parser() -> argparse.ArgumentParser:
     lists = catalogue.available_lists()
     by_list.add_argument("--lists", type=names_of(lists), metavar="A,B", help=f"of {', '.join(lists)}")
     by_list.add_argument(
-        "--batch", type=batches, metavar="N,M", help="or `list`: the list's own (default: 8 in networks)"
+        "--batch",
+        type=batches,
+        metavar="N,M",
+        help="or `list`: the list's own (default: 1 and 8 in networks, 8 for pool)",
     )
 
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="Times convx beside other libraries.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, about in (
         ("layers", "conv2d: forward, with ReLU, both gradients"),
+        ("networks", "conv2d forward summed over whole networks"),
         ("pool", "max_pool2d: forward and backward"),
         ("fused", "conv2d_relu_max_pool2d against separate operations"),
     ):
@@ -106,47 +118,60 @@ def parser() -> argparse.ArgumentParser:
 
 
 def list_cases(options: argparse.Namespace, command: str) -> list[Case]:
-    op = OPS[command]
-    sizes, passes = getattr(options, "batch", None) or [None], chosen_passes(options, op)
-    batch = 1 if options.quick else catalogue.NETWORK_BATCH
-    lists = chosen_lists(options, command)
-    return catalogue.layer_cases(op, lists, sizes, passes, options.dtype, batch) if passes else []
+    op, lists = OPS[command], chosen_lists(options, command)
+    sizes, passes = getattr(options, "batch", None) or [None], chosen_passes(options, command)
+    if not passes:
+        return []
+    batches = (1,) if options.quick else BATCHES.get(command, (catalogue.NETWORK_BATCH,))
+    found = catalogue.layer_cases(op, lists, sizes, passes, chosen_dtypes(options), batches)
+    if command == "layers" and not options.dtype and not getattr(options, "lists", None):
+        found += catalogue.layer_cases(op, FLOAT64_LISTS, sizes, passes, ["float64"], (1,))
+    return found
 
 
 def chosen_lists(options: argparse.Namespace, command: str) -> Sequence[str]:
-    return getattr(options, "lists", None) or LISTS[command]
+    # The sum over a network needs all its layers.
+    few = command == "networks" and options.quick
+    return getattr(options, "lists", None) or (LISTS[command][-1:] if few else LISTS[command])
 
 
-def chosen_passes(options: argparse.Namespace, op: str) -> list[str]:
-    return [name for name in catalogue.PASSES[op] if not options.passes or name in options.passes]
+def chosen_passes(options: argparse.Namespace, command: str) -> list[str]:
+    if command == "networks" and not options.passes:
+        return ["forward"]
+    return [
+        name for name in catalogue.PASSES[OPS.get(command, command)] if not options.passes or name in options.passes
+    ]
+
+
+def chosen_dtypes(options: argparse.Namespace) -> list[str]:
+    return options.dtype or ["float32"]
 
 
 def chosen_cases(options: argparse.Namespace) -> list[Case]:
     found: list[Case] = []
-    for command in (*LISTS, "relu", "overhead") if options.command == "all" else [options.command]:
+    for command in ALL if options.command == "all" else [options.command]:
         if command in LISTS:
             found += list_cases(options, command)
         elif command == "relu":
             sizes = catalogue.FEW_RELU_SIZES if options.quick else catalogue.RELU_SIZES
-            found += catalogue.relu_cases(sizes, chosen_passes(options, "relu"), options.dtype)
+            found += catalogue.relu_cases(sizes, chosen_passes(options, "relu"), chosen_dtypes(options))
         elif command == "overhead":
             found += catalogue.overhead_cases()
         else:
             found += floor.cases()
     if not found:
         raise ValueError("nothing to time: these lists have no layer with these passes")
+    if not options.quick:
+        return found
+    few = found if options.command == "networks" else catalogue.thin(found)
     # Cheap ones first: what the deadline cuts off is then as little as can be.
-    return (
-        sorted(catalogue.thin(found), key=lambda case: (case.flops, case.problem.bytes("forward", 4)))
-        if options.quick
-        else found
-    )
+    return sorted(few, key=lambda case: (case.flops, case.problem.bytes("forward", 4)))
 
 
 def left_out(options: argparse.Namespace) -> dict[str, str]:
     """Rows of the chosen lists that an operation cannot express."""
     rows: dict[str, str] = {}
-    for command in LISTS if options.command == "all" else [options.command]:
+    for command in ALL if options.command == "all" else [options.command]:
         if command in LISTS:
             rows |= catalogue.left_out(OPS[command], chosen_lists(options, command))
     return rows

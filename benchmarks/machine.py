@@ -86,6 +86,13 @@ def revision() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
 
 
+def burst(seconds: float, dtype: str) -> float:
+    """FLOP/s of independent fused multiply-adds on all threads of convx, for a moment."""
+    from convx import _cpu
+
+    return _cpu.fma_peak(dtype, seconds)
+
+
 def measure_peaks(seconds: float, bytes: int) -> dict[str, Any]:
     """FLOP/s of independent fused multiply-adds, and bytes/s (read + written) of a copy, on one and on all threads."""
     from convx import _cpu

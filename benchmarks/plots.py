@@ -13,9 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.cases import CLASSES
+from benchmarks.display import duration
+from benchmarks.report import NetworkTotal, network_totals
 from benchmarks.results import Cell, Results
 from benchmarks.runners import PEERS
 
@@ -31,12 +33,14 @@ COLOURS = dict(
 
 
 def draw(results: Results, stem: Path) -> list[Path]:
-    """Writes STEM-ratio-OP.png and STEM-roofline.png where the file has what they show; the paths written."""
+    """Writes STEM-ratio-OP.png, -networks.png and -roofline.png where there is something to show; their paths."""
     written = []
     for op in dict.fromkeys(cell.case.op for cell in results.cells):
         cells = [cell for cell in results.cells if cell.case.op == op and cell.case.kind != "overhead"]
         if any(cell.ratio() for cell in cells):
             written.append(ratio_plot(results, op, cells, stem.with_name(f"{stem.name}-ratio-{op}.png")))
+    if totals := [each for each in network_totals(results) if each.ratio]:
+        written.append(network_plot(results, totals, stem.with_name(f"{stem.name}-networks.png")))
     if on_the_roof(results):
         written.append(roofline(results, stem.with_name(f"{stem.name}-roofline.png")))
     return written
@@ -45,9 +49,12 @@ def draw(results: Results, stem: Path) -> list[Path]:
 def subtitle(results: Results) -> str:
     about = results.about
     peers = ", ".join(f"{name} {about['libraries'][name]['version']}" for name in results.runners if name in PEERS)
+    threads = about["settings"]["threads"]
     isa = about["libraries"].get("convx", {}).get("isa", "")
     run = ", ".join(
-        filter(None, [about["machine"]["cpu"], f"{about['settings']['threads']} threads", isa, about["date"][:10]])
+        filter(
+            None, [about["machine"]["cpu"], f"{threads} thread{'s' if threads > 1 else ''}", isa, about["date"][:10]]
+        )
     )
     return f"{run}; against {peers}" if peers else run
 
@@ -102,6 +109,37 @@ def ratio_plot(results: Results, op: str, cells: Sequence[Cell], path: Path) -> 
     return path
 
 
+def network_plot(results: Results, totals: Sequence[NetworkTotal], path: Path) -> Path:
+    """A group of bars per network: the time of each library for all its layers, over that of convx."""
+    names = [name for name in results.runners if name != "reference" and any(name in each.seconds for each in totals)]
+    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours["convx"] = "#222222"
+    height = 0.8 / len(names)
+    figure, axis = plt.subplots(figsize=(8.5, 1.6 + 0.2 * len(names) * len(totals)), layout="constrained")
+    for row, network in enumerate(totals):
+        for index, name in enumerate(each for each in names if each in network.seconds):
+            share = network.seconds[name] / network.seconds["convx"]
+            y = row - 0.4 + (index + 0.5) * height
+            axis.barh(y, share, height=0.92 * height, color=colours[name])
+            text = f"{duration(network.seconds[name])}  {share:.2f}"
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            axis.annotate(text, (share, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5, bbox=box)
+    axis.axvline(1, color="black", linewidth=0.9)
+    labels = [f"{each.name}\n{each.label.partition('.')[2]}" for each in totals]
+    axis.set_yticks(range(len(totals)), labels, fontsize=7.5)
+    axis.set_ylim(len(totals) - 0.5, -0.5)
+    axis.set_xlim(0, 1.18 * max(max(each.seconds.values()) / each.seconds["convx"] for each in totals))
+    axis.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    figure.suptitle(f"All convolutions of a network: time over that of convx\n{subtitle(results)}", fontsize=9)
+    handles = [Patch(color=colours[name]) for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
 def ratio_ticks(axis: Axes, low: float, high: float) -> None:
     """Ticks at 1, 2, 5 times powers of ten (or finer on a short axis), written as plain numbers."""
     steps = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 100 else (1,)
@@ -130,7 +168,7 @@ def roofline(results: Results, path: Path) -> Path:
     lines = -(-len(passes) // columns)
     figure, axes = plt.subplots(
         lines, columns, sharex=True, sharey=True, squeeze=False, layout="constrained",
-        figsize=(1 + 5 * columns, 1.2 + 3.6 * lines),
+        figsize=(max(1 + 5 * columns, 9.5), 1.2 + 3.6 * lines),
     )  # fmt: skip
     intensity = [cell.case.flops / cell.case.bytes for cell in cells]
     x = np.geomspace(min(*intensity, peak / bandwidth / 4) / 1.6, max(*intensity, peak / bandwidth * 4) * 1.6, 200)
@@ -150,7 +188,9 @@ def roofline(results: Results, path: Path) -> Path:
         axis.set_title(f"{op}.{passname}", fontsize=10)
         axis.grid(which="major", color="#dddddd", linewidth=0.7)
         for each in (axis.xaxis, axis.yaxis):
+            each.set_major_locator(LogLocator(subs=(1, 3) if each is axis.xaxis else (1, 2, 5)))
             each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            each.set_minor_formatter(NullFormatter())
     for axis in axes.flat[len(passes) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
@@ -158,7 +198,7 @@ def roofline(results: Results, path: Path) -> Path:
     for axis in axes[:, 0]:
         axis.set_ylabel("GFLOP/s", fontsize=9)
     figure.suptitle(
-        f"Roofline: {peak / 1e9:.0f} GFLOP/s FMA, {bandwidth / 1e9:.1f} GB/s copy, both measured in the run; "
+        f"Roofline: {peak / 1e9:.0f} GFLOP/s FMA (median next to the cells), {bandwidth / 1e9:.1f} GB/s copy; "
         f"filled: convx, hollow: the best peer\n{subtitle(results)}",
         fontsize=9,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -13,9 +14,12 @@ from rich.text import Text
 from benchmarks.cases import available_lists, problems
 from benchmarks.display import duration
 from benchmarks.results import Cell, Results, geometric_mean, median
+from benchmarks.runners import PEERS
 
 # A log or a file has no width of its own; this holds every column.
 FILE_WIDTH = 210
+# A ratio below this is a cell that a peer does better, noise aside.
+LEVEL = 0.95
 # A load average before the run from which its times are not to be trusted.
 BUSY = 0.7
 
@@ -53,20 +57,33 @@ def header(results: Results) -> list[RenderableType]:
     ]
     if machine["load_average"] > BUSY:
         lines.append("OTHER WORK WAS RUNNING ON THIS MACHINE: THE TIMES OF ALL LIBRARIES SUFFER FROM IT, AND NOT ALIKE")
-    peaks = about["peaks"]
-    if peaks:
-        fma = {dtype: [each["fma"][dtype]["all"] / 1e9 for each in peaks] for dtype in ("float32", "float64")}
-        one, copy = max(each["fma"]["float32"]["one"] for each in peaks) / 1e9, [p["copy"]["all"] / 1e9 for p in peaks]
-        lines.append(
-            f"FMA peak {max(fma['float32']):.0f} GFLOP/s float32 (the highest of {len(peaks)} measurements in the run, "
-            f"the lowest {min(fma['float32']):.0f}; {one:.0f} on one thread), {max(fma['float64']):.0f} float64; "
-            f"copy {max(copy):.1f} GB/s (lowest {min(copy):.1f})"
-        )
+    lines += peak_lines(results)
     for name, library in about["libraries"].items():
         details = ", ".join(f"{library[key]}" for key in ("isa", "layout") if library.get(key))
         lines.append(f"{name} {library['version']}{f' ({details})' if details else ''}; outputs {library['outputs']}")
     lines += [f"{name}: missing ({why})" for name, why in about["missing"].items()]
     return [Text("\n".join(lines)), Text("")]
+
+
+def peak_lines(results: Results) -> list[str]:
+    lines = []
+    for dtype in ("float32", "float64"):
+        bursts, peak = results.peaks(dtype), results.peak(dtype)
+        if bursts and peak:
+            lowest, highest = min(burst["min"] for burst in bursts), max(burst["max"] for burst in bursts)
+            lines.append(
+                f"FMA peak {peak / 1e9:.0f} GFLOP/s {dtype}: median of {sum(int(burst['count']) for burst in bursts)} "
+                f"bursts between the cells, {lowest / 1e9:.0f} to {highest / 1e9:.0f}; each cell counts against its own"
+            )
+    peaks = results.about["peaks"]
+    if peaks:
+        runs = [each["fma"]["float32"]["all"] / 1e9 for each in peaks]
+        one, copy = max(each["fma"]["float32"]["one"] for each in peaks) / 1e9, [p["copy"]["all"] / 1e9 for p in peaks]
+        lines.append(
+            f"Longer measurements, {len(peaks)} in the run: FMA {min(runs):.0f} to {max(runs):.0f} GFLOP/s float32 "
+            f"({one:.0f} on one thread); copy {max(copy):.1f} GB/s (lowest {min(copy):.1f})"
+        )
+    return lines
 
 
 def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
@@ -110,15 +127,21 @@ def entry(cell: Cell, name: str) -> Text:
 
 
 def class_summary(results: Results) -> Table:
-    """By class and pass: how many cells, the ratio to the best peer, and the share of what the machine can do."""
-    columns = ["class", "pass", "cells", "ratio (geomean)", "worst", "in layer", "% peak (median)", "% copy (median)"]
-    made = table("Ratio to the best peer, by class (above 1: convx is faster)", columns, left=2)
+    """By class and pass: the ratio to the best peer and to each, and the share of what the machine can do."""
+    peers = [name for name in results.runners if name in PEERS]
+    columns = ["class", "pass", "cells", "geomean", "worst", "in layer", f"under {LEVEL}"]
+    made = table(
+        "Ratio to the best peer and to each (geomean), by class (above 1: convx is faster)",
+        [*columns, *peers, "% peak (median)", "lowest", "% copy (median)"], left=2,
+    )  # fmt: skip
+    made.columns[columns.index("in layer")].justify = "left"
     for kind, cells in results.by_class().items():
         first = True
         for op, passname in dict.fromkeys((cell.case.op, cell.case.passname) for cell in cells):
             chosen = [cell for cell in cells if (cell.case.op, cell.case.passname) == (op, passname)]
-            ratios = [(ratio, cell.case.name) for cell in chosen if (ratio := cell.ratio()) is not None]
-            worst = min(ratios, default=None)
+            ratios = [(ratio, where(cell)) for cell in chosen if (ratio := cell.ratio()) is not None]
+            worst, shares = min(ratios, default=None), [share for cell in chosen if (share := results.of_peak(cell))]
+            machine = kind != "overhead"
             made.add_row(
                 kind if first else "",
                 f"{op}.{passname}",
@@ -126,29 +149,64 @@ def class_summary(results: Results) -> Table:
                 times(geometric_mean(ratio for ratio, _ in ratios)),
                 times(worst[0] if worst else None),
                 worst[1] if worst else "",
-                percent(median(map(results.of_peak, chosen))) if kind != "overhead" else "",
-                percent(median(map(results.of_bandwidth, chosen))) if kind != "overhead" else "",
+                str(sum(ratio < LEVEL for ratio, _ in ratios)) if ratios else "",
+                *(times(geometric_mean(each for cell in chosen if (each := cell.ratio([name])))) for name in peers),
+                percent(median(shares)) if machine else "",
+                percent(min(shares, default=None)) if machine else "",
+                percent(median(map(results.of_bandwidth, chosen))) if machine else "",
             )
             first = False
     return made
 
 
-def network_summary(results: Results) -> Table | None:
-    """Sums over whole lists, each layer as often as it occurs, of the libraries that ran every layer."""
-    columns = ["list", "pass", *results.runners]
-    made = table("All layers of a list, each as often as it occurs", columns, left=2)
+def where(cell: Cell) -> str:
+    """The layer in few words: its name without the network's, and the batch."""
+    return f"{cell.case.name.rpartition(':')[2]} N={batch(cell)}"
+
+
+@dataclass(frozen=True)
+class NetworkTotal:
+    """Seconds of all layers of a list, each as often as it occurs, by runner: of those that ran every layer."""
+
+    name: str
+    label: str
+    seconds: dict[str, float]
+
+    @property
+    def best_peer(self) -> str | None:
+        """One library for the whole network, not the best of each layer."""
+        return min((name for name in PEERS if name in self.seconds), key=self.seconds.__getitem__, default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        ours, best = self.seconds.get("convx"), self.best_peer
+        return self.seconds[best] / ours if ours and best else None
+
+
+def network_totals(results: Results) -> list[NetworkTotal]:
+    """The lists of which every layer was timed."""
     groups: dict[tuple[str, str, str, str, int], list[Cell]] = {}
     for cell in results.cells:
         case = cell.case
         for name in case.occurrences:
             if name in available_lists():
                 groups.setdefault((name, case.op, case.passname, case.dtype, batch(cell)), []).append(cell)
+    found = []
     for (name, op, passname, dtype, n), cells in groups.items():
         measured = sum(cell.case.occurrences[name] for cell in cells)
         rows = [times for _, times, problem in problems(op, name, n) if not isinstance(problem, str)]
         if len(rows) > 1 and measured == sum(rows):
-            label = f"{op}.{passname} {dtype} N={n}"
-            made.add_row(name, label, *(total(cells, name, runner) for runner in results.runners))
+            sums = {runner: amount for runner in results.runners if (amount := total(cells, name, runner)) is not None}
+            found.append(NetworkTotal(name, f"{op}.{passname} {dtype} N={n}", sums))
+    return found
+
+
+def network_summary(results: Results) -> Table | None:
+    columns = ["list", "pass", "ratio", "best peer", *results.runners]
+    made = table("All layers of a list, each as often as it occurs (one library for all layers)", columns, left=2)
+    for row in network_totals(results):
+        entries = (duration(row.seconds[name]) if name in row.seconds else "-" for name in results.runners)
+        made.add_row(row.name, row.label, times(row.ratio), row.best_peer or "", *entries)
     return made if made.row_count else None
 
 
@@ -156,14 +214,14 @@ def batch(cell: Cell) -> int:
     return int(cell.case.problem.input_shape[0])
 
 
-def total(cells: Iterable[Cell], name: str, runner: str) -> str:
+def total(cells: Iterable[Cell], name: str, runner: str) -> float | None:
     amount = 0.0
     for cell in cells:
         seconds = cell.seconds(runner)
         if seconds is None:
-            return "-"
+            return None
         amount += seconds * cell.case.occurrences[name]
-    return duration(amount)
+    return amount
 
 
 def troubles(results: Results) -> list[str]:
@@ -217,7 +275,11 @@ def compare(before: Results, after: Results, console: Console) -> None:
         about = results.about
         console.print(f"{label}: {about['command']}, {about['date']}, {about['machine']['cpu']}", highlight=False)
     old, new = ({cell.case.key: cell for cell in results.cells} for results in (before, after))
-    made = table("convx in A and B", ["layer", "cell", "A", "B", "A/B", "% peak A", "% peak B", ""], left=2)
+    made = table(
+        "convx in A and B, and its ratio to the best peer of each run",
+        ["layer", "cell", "A", "B", "A/B", "% peak A", "% peak B", "ratio A", "ratio B", ""],
+        left=2,
+    )
     changes: dict[str, list[float]] = {}
     for key, cell in new.items():
         match = old.get(key)
@@ -235,6 +297,8 @@ def compare(before: Results, after: Results, console: Console) -> None:
             times(a / b) if apart else Text(f"{a / b:.2f}", style="dim"),
             percent(before.of_peak(match)),
             percent(after.of_peak(cell)),
+            times(match.ratio()),
+            times(cell.ratio()),
             "" if not apart else "faster" if a > b else "slower",
         )
     console.print(made)

@@ -25,6 +25,9 @@ class Cell:
     timings: dict[str, dict[str, Any]]
     copies: int = 1
     together: bool = True
+    # FLOP/s of bursts of FMA between the turns of this cell: {"min", "median", "max", "count"}; none were taken where
+    # nothing is multiplied.
+    peak: dict[str, float] | None = None
 
     def seconds(self, runner: str) -> float | None:
         """Median seconds of a call; None where the runner has no time, or a result that differs from the others'."""
@@ -58,17 +61,28 @@ class Results:
     def runners(self) -> list[str]:
         return list(self.about["libraries"])
 
+    def peaks(self, dtype: str) -> list[dict[str, float]]:
+        """The bursts next to the cells of that type."""
+        return [cell.peak for cell in self.cells if cell.peak and cell.case.dtype == dtype]
+
     def peak(self, dtype: str) -> float | None:
-        """FLOP/s on the run's threads: the highest of the run's measurements, for a neighbour can only lower one."""
-        return max((each["fma"][dtype]["all"] for each in self.about["peaks"]), default=None)
+        """FLOP/s on the run's threads: the median over the bursts next to the cells.
+
+        The clock of a virtual machine drifts by 10 % and more within a run: the highest burst is a speed that most
+        cells never had a chance of. A run without bursts has the few measurements at its beginning and end.
+        """
+        bursts = [burst["median"] for burst in self.peaks(dtype)]
+        return median(bursts or [each["fma"][dtype]["all"] for each in self.about["peaks"]])
 
     @property
     def bandwidth(self) -> float | None:
-        """Copy bandwidth in bytes/s (read + written) on the run's threads, chosen as `peak`."""
+        """Copy bandwidth in bytes/s (read + written) on the run's threads, the highest of the run's measurements."""
         return max((each["copy"]["all"] for each in self.about["peaks"]), default=None)
 
     def of_peak(self, cell: Cell, runner: str = "convx") -> float | None:
-        seconds, peak = cell.seconds(runner), self.peak(cell.case.dtype)
+        """Share of the FMA peak that was measured next to the cell."""
+        seconds = cell.seconds(runner)
+        peak = cell.peak["median"] if cell.peak else self.peak(cell.case.dtype)
         return cell.case.flops / seconds / peak if seconds and peak and cell.case.flops else None
 
     def of_bandwidth(self, cell: Cell, runner: str = "convx") -> float | None:
@@ -96,7 +110,7 @@ class Results:
     def load(path: Path) -> Results:
         about = json.loads(path.read_text())
         cells = [
-            Cell(Case.from_json(cell["case"]), cell["timings"], cell["copies"], cell["together"])
+            Cell(Case.from_json(cell["case"]), cell["timings"], cell["copies"], cell["together"], cell.get("peak"))
             for cell in about.pop("cells", [])
         ]
         return Results(about, cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,8 @@ class Settings:
     # Copies of stored arrays that take turns (see Case.copies); 1 leaves everything in cache.
     most_copies: int = 8
     peak_seconds: float = 0.3
+    # Of FMA, before each turn of the libraries: what the cell is measured against.
+    burst_seconds: float = 0.03
     # The peaks are measured again after this much time, because clocks and neighbours change.
     peak_interval: float = 120.0
     # Stop starting new cells after this many seconds; what is left out is reported.
@@ -215,17 +218,21 @@ class Session:
         size = ITEMSIZE[case.dtype] * prod(case.problem.output_shape) + 2 * case.bytes + copies * case.stored_bytes
         together = size * len(self.children) < machine.available_memory() / 2
         cell = Cell(case, {}, copies, together)
+        bursts: list[float] = []
         probes: dict[str, list[float]] = {}
         names = list(self.children)
         for group in [names] if together else [[name] for name in names]:
-            self.time_group(cell, group, probes)
+            self.time_group(cell, group, probes, bursts)
+        if bursts:
+            low, middle, high = min(bursts), statistics.median(bursts), max(bursts)
+            cell.peak = {"min": low, "median": middle, "max": high, "count": len(bursts)}
         cell.timings = {name: cell.timings[name] for name in names if name in cell.timings}
         for name, difference in differences(probes).items():
             cell.timings[name]["difference"] = difference
             cell.timings[name]["agrees"] = difference <= TOLERANCE[case.dtype]
         return cell
 
-    def time_group(self, cell: Cell, names: Sequence[str], probes: dict[str, list[float]]) -> None:
+    def time_group(self, cell: Cell, names: Sequence[str], probes: dict[str, list[float]], bursts: list[float]) -> None:
         rounds: dict[str, list[list[float]]] = {}
         faults: dict[str, float] = {}
         limit = self.settings.warm_up
@@ -238,6 +245,9 @@ class Session:
                 cell.timings[name] = answer
         for turn in range(self.settings.rounds):
             order = list(rounds)
+            if cell.case.flops:
+                answer = self.ask("convx", "burst", seconds=self.settings.burst_seconds, dtype=cell.case.dtype)
+                bursts += [answer["ok"]] if "ok" in answer else []
             for name in order[turn % max(1, len(order)) :] + order[: turn % max(1, len(order))]:
                 self.display.busy(name)
                 time.sleep(PAUSE_SECONDS)

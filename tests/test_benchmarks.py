@@ -111,6 +111,25 @@ class TestCases:
         assert sizes("vgg19", 0) == {64}
         assert sizes("vgg19", 3) == {3}
         assert 129 in sizes("nasty_hand", None)
+        both = cases.layer_cases("conv2d", ["vgg19", "small"], passes=["forward"], network_batches=(1, 8))
+        assert {case.problem.input_shape[0] for case in both if case.rotate} == {1, 8}
+        assert {case.problem.input_shape[0] for case in both if not case.rotate} == {1, 32, 64}
+
+    def test_commands_choose_cases(self) -> None:
+        def chosen(command: str) -> list[Case]:
+            return cli.chosen_cases(cli.parser().parse_args(command.split()))
+
+        layers = chosen("layers")
+        assert {case.kind for case in layers} == {*cases.CLASSES[:14]} - {"other kernels"}
+        assert {case.problem.input_shape[0] for case in layers if case.rotate} == {1, 8}
+        assert not any(case.dtype == "float64" for case in chosen("layers --dtype float32"))
+        networks = chosen("networks")
+        assert {case.passname for case in networks} == {"forward"}
+        assert {name for case in networks for name in case.occurrences} == set(cli.LISTS["networks"])
+        # A whole network, or there is nothing to add up.
+        assert sum(case.occurrences["resnet18"] for case in chosen("networks --quick")) == 20
+        assert {case.passname for case in chosen("networks --lists vgg19 --passes grad_input")} == {"grad_input"}
+        assert len(chosen("all --quick")) < len(chosen("all")) / 5
 
     def test_identical_layers_are_merged(self) -> None:
         once = conv_case()
@@ -241,6 +260,8 @@ def results(kind: str = "layers", factor: float = 1.0) -> Results:
     large = Case("relu", "forward", relu, "float32", "relu", {"relu": 1})
     cells.append(Cell(large, {"convx": timed(relu.bytes("forward", 4) / 9e9 * factor), "numpy": timed(0.02)}))
     cells.append(Cell(cases.overhead_cases()[0], {"convx": timed(1.5e-6 * factor), "numpy": timed(6e-7)}))
+    for cell in cells[:4]:
+        cell.peak = {"min": 95e9, "median": 100e9, "max": 102e9, "count": 5}
     fma = {"float32": {"all": 100e9, "one": 30e9}, "float64": {"all": 50e9, "one": 15e9}}
     lower = {"float32": {"all": 90e9, "one": 20e9}, "float64": {"all": 40e9, "one": 10e9}}
     about = {
@@ -279,8 +300,13 @@ class TestResults:
         assert forward.spread("convx") == pytest.approx(0.1)
         assert wrong_peer.best_peer() is None
         assert wrong_peer.ratio() is None
-        # The highest of the measured peaks counts.
+        # Against the bursts next to the cell; without them against the median of the measurements, here of 100 and 90.
         assert run.of_peak(forward) == pytest.approx(0.8)
+        forward.peak = None
+        assert run.of_peak(forward) == pytest.approx(80 / 100)
+        for cell in run.cells:
+            cell.peak = None
+        assert run.of_peak(forward) == pytest.approx(80 / 95)
         assert run.of_bandwidth(run.cells[5]) == pytest.approx(0.9)
         assert run.of_peak(run.cells[5]) is None
 
@@ -322,13 +348,47 @@ class TestResults:
         for kept, shown in ((whole, True), (whole[1:], False)):
             table = report.network_summary(Results(run.about, kept))
             assert (table is not None) == shown
-        assert report.total(whole, "resnet50", "convx") == "53 ms"
+        assert report.total(whole, "resnet50", "convx") == pytest.approx(0.053)
+
+    def test_networks_are_compared_with_one_library_for_all_layers(self) -> None:
+        layers = cases.layer_cases("conv2d", ["resnet18"], passes=["forward"], network_batches=(1, 8))
+        # Each library is the faster one for some layers, torch in sum.
+        both = [{"convx": 1.0, "torch": 1.0, "torch-cl": 3.0}, {"convx": 1.0, "torch": 2.0, "torch-cl": 1.0}]
+        chosen = [both[index % 2] for index in range(len(layers))]
+        whole = [
+            Cell(case, {name: timed(seconds) for name, seconds in times.items()})
+            for case, times in zip(layers, chosen, strict=True)
+        ]
+        first, second = report.network_totals(Results(results().about, whole))
+        assert [first.label, second.label] == ["conv2d.forward float32 N=1", "conv2d.forward float32 N=8"]
+        times = sum(case.occurrences["resnet18"] for case in layers) / 2
+        assert first.seconds["convx"] == times
+        assert first.best_peer == "torch"
+        assert first.ratio == pytest.approx(first.seconds["torch"] / times)
+        whole[0].timings["torch"] = {"error": "it died"}
+        assert report.network_totals(Results(results().about, whole))[0].best_peer == "torch-cl"
+
+    def test_class_summary(self) -> None:
+        run = results()
+        run.cells[0].timings["torch"] = timed(CONV.flops("forward") / 90e9)
+        lines = text_of(lambda console: console.print(report.class_summary(run))).splitlines()
+        head = next(line for line in lines if "geomean" in line and "pass" in line)
+        for name in ("worst", "in layer", "under 0.95", "torch", "torch-cl", "% peak (median)", "lowest"):
+            assert name in head
+        forward = next(line for line in lines if "3x3 at 56" in line).split()
+        # Cells, ratio, worst, the layer, how many are under 0.95, torch, torch-cl, % of the peak and of the copy.
+        assert forward[4:] == ["1", "0.89", "0.89", "layer", "N=8", "1", "0.89", "1.33", "80", "80", forward[-1]]
+        shown = text_of(report.show, run)
+        assert "FMA peak 100 GFLOP/s float32: median of 20 bursts between the cells, 95 to 102" in shown
 
     def test_compare(self) -> None:
         shown = text_of(report.compare, results(), results(factor=0.5))
         assert "conv2d.grad_input: A/B 2.000 (geomean of 1 cells, 2.00 to 2.00)" in shown
         assert "7 cells compared, 0 cells only in A, 0 only in B" in shown
         assert shown.count("faster") == 7
+        row = next(line for line in shown.splitlines() if "conv2d.grad_input float32" in line).split()
+        # The share of the peak and the ratio to the best peer in A and in B.
+        assert row[-5:] == ["80", "160", "1.33", "2.67", "faster"]
         same = text_of(report.compare, results(), results(factor=1.01))
         assert "faster" not in same
         assert "slower" not in same
@@ -339,6 +399,12 @@ class TestResults:
         assert [path.name for path in written] == names
         for path in written:
             assert path.read_bytes()[:4] == b"\x89PNG"
+
+    def test_network_plot(self, tmp_path: Path) -> None:
+        layers = cases.layer_cases("conv2d", ["resnet18"], passes=["forward"])
+        whole = [Cell(case, {name: timed(0.001) for name in ("convx", "torch")}) for case in layers]
+        written = plots.draw(Results(results().about, whole), tmp_path / "run")
+        assert "run-networks.png" in [path.name for path in written]
 
     def test_floor(self) -> None:
         found = {figure.what: figure for figure in floor.figures(results("floor"))}
@@ -404,6 +470,10 @@ class TestProcesses:
             assert 0 < ours["min"] <= ours["p25"] <= ours["median"] <= ours["p75"]
             assert len(ours["round_medians"]) == 2
         assert sum(cell.seconds("reference") is not None for cell in run.cells) == 6
+        for cell in run.cells:
+            assert cell.peak is not None
+            assert 1e8 < cell.peak["min"] <= cell.peak["median"] <= cell.peak["max"]
+            assert cell.peak["count"] == 2
         assert all(peak["fma"]["float32"]["all"] > 1e8 and peak["copy"]["one"] > 1e7 for peak in run.about["peaks"])
         assert "[10/10 " in shown
         assert path.with_suffix(".txt").read_text().count("lenet:conv1") >= 1
@@ -419,7 +489,7 @@ class TestProcesses:
             "conv2d": conv, "max_pool2d": pool, "relu": ReluProblem(1000),
             "conv2d_relu_max_pool2d": FusedProblem(conv, (2, 2), (2, 2)),
         }  # fmt: skip
-        for name in ("convx", "convx-nhwc", "convx-separate"):
+        for name, expected_calls in (("convx", 52), ("convx-nhwc", 52), ("convx-separate", 8), ("convx-prepared", 8)):
             ours, reference = runners.create(name, convx.get_num_threads()), runners.create("reference", 1)
             compared = 0
             for op, problem in problems.items():
@@ -436,7 +506,7 @@ class TestProcesses:
                         for call in calls:
                             np.testing.assert_allclose(data.probe(ours.logical(case, call())), expected, atol=1e-12)
                             compared += 1
-            assert compared == (8 if name == "convx-separate" else 52), name
+            assert compared == expected_calls, name
 
     def test_a_dead_process_is_one_failed_cell(self) -> None:
         case = Case("relu", "forward", ReluProblem(64), "float32", "relu", {"relu": 1})

@@ -1,7 +1,8 @@
 """One runner per library: turns a case into calls as a user of that library would write them.
 
-A runner's name may carry variants: `torch-cl` (channels_last), `convx-nhwc`, `convx-separate` (three operations in
-place of the fused one), `convx@avx2` (instruction set forced). Every runner lives in a process of its own.
+A runner's name may carry variants: `torch-cl` (channels_last), `convx-nhwc`, `convx-prepared` (weights packed
+ahead, as inference libraries do), `convx-separate` (three operations of the fused one), `convx@avx2` (instruction set
+forced). Every runner lives in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Calls = list[Callable[[], Any]]
 MODULES = {
     "convx": "benchmarks.runners.convx",
     "convx-nhwc": "benchmarks.runners.convx",
+    "convx-prepared": "benchmarks.runners.convx",
     "convx-separate": "benchmarks.runners.convx",
     "torch": "benchmarks.runners.torch",
     "torch-cl": "benchmarks.runners.torch",

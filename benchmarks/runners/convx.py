@@ -157,6 +157,21 @@ class ConvxRunner(Runner):
         }
 
 
+class PreparedRunner(ConvxRunner):
+    """Forward with weights made ready before the clock starts, as ONNX Runtime and OpenVINO have them."""
+
+    def calls(self, case: Case, arrays: dict[str, Array], copies: int) -> Calls:
+        if case.op != "conv2d" or not case.passname.startswith("forward"):
+            raise Unsupported("weights are prepared for conv2d forward only")
+        return super().calls(case, arrays, copies)
+
+    def conv2d_forward(self, case: Case, data: dict[str, Array], copies: int, **more: Any) -> Calls:
+        assert isinstance(case.problem, ConvProblem)
+        options, x = conv_options(case.problem), data["input"]
+        weights = [convx.prepare_weight(weight, x.shape, **options) for weight in ring(data["weight"], copies)]
+        return [partial(convx.conv2d, x, weight, data["bias"], **options, **more) for weight in weights]
+
+
 class SeparateRunner(ConvxRunner):
     """The fused operation written as conv2d, relu and max_pool2d, each on its own: what fusing is worth."""
 
@@ -214,7 +229,7 @@ class ReferenceRunner(ConvxRunner):
         return super().calls(case, arrays, 1)
 
 
-VARIANTS = {"convx-separate": SeparateRunner, "reference": ReferenceRunner}
+VARIANTS = {"convx-prepared": PreparedRunner, "convx-separate": SeparateRunner, "reference": ReferenceRunner}
 
 
 def create(variant: str, threads: int) -> Runner:
