@@ -102,6 +102,13 @@ class TestCases:
         assert resnet[1].name == "resnet_50:res2a_branch1"
         assert resnet[1].problem == ConvProblem(8, 64, 56, 56, 256, (1, 1))
 
+    @pytest.mark.parametrize(
+        ("name", "layers"), [("resnet18", 20), ("vgg19", 16), ("mobilenet_v2", 53), ("squeezenet_v11", 26)]
+    )
+    def test_networks_are_whole(self, name: str, layers: int) -> None:
+        found = cases.layer_cases("conv2d", [name], passes=["forward"])
+        assert sum(case.occurrences[name] for case in found) == layers
+
     def test_batches(self) -> None:
         def sizes(name: str, batch: int | None) -> set[int]:
             found = cases.layer_cases("conv2d", [name], [batch], ["forward"])
