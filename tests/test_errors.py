@@ -183,7 +183,7 @@ SHAPE_ERRORS = {
     ),
     "activation": (conv2d(activation="tanh"), "conv2d: activation is 'tanh', expected None or \"relu\""),
     "layout": (conv2d(layout="CHWN"), 'conv2d: layout is \'CHWN\', expected "NCHW" or "NHWC"'),
-    "algorithm": (conv2d(algorithm="fft"), 'conv2d: algorithm is \'fft\', expected "auto" or "direct"'),
+    "algorithm": (conv2d(algorithm="fft"), 'conv2d: algorithm is \'fft\', expected "auto", "direct" or "winograd"'),
     "out shape": (conv2d(out=zeros(2, 4, 5, 4)), "conv2d: out has shape (2, 4, 5, 4), expected (2, 4, 4, 5)"),
     "out axes": (conv2d(out=zeros(4, 4, 5)), "conv2d: out has shape (4, 4, 5), expected (2, 4, 4, 5)"),
     "out layout": (
@@ -395,7 +395,7 @@ TYPE_ERRORS = {
     "padding_value": (conv2d(padding_value="0"), "conv2d: padding_value is a str, expected a number"),
     "activation": (conv2d(activation=convx.relu), 'conv2d: activation is a function, expected None or "relu"'),
     "layout": (conv2d(layout=None), 'conv2d: layout is None, expected "NCHW" or "NHWC"'),
-    "algorithm": (conv2d(algorithm=None), 'conv2d: algorithm is None, expected "auto" or "direct"'),
+    "algorithm": (conv2d(algorithm=None), 'conv2d: algorithm is None, expected "auto", "direct" or "winograd"'),
     "mask": (
         conv2d_backward(output_mask=True),
         "conv2d_backward: output_mask is a bool, expected three bools: (grad_input, grad_weight, grad_bias)",

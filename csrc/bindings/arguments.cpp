@@ -217,11 +217,12 @@ bool relu_activation(const std::string& op, py::handle activation) {
 }
 
 Algorithm conv_algorithm(const std::string& op, py::handle algorithm) {
-    const char* expected = "\"auto\" or \"direct\"";
+    const char* expected = "\"auto\", \"direct\" or \"winograd\"";
     if (!py::isinstance<py::str>(algorithm)) wrong_type(op, "algorithm", algorithm, expected);
     const std::string word = algorithm.cast<std::string>();
     if (word == "auto") return Algorithm::automatic;
     if (word == "direct") return Algorithm::direct;
+    if (word == "winograd") return Algorithm::winograd;
     wrong_value(op, "algorithm", algorithm, expected);
 }
 

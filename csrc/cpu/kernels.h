@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/pool_jobs.h"
+#include "cpu/winograd_jobs.h"
 
 namespace convx {
 
@@ -43,6 +44,11 @@ struct KernelSet {
 
     // dst[d * dst_stride + i] = rows[i][d] for d < depth, i < row_count.
     void (*pack_transposed)(T* dst, int64_t dst_stride, const T* const* rows, int row_count, int64_t depth);
+
+    // Winograd transforms (winograd_jobs.h).
+    void (*winograd_input)(const WinogradInput<T>& job);
+    void (*winograd_weights)(const WinogradWeights<T>& job);
+    void (*winograd_output)(const WinogradOutput<T>& job);
 
     // The roofs (roofline.inl.h): FMA on registers, returning the flops done, and a copy around the caches.
     int64_t (*fma_rounds)(int64_t rounds, T* sink);

@@ -1,12 +1,16 @@
 // Forward: rows are output channels, the reduction runs over input channels and all taps.
 #include "cpu/conv2d/implicit_gemm.h"
 #include "cpu/conv2d/methods.h"
+#include "cpu/conv2d/winograd.h"
 #include "cpu/registry.h"
 
 namespace convx {
 
-template <class T>
-void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+namespace {
+
+// run(gemm, blocks, kernels)
+template <class T, class Run>
+void describe_and(const Run& run, const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                   TensorView<const T> bias, TensorView<T> output) {
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
     const AxisTable h = forward_table(problem.h);
@@ -38,12 +42,34 @@ void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorV
 
     const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, gemm.pixels(), gemm.groups, gemm.channels,
                                                gemm.rows, gemm.taps(), sizeof(T), kernels.mr, kernels.nr);
-    run_implicit_gemm(gemm, blocks, kernels);
+    run(gemm, blocks, kernels);
+}
+
+}  // namespace
+
+template <class T>
+void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                  TensorView<const T> bias, TensorView<T> output) {
+    describe_and(run_implicit_gemm<T>, problem, input, weight, bias, output);
+}
+
+template <class T>
+void winograd_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                      TensorView<const T> bias, TensorView<T> output) {
+    const auto run = [](const ImplicitGemm<T>& gemm, const GemmBlocks& direct, const KernelSet<T>& kernels) {
+        run_winograd(gemm, false, direct, kernels);
+    };
+    describe_and(run, problem, input, weight, bias, output);
 }
 
 template void gemm_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
                            TensorView<const float>, TensorView<float>);
 template void gemm_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                            TensorView<const double>, TensorView<double>);
+
+template void winograd_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                               TensorView<const float>, TensorView<float>);
+template void winograd_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                               TensorView<const double>, TensorView<double>);
 
 }  // namespace convx

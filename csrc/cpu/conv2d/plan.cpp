@@ -4,8 +4,12 @@
 
 namespace convx {
 
-ConvMethod choose_method(const ConvProblem&, ConvPass pass) {
-    return pass == ConvPass::grad_bias ? ConvMethod::sum : ConvMethod::gemm;
+ConvMethod choose_method(const ConvProblem& problem, ConvPass pass) {
+    if (pass == ConvPass::grad_bias) return ConvMethod::sum;
+    if (problem.algorithm == Algorithm::direct) return ConvMethod::gemm;
+    if (!supports_winograd(problem, pass)) return ConvMethod::gemm;
+    const int64_t channels = std::min(problem.group_in(), problem.group_out());
+    return problem.algorithm == Algorithm::winograd || channels >= 32 ? ConvMethod::winograd : ConvMethod::gemm;
 }
 
 namespace {
@@ -30,6 +34,8 @@ void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const K
         case ConvMethod::gemm:
             if (pass == ConvPass::grad_weight) return describe_gemm_grad_weight(plan, problem, kernels, threads);
             return describe_gemm(plan, problem, forward, kernels, threads);
+        case ConvMethod::winograd:
+            return describe_winograd(plan, problem, forward, kernels, threads);
         case ConvMethod::sum:
             return describe_grad_bias(plan, problem, threads);
     }

@@ -8,6 +8,7 @@
 #include "cpu/kernels/pack.inl.h"
 #include "cpu/kernels/relu.inl.h"
 #include "cpu/kernels/roofline.inl.h"
+#include "cpu/kernels/winograd.inl.h"
 
 namespace {
 
@@ -20,6 +21,9 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.gemm_tile = gemm_tile<T, mr, vecs>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
+    set.winograd_input = winograd_input<T, vecs>;
+    set.winograd_weights = winograd_weights<T, mr>;
+    set.winograd_output = winograd_output<T>;
     set.fma_rounds = fma_rounds<T>;
     set.stream_copy = stream_copy<T>;
     set.relu = relu_run<T>;

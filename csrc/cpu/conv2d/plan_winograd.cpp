@@ -1,0 +1,64 @@
+// The blocks of Winograd's method, and their description.
+#include <algorithm>
+
+#include "common/rounding.h"
+#include "cpu/conv2d/axis_table.h"
+#include "cpu/conv2d/plan.h"
+
+namespace convx {
+
+namespace {
+
+// Partial sums of 64 to 128 channels keep the rounding error of a sum of 512 near that of 128.
+constexpr int64_t chunk_target = 128;
+constexpr int64_t input_block_bytes = 320 * 1024;
+constexpr int64_t product_block_bytes = 160 * 1024;
+
+}  // namespace
+
+bool supports_winograd(const ConvProblem& problem, ConvPass pass) {
+    const auto fits = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
+    return (pass == ConvPass::forward || pass == ConvPass::grad_input) && fits(problem.h) && fits(problem.w);
+}
+
+WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t channels, int64_t rows, int64_t item_bytes,
+                                    int mr, int nr) {
+    (void)groups;
+    WinogradBlocks blocks;
+    channels = std::max<int64_t>(channels, 1);
+    blocks.chunk_channels = ceil_div(channels, ceil_div(channels, chunk_target));
+    const int64_t panel_bytes = winograd_frequencies * channels * nr * item_bytes;
+    const int64_t panels = std::max<int64_t>(ceil_div(tiles, nr), 1);
+    blocks.block_panels = std::clamp<int64_t>(input_block_bytes / panel_bytes, 1, panels);
+    const int64_t row_bytes = winograd_frequencies * blocks.block_panels * nr * item_bytes;
+    blocks.block_rows = std::min(std::max<int64_t>(product_block_bytes / row_bytes / mr, 1) * mr, round_up(rows, mr));
+    return blocks;
+}
+
+template <class T>
+void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                       int threads) {
+    const int64_t channels = forward ? problem.group_in() : problem.group_out();
+    const int64_t rows = forward ? problem.group_out() : problem.group_in();
+    const int64_t height = forward ? problem.out_h() : problem.h.input;
+    const int64_t width = forward ? problem.out_w() : problem.w.input;
+    const int64_t tiles = problem.batch * ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs);
+    const WinogradBlocks blocks =
+        plan_winograd_blocks(tiles, problem.groups, channels, rows, sizeof(T), kernels.mr, kernels.nr);
+    const PassScratch scratch = winograd_scratch(blocks, problem.groups, channels, rows, kernels);
+    plan.algorithm = "winograd";
+    plan.tile = "4 x 4 outputs, " + std::to_string(kernels.mr) + " channels x " + std::to_string(kernels.nr) +
+                " tiles of a frequency";
+    plan.block = std::to_string(blocks.block_panels * kernels.nr) + " tiles x " +
+                 std::to_string(std::min(blocks.block_rows, rows)) + " channels, sums of " +
+                 std::to_string(blocks.chunk_channels) + " channels";
+    plan.tasks = problem.groups * ceil_div(std::max<int64_t>(tiles, 1), blocks.block_panels * kernels.nr);
+    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
+    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+    plan.reason = "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144";
+}
+
+template void describe_winograd(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
+template void describe_winograd(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
+
+}  // namespace convx
