@@ -21,13 +21,6 @@ struct TileOutput {
     bool relu;
 };
 
-// `count` lanes of a panel, from `lane` on, are read from offset, offset + step, offset + 2 * step, ...
-struct LaneRun {
-    int32_t lane;
-    int32_t count;
-    int64_t offset;
-};
-
 template <class T>
 struct KernelSet {
     int lanes;  // elements of one vector
@@ -45,7 +38,9 @@ struct KernelSet {
     // dst[d * dst_stride + i] = rows[i][d] for d < depth, i < row_count.
     void (*pack_transposed)(T* dst, int64_t dst_stride, const T* const* rows, int row_count, int64_t depth);
 
-    // Winograd transforms (winograd_jobs.h).
+    // Winograd transforms and what lies between them (winograd_jobs.h).
+    void (*winograd_stage)(const WinogradStage<T>& job);
+    void (*winograd_products)(const WinogradProducts<T>& job);
     void (*winograd_input)(const WinogradInput<T>& job);
     void (*winograd_weights)(const WinogradWeights<T>& job);
     void (*winograd_output)(const WinogradOutput<T>& job);

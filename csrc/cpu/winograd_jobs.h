@@ -6,9 +6,42 @@
 
 namespace convx {
 
+// `count` lanes of a panel, from `lane` on, are read from offset, offset + step, offset + 2 * step, ...
+struct LaneRun {
+    int32_t lane;
+    int32_t count;
+    int64_t offset;
+};
+
 constexpr int winograd_outputs = 4;       // of a tile, along an axis
 constexpr int winograd_inputs = 6;        // of a tile, along an axis
 constexpr int winograd_frequencies = 36;  // winograd_inputs squared
+
+// Runs (in elements, `step` apart in the source) copied for each channel.
+template <class T>
+struct WinogradStage {
+    const T* source;
+    int64_t source_channel, step;
+    const LaneRun* runs;
+    int run_count;
+    int64_t channels;
+    T* dest;
+    int64_t dest_channel;
+};
+
+// products[row][tile] (+)= sum over channels of weights[row] * inputs[tile], the sum taken in chunks; whole vectors of
+// tiles are written.
+template <class T>
+struct WinogradProducts {
+    const T* weights;  // panels of [channel][mr]
+    int64_t weight_panel;
+    const T* inputs;  // panels of [channel][nr]
+    int64_t input_panel;
+    int64_t channels, chunk, rows, tiles;
+    T* products;
+    int64_t product_row;
+    bool accumulate;
+};
 
 // A panel of nr tiles, channel by channel. Tile t begins at source + places[t]; its rows are source_row apart.
 template <class T>
@@ -32,7 +65,7 @@ struct WinogradWeights {
     int64_t dest_frequency;
 };
 
-// One vector of tiles, row by row (output channel by output channel): 4 x 4 outputs of tile t at dest + places[t],
+// A panel of nr tiles, row by row (output channel by output channel): 4 x 4 outputs of tile t at dest + places[t],
 // lines dest_line apart.
 template <class T>
 struct WinogradOutput {

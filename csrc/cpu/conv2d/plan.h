@@ -69,8 +69,12 @@ PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights,
 // Blocks of Winograd's method (winograd.cpp).
 struct WinogradBlocks {
     int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go
-    int64_t block_panels = 1;    // panels of tiles of one task
-    int64_t block_rows = 1;      // output channels whose products are kept at a time
+    // Which transformed operand is made once and shared, the other being made by the task that uses it, in L2. Shared
+    // weights: a task owns a block of tiles. Shared inputs: a task owns a block of rows, of one block of tiles after
+    // the other; for many channels and few tiles, where the weights (4 times their size) would stream from memory.
+    bool shares_inputs = false;
+    int64_t block_panels = 1;  // panels of tiles
+    int64_t block_rows = 1;    // output channels
 };
 
 // `tiles` of the whole batch.

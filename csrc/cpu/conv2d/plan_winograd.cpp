@@ -11,8 +11,11 @@ namespace {
 
 // Partial sums of 64 to 128 channels keep the rounding error of a sum of 512 near that of 128.
 constexpr int64_t chunk_target = 128;
-constexpr int64_t input_block_bytes = 320 * 1024;
-constexpr int64_t product_block_bytes = 160 * 1024;
+constexpr int64_t own_input_bytes = 320 * 1024;
+constexpr int64_t product_bytes = 160 * 1024;
+constexpr int64_t own_weight_bytes = 448 * 1024;
+constexpr int64_t shared_weight_bytes = 6 * 1024 * 1024;
+constexpr int64_t few_tiles = 256;
 
 }  // namespace
 
@@ -23,15 +26,24 @@ bool supports_winograd(const ConvProblem& problem, ConvPass pass) {
 
 WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t channels, int64_t rows, int64_t item_bytes,
                                     int mr, int nr) {
-    (void)groups;
     WinogradBlocks blocks;
     channels = std::max<int64_t>(channels, 1);
+    rows = std::max<int64_t>(rows, 1);
     blocks.chunk_channels = ceil_div(channels, ceil_div(channels, chunk_target));
-    const int64_t panel_bytes = winograd_frequencies * channels * nr * item_bytes;
     const int64_t panels = std::max<int64_t>(ceil_div(tiles, nr), 1);
-    blocks.block_panels = std::clamp<int64_t>(input_block_bytes / panel_bytes, 1, panels);
-    const int64_t row_bytes = winograd_frequencies * blocks.block_panels * nr * item_bytes;
-    blocks.block_rows = std::min(std::max<int64_t>(product_block_bytes / row_bytes / mr, 1) * mr, round_up(rows, mr));
+    const int64_t frequency_bytes = winograd_frequencies * item_bytes;
+    const int64_t weight_bytes = groups * rows * channels * frequency_bytes;
+    blocks.shares_inputs =
+        weight_bytes > shared_weight_bytes && (tiles <= few_tiles || weight_bytes > 4 * shared_weight_bytes);
+    if (blocks.shares_inputs) {
+        blocks.block_panels = std::min(ceil_div(few_tiles, static_cast<int64_t>(nr)), panels);
+        const int64_t fit = own_weight_bytes / (frequency_bytes * blocks.chunk_channels * mr);
+        blocks.block_rows = std::min(std::max<int64_t>(fit, 1) * mr, round_up(rows, mr));
+    } else {
+        blocks.block_panels = std::clamp<int64_t>(own_input_bytes / (frequency_bytes * channels * nr), 1, panels);
+        const int64_t fit = product_bytes / (frequency_bytes * blocks.block_panels * nr * mr);
+        blocks.block_rows = std::min(std::max<int64_t>(fit, 1) * mr, round_up(rows, mr));
+    }
     return blocks;
 }
 
@@ -46,13 +58,15 @@ void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward,
     const WinogradBlocks blocks =
         plan_winograd_blocks(tiles, problem.groups, channels, rows, sizeof(T), kernels.mr, kernels.nr);
     const PassScratch scratch = winograd_scratch(blocks, problem.groups, channels, rows, kernels);
+    const int64_t tile_blocks = ceil_div(std::max<int64_t>(tiles, 1), blocks.block_panels * kernels.nr);
     plan.algorithm = "winograd";
     plan.tile = "4 x 4 outputs, " + std::to_string(kernels.mr) + " channels x " + std::to_string(kernels.nr) +
                 " tiles of a frequency";
     plan.block = std::to_string(blocks.block_panels * kernels.nr) + " tiles x " +
                  std::to_string(std::min(blocks.block_rows, rows)) + " channels, sums of " +
                  std::to_string(blocks.chunk_channels) + " channels";
-    plan.tasks = problem.groups * ceil_div(std::max<int64_t>(tiles, 1), blocks.block_panels * kernels.nr);
+    plan.tasks = problem.groups * tile_blocks *
+                 (blocks.shares_inputs ? ceil_div(std::max<int64_t>(rows, 1), blocks.block_rows) : 1);
     plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
     plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
     plan.reason = "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144";

@@ -13,6 +13,7 @@ namespace convx {
 namespace {
 
 constexpr int64_t staged_channels = 8;     // of a panel at a time, which stay in L1 until they are transformed
+constexpr int64_t shared_part = 64;        // channels of a panel that one task transforms for all
 constexpr int64_t stored_rows = 8;         // rows of incomplete tiles at a time
 constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
 
@@ -21,29 +22,40 @@ int64_t stage_columns(const KernelSet<T>& kernels) {
     return winograd_inputs * kernels.nr;  // at most, when no two tiles are neighbours
 }
 
+// Transformed inputs or weights: [frequency][panel][channel][nr or mr].
 template <class T>
-int64_t weight_frequency(int64_t channels, int64_t rows, const KernelSet<T>& kernels) {
-    return round_up(rows, kernels.mr) * channels + frequency_padding;
-}
+struct Operand {
+    T* data;
+    int64_t panel, frequency;  // strides
+
+    static int64_t size(int64_t panels, int64_t channels, int64_t width) {
+        return winograd_frequencies * (panels * channels * width + frequency_padding);
+    }
+    Operand(T* memory, int64_t panels, int64_t channels, int64_t width)
+        : data(memory), panel(channels * width), frequency(panels * panel + frequency_padding) {}
+};
 
 // What one worker works with.
 template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const WinogradBlocks& blocks, int64_t channels, const KernelSet<T>& kernels)
-        : input_frequency(blocks.block_panels * kernels.nr * channels + frequency_padding),
-          product_row(blocks.block_panels * kernels.nr),
+        : product_row(blocks.block_panels * kernels.nr),
           product_frequency(blocks.block_rows * product_row + frequency_padding),
-          inputs(parts.take<T>(winograd_frequencies * input_frequency)),
+          operand(parts.take<T>(
+              blocks.shares_inputs ? Operand<T>::size(blocks.block_rows / kernels.mr, blocks.chunk_channels, kernels.mr)
+                                   : Operand<T>::size(blocks.block_panels, channels, kernels.nr))),
           products(parts.take<T>(winograd_frequencies * product_frequency)),
           stage(parts.take<T>(std::max(staged_channels * winograd_inputs * stage_columns(kernels),
-                                       stored_rows * winograd_outputs * winograd_outputs * kernels.lanes))),
-          pad(parts.take<T>(staged_channels)), faults(parts.take<T>(kernels.lanes)),
-          places(parts.take<int64_t>(kernels.nr)), runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
+                                       stored_rows * winograd_outputs * winograd_outputs * kernels.nr))),
+          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.mr)), pad(parts.take<T>(staged_channels)),
+          faults(parts.take<T>(kernels.nr)), places(parts.take<int64_t>(kernels.nr)),
+          runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
           pixels(parts.take<const T*>(winograd_inputs * stage_columns(kernels))), bytes(parts.bytes()) {}
-    int64_t input_frequency, product_row, product_frequency;
-    T* inputs;    // V: [frequency][panel][channel][nr]
+    int64_t product_row, product_frequency;
+    T* operand;   // the transformed operand that is not shared
     T* products;  // M: [frequency][row][tile]
-    T* stage;     // [channel][6 rows][columns] of a panel's inputs, or [row][4][4 * lanes] of a vector's outputs
+    T* stage;     // [channel][6 rows][columns] of a panel's inputs, or [row][4][4 * nr] of its outputs
+    T* taps;      // [channel, tap][mr]
     T* pad;
     T* faults;
     int64_t* places;
@@ -65,7 +77,6 @@ public:
           blocks_(
               plan_winograd_blocks(tiles_, gemm.groups, gemm.channels, gemm.rows, sizeof(T), kernels.mr, kernels.nr)),
           row_of_(read_order(*gemm.h, tile_rows_)), column_of_(read_order(*gemm.w, tile_columns_)),
-          weight_frequency_(weight_frequency(gemm.channels, gemm.rows, kernels)),
           faulty_(static_cast<size_t>(gemm.batch)) {
         if (gemm.bias)
             for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row)
@@ -74,29 +85,16 @@ public:
 
     void run() {
         const PassScratch scratch = winograd_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, kernels_);
-        const int64_t panels = ceil_div(tiles_, kernels_.nr);
-        const int64_t tile_blocks = ceil_div(panels, blocks_.block_panels);
-        const int64_t tasks = gemm_.groups * tile_blocks;
         const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * gemm_.taps() * gemm_.pixels();
-        const int width = static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), tasks}));
-        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
-        weights_ = static_cast<T*>(workspace.data());
-        char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
-
-        const int64_t row_panels = ceil_div(gemm_.rows, kernels_.mr);
-        const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
-        parallel_for(gemm_.groups * row_panels * chunks, width, [&](int64_t task, int worker) {
-            const Scratch<T> own(ScratchParts(workers + worker * scratch.worker_bytes), blocks_, gemm_.channels,
-                                 kernels_);
-            transform_weights(task / chunks / row_panels, task / chunks % row_panels,
-                              task % chunks * blocks_.chunk_channels, own);
-        });
-        parallel_for(tasks, width, [&](int64_t task, int worker) {
-            const Scratch<T> own(ScratchParts(workers + worker * scratch.worker_bytes), blocks_, gemm_.channels,
-                                 kernels_);
-            const int64_t first = task % tile_blocks * blocks_.block_panels;
-            run_task(task / tile_blocks, first, std::min(blocks_.block_panels, panels - first), own);
-        });
+        width_ = std::min(parallel_width(flops), num_threads());
+        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width_ * scratch.worker_bytes));
+        shared_ = static_cast<T*>(workspace.data());
+        workers_ = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
+        worker_bytes_ = scratch.worker_bytes;
+        if (blocks_.shares_inputs)
+            run_blocks_of_rows();
+        else
+            run_blocks_of_tiles();
     }
 
     bool is_faulty(int64_t n) const { return faulty_[static_cast<size_t>(n)]; }
@@ -113,18 +111,85 @@ private:
         return order;
     }
 
-    // --- weights: [group][frequency][panel][channel][mr] ---
-
-    T* weight_panel(int64_t group, int64_t panel, int64_t channel) const {
-        return weights_ + group * winograd_frequencies * weight_frequency_ +
-               (panel * gemm_.channels + channel) * kernels_.mr;
+    Scratch<T> scratch_of(int worker) const {
+        return Scratch<T>(ScratchParts(workers_ + worker * worker_bytes_), blocks_, gemm_.channels, kernels_);
     }
 
-    void transform_weights(int64_t group, int64_t panel, int64_t first_channel, const Scratch<T>& scratch) {
+    // Weights in blocks of rows, each in the order in which a task reads it.
+    Operand<T> shared_weights(int64_t group, int64_t row) const {
+        const int64_t blocks = ceil_div(gemm_.rows, blocks_.block_rows);
+        const int64_t panels = blocks_.block_rows / kernels_.mr;
+        return Operand<T>(shared_ + (group * blocks + row / blocks_.block_rows) *
+                                        Operand<T>::size(panels, gemm_.channels, kernels_.mr),
+                          panels, gemm_.channels, kernels_.mr);
+    }
+
+    void run_blocks_of_tiles() {
+        const int64_t row_panels = ceil_div(gemm_.rows, kernels_.mr);
+        const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
+        parallel_for(gemm_.groups * row_panels * chunks, width_, [&](int64_t task, int worker) {
+            const int64_t group = task / chunks / row_panels, row = task / chunks % row_panels * kernels_.mr;
+            const int64_t first_channel = task % chunks * blocks_.chunk_channels;
+            const Operand<T> weights = shared_weights(group, row);
+            transform_weights(
+                group, row, first_channel,
+                weights.data + row % blocks_.block_rows / kernels_.mr * weights.panel + first_channel * kernels_.mr,
+                weights.frequency, scratch_of(worker));
+        });
+        const int64_t panels = ceil_div(tiles_, kernels_.nr), tile_blocks = ceil_div(panels, blocks_.block_panels);
+        parallel_for(gemm_.groups * tile_blocks, width_, [&](int64_t task, int worker) {
+            const Scratch<T> scratch = scratch_of(worker);
+            const int64_t group = task / tile_blocks, first = task % tile_blocks * blocks_.block_panels;
+            const int64_t count = std::min(blocks_.block_panels, panels - first);
+            const Operand<T> inputs(scratch.operand, count, gemm_.channels, kernels_.nr);
+            for (int64_t panel = 0; panel < count; ++panel)
+                transform_panel(group, first + panel, 0, gemm_.channels, inputs.data + panel * inputs.panel,
+                                inputs.frequency, scratch);
+            for (int64_t row = 0; row < gemm_.rows; row += blocks_.block_rows) {
+                const int64_t rows = std::min(blocks_.block_rows, gemm_.rows - row);
+                multiply(shared_weights(group, row), rows, inputs, first, count, 0, gemm_.channels, scratch);
+                store_block(group, first, count, row, rows, scratch);
+            }
+        });
+    }
+
+    void run_blocks_of_rows() {
+        const int64_t panels = ceil_div(tiles_, kernels_.nr);
+        const int64_t parts = ceil_div(gemm_.channels, shared_part),
+                      row_blocks = ceil_div(gemm_.rows, blocks_.block_rows);
+        for (int64_t block = 0; block < gemm_.groups * ceil_div(panels, blocks_.block_panels); ++block) {
+            const int64_t group = block % gemm_.groups, first = block / gemm_.groups * blocks_.block_panels;
+            const int64_t count = std::min(blocks_.block_panels, panels - first);
+            const Operand<T> inputs(shared_, count, gemm_.channels, kernels_.nr);
+            parallel_for(count * parts, width_, [&](int64_t task, int worker) {
+                const int64_t panel = task / parts, c = task % parts * shared_part;
+                transform_panel(group, first + panel, c, std::min(shared_part, gemm_.channels - c),
+                                inputs.data + panel * inputs.panel + c * kernels_.nr, inputs.frequency,
+                                scratch_of(worker));
+            });
+            parallel_for(row_blocks, width_, [&](int64_t task, int worker) {
+                const Scratch<T> scratch = scratch_of(worker);
+                const int64_t row = task * blocks_.block_rows, rows = std::min(blocks_.block_rows, gemm_.rows - row);
+                for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
+                    const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
+                    const Operand<T> weights(scratch.operand, ceil_div(rows, kernels_.mr), channels, kernels_.mr);
+                    for (int64_t i = 0; i < rows; i += kernels_.mr)
+                        transform_weights(group, row + i, c, weights.data + i / kernels_.mr * weights.panel,
+                                          weights.frequency, scratch);
+                    multiply(weights, rows, inputs, first, count, c, channels, scratch);
+                }
+                store_block(group, first, count, row, rows, scratch);
+            });
+        }
+    }
+
+    // A panel of rows, one chunk of channels.
+    void transform_weights(int64_t group, int64_t first_row, int64_t first_channel, T* dest, int64_t dest_frequency,
+                           const Scratch<T>& scratch) {
         const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
-        const int64_t mr = kernels_.mr, first_row = panel * mr;
+        const int64_t mr = kernels_.mr;
         const int rows = static_cast<int>(std::min(mr, gemm_.rows - first_row));
-        T* packed = scratch.inputs;  // [channel, tap][mr]
+        T* packed = scratch.taps;
         const T* source = gemm_.weight + group * gemm_.weight_group + first_row * gemm_.weight_row +
                           first_channel * gemm_.weight_channel;
         if (rows < mr) std::fill(packed, packed + channels * 9 * mr, T(0));
@@ -145,29 +210,16 @@ private:
                                     source + tap / 3 * gemm_.weight_h + tap % 3 * gemm_.weight_w, gemm_.weight_channel,
                                     channels, &run, 1, rows, gemm_.weight_row, T(0));
         }
-        WinogradWeights<T> job{packed,           9 * mr, {}, channels, weight_panel(group, panel, first_channel),
-                               weight_frequency_};
+        WinogradWeights<T> job{packed, 9 * mr, {}, channels, dest, dest_frequency};
         for (int64_t tap = 0; tap < 9; ++tap) job.tap[tap] = (mirrored_ ? 8 - tap : tap) * mr;
         kernels_.winograd_weights(job);
-    }
-
-    // --- one task ---
-
-    void run_task(int64_t group, int64_t first_panel, int64_t panels, const Scratch<T>& scratch) {
-        for (int64_t panel = 0; panel < panels; ++panel)
-            transform_panel(group, first_panel + panel, scratch.inputs + panel * gemm_.channels * kernels_.nr, scratch);
-        for (int64_t row = 0; row < gemm_.rows; row += blocks_.block_rows) {
-            const int64_t rows = std::min(blocks_.block_rows, gemm_.rows - row);
-            multiply(group, first_panel, panels, row, rows, scratch);
-            for (int64_t tile = 0; tile < panels * kernels_.nr; tile += kernels_.lanes)
-                store_tiles(group, first_panel * kernels_.nr, tile, row, rows, scratch);
-        }
     }
 
     int64_t panel_tiles(int64_t panel) const { return std::min<int64_t>(kernels_.nr, tiles_ - panel * kernels_.nr); }
 
     // The inputs of a panel's tiles, copied side by side and without borders, a few channels at a time; then B' d B.
-    void transform_panel(int64_t group, int64_t panel, T* dest, const Scratch<T>& scratch) {
+    void transform_panel(int64_t group, int64_t panel, int64_t first_channel, int64_t channel_count, T* dest,
+                         int64_t dest_frequency, const Scratch<T>& scratch) {
         const int64_t first = panel * kernels_.nr, count = panel_tiles(panel);
         int64_t columns = 0;
         for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
@@ -181,9 +233,10 @@ private:
         const Strides& from = gemm_.source_stride;
         const bool channels_adjacent = from.c == 1 && from.w != 1;
         std::fill(scratch.pad, scratch.pad + staged_channels, gemm_.pad);
-        for (int64_t c = 0; c < gemm_.channels; c += staged_channels) {
-            const int64_t channels = std::min(staged_channels, gemm_.channels - c);
-            const T* source = gemm_.source + (group * gemm_.channels + c) * from.c;
+        std::fill(scratch.stage, scratch.stage + staged_channels * plane, gemm_.pad);
+        for (int64_t c = 0; c < channel_count; c += staged_channels) {
+            const int64_t channels = std::min(staged_channels, channel_count - c);
+            const T* source = gemm_.source + (group * gemm_.channels + first_channel + c) * from.c;
             if (channels_adjacent) {
                 std::fill(scratch.pixels, scratch.pixels + plane, scratch.pad);
                 for (int r = 0; r < run_count; ++r)
@@ -191,11 +244,11 @@ private:
                         scratch.pixels[scratch.runs[r].lane + i] = source + scratch.runs[r].offset + i * from.w;
                 kernels_.pack_transposed(scratch.stage, plane, scratch.pixels, static_cast<int>(plane), channels);
             } else {
-                kernels_.pack_lanes(scratch.stage, plane, source, from.c, channels, scratch.runs, run_count,
-                                    static_cast<int>(plane), from.w, gemm_.pad);
+                kernels_.winograd_stage(
+                    {source, from.c, from.w, scratch.runs, run_count, channels, scratch.stage, plane});
             }
-            kernels_.winograd_input({scratch.stage, plane, columns, scratch.places, channels, dest + c * kernels_.nr,
-                                     scratch.input_frequency});
+            kernels_.winograd_input(
+                {scratch.stage, plane, columns, scratch.places, channels, dest + c * kernels_.nr, dest_frequency});
         }
     }
 
@@ -228,33 +281,34 @@ private:
         return run_count;
     }
 
-    void multiply(int64_t group, int64_t first_panel, int64_t panels, int64_t first_row, int64_t rows,
-                  const Scratch<T>& scratch) {
-        const int64_t mr = kernels_.mr, nr = kernels_.nr, channels = gemm_.channels;
-        for (int64_t f = 0; f < winograd_frequencies; ++f)
-            for (int64_t row = 0; row < rows; row += mr) {
-                const T* weights = weight_panel(group, (first_row + row) / mr, 0) + f * weight_frequency_;
-                T* products = scratch.products + f * scratch.product_frequency + row * scratch.product_row;
-                for (int64_t panel = 0; panel < panels; ++panel) {
-                    const T* inputs = scratch.inputs + f * scratch.input_frequency + panel * channels * nr;
-                    for (int64_t c = 0; c < channels; c += blocks_.chunk_channels)
-                        kernels_.gemm_tile(
-                            static_cast<int>(std::min(mr, rows - row)),
-                            static_cast<int>(panel_tiles(first_panel + panel)),
-                            std::min(blocks_.chunk_channels, channels - c), weights + c * mr, inputs + c * nr,
-                            {products + panel * nr, scratch.product_row, c > 0, nullptr, nullptr, false});
-                }
-            }
+    // Channels [c, c + channels) of rows x panels of tiles; the weights are of these channels alone.
+    void multiply(const Operand<T>& weights, int64_t rows, const Operand<T>& inputs, int64_t first_panel,
+                  int64_t panels, int64_t c, int64_t channels, const Scratch<T>& scratch) {
+        const int64_t nr = kernels_.nr, tiles = std::min(panels * nr, tiles_ - first_panel * nr);
+        WinogradProducts<T> job{
+            weights.data, weights.panel, inputs.data + c * nr, inputs.panel,        channels, blocks_.chunk_channels,
+            rows,         tiles,         scratch.products,     scratch.product_row, c > 0};
+        for (int64_t f = 0; f < winograd_frequencies; ++f) {
+            kernels_.winograd_products(job);
+            job.weights += weights.frequency;
+            job.inputs += inputs.frequency;
+            job.products += scratch.product_frequency;
+        }
     }
 
-    // One vector of tiles, from `tile` of the block on: A' m A, straight into dest where all of them are complete.
-    void store_tiles(int64_t group, int64_t first_tile, int64_t tile, int64_t first_row, int64_t rows,
+    void store_block(int64_t group, int64_t first_panel, int64_t panels, int64_t row, int64_t rows,
                      const Scratch<T>& scratch) {
-        const int64_t first = first_tile + tile, count = std::min<int64_t>(kernels_.lanes, tiles_ - first);
-        if (count <= 0) return;
+        for (int64_t panel = 0; panel < panels; ++panel)
+            store_tiles(group, first_panel + panel, scratch.products + panel * kernels_.nr, row, rows, scratch);
+    }
+
+    // A panel of tiles: A' m A, straight into dest where all of them are complete.
+    void store_tiles(int64_t group, int64_t panel, const T* products, int64_t first_row, int64_t rows,
+                     const Scratch<T>& scratch) {
+        const int64_t first = panel * kernels_.nr, count = panel_tiles(panel);
         const Strides& to = gemm_.dest_stride;
         const int64_t height = gemm_.h->positions, width = gemm_.w->positions;
-        bool complete = count == kernels_.lanes && to.w == 1;
+        bool complete = count == kernels_.nr && to.w == 1;
         for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
             complete =
                 complete && winograd_outputs * (s.i + 1) <= height && winograd_outputs * (s.j + s.count) <= width;
@@ -262,10 +316,10 @@ private:
                 scratch.places[s.lane + t] =
                     s.n * to.n + winograd_outputs * s.i * to.h + winograd_outputs * (s.j + t) * to.w;
         });
-        std::fill(scratch.faults, scratch.faults + kernels_.lanes, T(0));
+        std::fill(scratch.faults, scratch.faults + kernels_.nr, T(0));
         const int64_t channel = group * gemm_.rows + first_row;
         const T* bias = gemm_.bias ? bias_.data() + channel : nullptr;
-        WinogradOutput<T> job{scratch.products + tile,
+        WinogradOutput<T> job{products,
                               scratch.product_frequency,
                               scratch.product_row,
                               rows,
@@ -280,9 +334,9 @@ private:
             kernels_.winograd_output(job);
         } else {
             job.dest = scratch.stage;
-            job.dest_line = winograd_outputs * kernels_.lanes;
+            job.dest_line = winograd_outputs * kernels_.nr;
             job.dest_row = winograd_outputs * job.dest_line;
-            for (int64_t t = 0; t < kernels_.lanes; ++t) scratch.places[t] = winograd_outputs * t;
+            for (int64_t t = 0; t < kernels_.nr; ++t) scratch.places[t] = winograd_outputs * t;
             for (int64_t row = 0; row < rows; row += stored_rows) {
                 job.rows = std::min(stored_rows, rows - row);
                 kernels_.winograd_output(job);
@@ -324,8 +378,10 @@ private:
     const int64_t tile_rows_, tile_columns_, tiles_;
     const WinogradBlocks blocks_;
     const std::vector<int64_t> row_of_, column_of_;
-    const int64_t weight_frequency_;
-    T* weights_ = nullptr;
+    T* shared_ = nullptr;  // the transformed operand that all tasks read
+    char* workers_ = nullptr;
+    int64_t worker_bytes_ = 0;
+    int width_ = 1;
     std::vector<T> bias_;
     std::vector<std::atomic<bool>> faulty_;
 };
@@ -335,8 +391,11 @@ private:
 template <class T>
 PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64_t channels, int64_t rows,
                              const KernelSet<T>& kernels) {
-    const int64_t weights = groups * winograd_frequencies * weight_frequency(channels, rows, kernels);
-    return {cache_lines(weights * static_cast<int64_t>(sizeof(T))),
+    const int64_t shared = blocks.shares_inputs
+                               ? Operand<T>::size(blocks.block_panels, channels, kernels.nr)
+                               : groups * ceil_div(rows, blocks.block_rows) *
+                                     Operand<T>::size(blocks.block_rows / kernels.mr, channels, kernels.mr);
+    return {cache_lines(shared * static_cast<int64_t>(sizeof(T))),
             Scratch<T>(ScratchParts(), blocks, channels, kernels).bytes};
 }
 

@@ -32,9 +32,8 @@ inline void finish_row(Vec<T>* acc, int vecs, int columns, int row, const convx:
 }
 
 template <class T, int mr, int nr, int rows, int vecs>
-void gemm_tile_sized(int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+inline void multiply_panels(int64_t depth, const T* a, const T* b, Vec<T> (&acc)[rows][vecs]) {
     constexpr int lanes = VecOf<T>::lanes;
-    Vec<T> acc[rows][vecs];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
@@ -50,6 +49,12 @@ void gemm_tile_sized(int columns, int64_t depth, const T* a, const T* b, const c
             for (int v = 0; v < vecs; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
         }
     }
+}
+
+template <class T, int mr, int nr, int rows, int vecs>
+void gemm_tile_sized(int columns, int64_t depth, const T* a, const T* b, const convx::TileOutput<T>& out) {
+    Vec<T> acc[rows][vecs];
+    multiply_panels<T, mr, nr>(depth, a, b, acc);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) finish_row<T>(acc[i], vecs, columns, i, out);
 }

@@ -74,12 +74,14 @@ void winograd_input(const convx::WinogradInput<T>& job) {
     T* dest = job.dest;
     for (int64_t c = 0; c < job.channels; ++c, source += job.source_channel, dest += vecs * lanes)
         for (int v = 0; v < vecs; ++v) {
-            const int64_t* places = job.places + v * lanes;
+            const T* places[lanes];
+#pragma GCC unroll 16
+            for (int t = 0; t < lanes; ++t) places[t] = source + job.places[v * lanes + t];
             Vec<T> half[6][6];
             for (int i = 0; i < 6; ++i) {
                 Vec<T> d[6], first[4], last[4];
-                load_quads(source + i * job.source_row, places, first);
-                load_quads(source + i * job.source_row + 2, places, last);
+                load_quads(places, i * job.source_row, first);
+                load_quads(places, i * job.source_row + 2, last);
                 for (int j = 0; j < 4; ++j) d[j] = first[j];
                 d[4] = last[2];
                 d[5] = last[3];
@@ -94,6 +96,74 @@ void winograd_input(const convx::WinogradInput<T>& job) {
                 for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, out[i]);
             }
         }
+}
+
+// Runs of a few elements to a few hundred, the same for every channel; what lies between them is left alone.
+template <class T>
+void winograd_stage(const convx::WinogradStage<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const T* source = job.source;
+    T* dest = job.dest;
+    for (int64_t c = 0; c < job.channels; ++c, source += job.source_channel, dest += job.dest_channel)
+        for (int r = 0; r < job.run_count; ++r) {
+            const T* from = source + job.runs[r].offset;
+            T* to = dest + job.runs[r].lane;
+            const int last = job.runs[r].count - lanes;
+            for (int i = 0; i < job.runs[r].count; i += 16) prefetch(from + 2 * job.source_channel + i);
+            if (last < 0) {
+                for (int i = 0; i < job.runs[r].count; ++i) to[i] = from[i * job.step];
+            } else if (job.step == 1) {  // the last vector overlaps the one before
+                for (int i = 0; i < last; i += lanes) store(to + i, load(from + i));
+                store(to + last, load(from + last));
+            } else {
+                for (int i = 0; i < job.runs[r].count; ++i) to[i] = from[i * job.step];
+            }
+        }
+}
+
+// One frequency: all rows x tiles, in register tiles, chunk by chunk of the channels. What gemm_tile does, without its
+// options: at a depth of 64 those and the call would take 15 % of the time.
+template <class T, int mr, int vecs, int rows, int used>
+inline void products_tile(const convx::WinogradProducts<T>& job, const T* weights, const T* inputs, T* products) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int64_t c = 0; c < job.channels; c += job.chunk) {
+        const int64_t depth = job.channels - c < job.chunk ? job.channels - c : job.chunk;
+        Vec<T> acc[rows][used];
+        multiply_panels<T, mr, vecs * lanes>(depth, weights + c * mr, inputs + c * vecs * lanes, acc);
+        if (c > 0 || job.accumulate) {
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+                for (int v = 0; v < used; ++v)
+                    acc[i][v] = add(load(products + i * job.product_row + v * lanes), acc[i][v]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+            for (int v = 0; v < used; ++v) store(products + i * job.product_row + v * lanes, acc[i][v]);
+    }
+}
+
+template <class T, int mr, int vecs, int rows>
+inline void products_rows(const convx::WinogradProducts<T>& job, int64_t want_rows, const T* weights, T* products) {
+    constexpr int nr = vecs * VecOf<T>::lanes;
+    if constexpr (rows > 1) {
+        if (want_rows < rows) return products_rows<T, mr, vecs, rows - 1>(job, want_rows, weights, products);
+    }
+    const T* inputs = job.inputs;
+    int64_t tile = 0;
+    for (; tile + nr - VecOf<T>::lanes < job.tiles; tile += nr, inputs += job.input_panel)
+        products_tile<T, mr, vecs, rows, vecs>(job, weights, inputs, products + tile);
+    if (tile < job.tiles) products_tile<T, mr, vecs, rows, vecs - 1>(job, weights, inputs, products + tile);
+}
+
+template <class T, int mr, int vecs>
+void winograd_products(const convx::WinogradProducts<T>& job) {
+    static_assert(vecs == 2, "one vector less is one vector");
+    const T* weights = job.weights;
+    T* products = job.products;
+    for (int64_t row = 0; row < job.rows; row += mr, weights += job.weight_panel, products += mr * job.product_row)
+        products_rows<T, mr, vecs, mr>(job, job.rows - row, weights, products);
 }
 
 template <class T, int mr>
@@ -129,33 +199,46 @@ void winograd_weights(const convx::WinogradWeights<T>& job) {
 }
 
 template <class T>
+inline void output_of_vector(const convx::WinogradOutput<T>& job, const T* source, T* const* places, Vec<T> bias,
+                             Vec<T>& faults) {
+    Vec<T> half[4][6];
+    for (int j = 0; j < 6; ++j) {
+        Vec<T> m[6], y[4];
+        const T* from = source + j * job.source_frequency;
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) m[i] = load(from + 6 * i * job.source_frequency);
+        transform_output<T>(m, y);
+        for (int i = 0; i < 4; ++i) half[i][j] = y[i];
+    }
+    for (int i = 0; i < 4; ++i) {
+        Vec<T> y[4];
+        transform_output<T>(half[i], y);
+        faults = fma(add(add(y[0], y[1]), add(y[2], y[3])), broadcast(T(0)), faults);
+        if (job.bias)
+            for (Vec<T>& value : y) value = add(value, bias);
+        if (job.relu)
+            for (Vec<T>& value : y) value = relu(value);
+        store_quads(places, i * job.dest_line, y);
+    }
+}
+
+template <class T, int vecs>
 void winograd_output(const convx::WinogradOutput<T>& job) {
-    Vec<T> faults = load(job.faults);
+    constexpr int lanes = VecOf<T>::lanes;
     const T* source = job.source;
     T* dest = job.dest;
+    Vec<T> faults[vecs];
+    for (int v = 0; v < vecs; ++v) faults[v] = load(job.faults + v * lanes);
     for (int64_t row = 0; row < job.rows; ++row, source += job.source_row, dest += job.dest_row) {
-        Vec<T> half[4][6];
-        for (int j = 0; j < 6; ++j) {
-            Vec<T> m[6], y[4];
-            const T* from = source + j * job.source_frequency;
-#pragma GCC unroll 6
-            for (int i = 0; i < 6; ++i) m[i] = load(from + 6 * i * job.source_frequency);
-            transform_output<T>(m, y);
-            for (int i = 0; i < 4; ++i) half[i][j] = y[i];
-        }
         const Vec<T> bias = broadcast(job.bias ? job.bias[row] : T(0));
-        for (int i = 0; i < 4; ++i) {
-            Vec<T> y[4];
-            transform_output<T>(half[i], y);
-            faults = fma(add(add(y[0], y[1]), add(y[2], y[3])), broadcast(T(0)), faults);
-            if (job.bias)
-                for (Vec<T>& value : y) value = add(value, bias);
-            if (job.relu)
-                for (Vec<T>& value : y) value = relu(value);
-            store_quads(dest + i * job.dest_line, job.places, y);
+        for (int v = 0; v < vecs; ++v) {
+            T* places[lanes];
+#pragma GCC unroll 16
+            for (int t = 0; t < lanes; ++t) places[t] = dest + job.places[v * lanes + t];
+            output_of_vector<T>(job, source + v * lanes, places, bias, faults[v]);
         }
     }
-    store(job.faults, faults);
+    for (int v = 0; v < vecs; ++v) store(job.faults + v * lanes, faults[v]);
 }
 
 }  // namespace

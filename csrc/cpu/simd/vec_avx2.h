@@ -176,28 +176,28 @@ inline void transpose_quads(VecF (&rows)[4]) {
     rows[2].v = _mm256_shuffle_ps(a1, a3, 0x44);
     rows[3].v = _mm256_shuffle_ps(a1, a3, 0xee);
 }
-inline void load_quads(const float* p, const int64_t* places, VecF (&columns)[4]) {
+inline void load_quads(const float* const* places, int64_t offset, VecF (&columns)[4]) {
     for (int i = 0; i < 4; ++i)
-        columns[i].v = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + places[i])),
-                                            _mm_loadu_ps(p + places[i + 4]), 1);
+        columns[i].v = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(places[i] + offset)),
+                                            _mm_loadu_ps(places[i + 4] + offset), 1);
     transpose_quads(columns);
 }
-inline void store_quads(float* p, const int64_t* places, const VecF (&columns)[4]) {
+inline void store_quads(float* const* places, int64_t offset, const VecF (&columns)[4]) {
     VecF rows[4] = {columns[0], columns[1], columns[2], columns[3]};
     transpose_quads(rows);
     for (int i = 0; i < 4; ++i) {
-        _mm_storeu_ps(p + places[i], _mm256_castps256_ps128(rows[i].v));
-        _mm_storeu_ps(p + places[i + 4], _mm256_extractf128_ps(rows[i].v, 1));
+        _mm_storeu_ps(places[i] + offset, _mm256_castps256_ps128(rows[i].v));
+        _mm_storeu_ps(places[i + 4] + offset, _mm256_extractf128_ps(rows[i].v, 1));
     }
 }
-inline void load_quads(const double* p, const int64_t* places, VecD (&columns)[4]) {
-    for (int i = 0; i < 4; ++i) columns[i] = load(p + places[i]);
+inline void load_quads(const double* const* places, int64_t offset, VecD (&columns)[4]) {
+    for (int i = 0; i < 4; ++i) columns[i] = load(places[i] + offset);
     transpose(columns);
 }
-inline void store_quads(double* p, const int64_t* places, const VecD (&columns)[4]) {
+inline void store_quads(double* const* places, int64_t offset, const VecD (&columns)[4]) {
     VecD rows[4] = {columns[0], columns[1], columns[2], columns[3]};
     transpose(rows);
-    for (int i = 0; i < 4; ++i) store(p + places[i], rows[i]);
+    for (int i = 0; i < 4; ++i) store(places[i] + offset, rows[i]);
 }
 
 inline int64_t narrow_to_bytes(VecF a) {

@@ -194,37 +194,37 @@ inline void transpose_quads(VecD (&rows)[4]) {
         rows, 1, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low1, b); },
         [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high1, b); });
 }
-inline void load_quads(const float* p, const int64_t* places, VecF (&columns)[4]) {
+inline void load_quads(const float* const* places, int64_t offset, VecF (&columns)[4]) {
     for (int i = 0; i < 4; ++i) {
-        __m512 row = _mm512_castps128_ps512(_mm_loadu_ps(p + places[i]));
-        row = _mm512_insertf32x4(row, _mm_loadu_ps(p + places[i + 4]), 1);
-        row = _mm512_insertf32x4(row, _mm_loadu_ps(p + places[i + 8]), 2);
-        columns[i].v = _mm512_insertf32x4(row, _mm_loadu_ps(p + places[i + 12]), 3);
+        __m512 row = _mm512_castps128_ps512(_mm_loadu_ps(places[i] + offset));
+        row = _mm512_insertf32x4(row, _mm_loadu_ps(places[i + 4] + offset), 1);
+        row = _mm512_insertf32x4(row, _mm_loadu_ps(places[i + 8] + offset), 2);
+        columns[i].v = _mm512_insertf32x4(row, _mm_loadu_ps(places[i + 12] + offset), 3);
     }
     transpose_quads(columns);
 }
-inline void store_quads(float* p, const int64_t* places, const VecF (&columns)[4]) {
+inline void store_quads(float* const* places, int64_t offset, const VecF (&columns)[4]) {
     VecF rows[4] = {columns[0], columns[1], columns[2], columns[3]};
     transpose_quads(rows);
     for (int i = 0; i < 4; ++i) {
-        _mm_storeu_ps(p + places[i], _mm512_castps512_ps128(rows[i].v));
-        _mm_storeu_ps(p + places[i + 4], _mm512_extractf32x4_ps(rows[i].v, 1));
-        _mm_storeu_ps(p + places[i + 8], _mm512_extractf32x4_ps(rows[i].v, 2));
-        _mm_storeu_ps(p + places[i + 12], _mm512_extractf32x4_ps(rows[i].v, 3));
+        _mm_storeu_ps(places[i] + offset, _mm512_castps512_ps128(rows[i].v));
+        _mm_storeu_ps(places[i + 4] + offset, _mm512_extractf32x4_ps(rows[i].v, 1));
+        _mm_storeu_ps(places[i + 8] + offset, _mm512_extractf32x4_ps(rows[i].v, 2));
+        _mm_storeu_ps(places[i + 12] + offset, _mm512_extractf32x4_ps(rows[i].v, 3));
     }
 }
-inline void load_quads(const double* p, const int64_t* places, VecD (&columns)[4]) {
+inline void load_quads(const double* const* places, int64_t offset, VecD (&columns)[4]) {
     for (int i = 0; i < 4; ++i)
-        columns[i].v = _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(p + places[i])),
-                                          _mm256_loadu_pd(p + places[i + 4]), 1);
+        columns[i].v = _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(places[i] + offset)),
+                                          _mm256_loadu_pd(places[i + 4] + offset), 1);
     transpose_quads(columns);
 }
-inline void store_quads(double* p, const int64_t* places, const VecD (&columns)[4]) {
+inline void store_quads(double* const* places, int64_t offset, const VecD (&columns)[4]) {
     VecD rows[4] = {columns[0], columns[1], columns[2], columns[3]};
     transpose_quads(rows);
     for (int i = 0; i < 4; ++i) {
-        _mm256_storeu_pd(p + places[i], _mm512_castpd512_pd256(rows[i].v));
-        _mm256_storeu_pd(p + places[i + 4], _mm512_extractf64x4_pd(rows[i].v, 1));
+        _mm256_storeu_pd(places[i] + offset, _mm512_castpd512_pd256(rows[i].v));
+        _mm256_storeu_pd(places[i + 4] + offset, _mm512_extractf64x4_pd(rows[i].v, 1));
     }
 }
 

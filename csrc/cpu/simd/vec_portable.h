@@ -190,16 +190,16 @@ void transpose(Lanes<T, count> (&rows)[count]) {
         }
 }
 
-// Four adjacent elements at every lane's own place: columns[j] of lane i is p[places[i] + j].
+// Four adjacent elements at every lane's own place: columns[j] of lane i is places[i][offset + j].
 template <class T>
-void load_quads(const T* p, const int64_t* places, Vec<T> (&columns)[4]) {
+void load_quads(const T* const* places, int64_t offset, Vec<T> (&columns)[4]) {
     for (int i = 0; i < VecOf<T>::lanes; ++i)
-        for (int j = 0; j < 4; ++j) columns[j].v[i] = p[places[i] + j];
+        for (int j = 0; j < 4; ++j) columns[j].v[i] = places[i][offset + j];
 }
 template <class T>
-void store_quads(T* p, const int64_t* places, const Vec<T> (&columns)[4]) {
+void store_quads(T* const* places, int64_t offset, const Vec<T> (&columns)[4]) {
     for (int i = 0; i < VecOf<T>::lanes; ++i)
-        for (int j = 0; j < 4; ++j) p[places[i] + j] = columns[j].v[i];
+        for (int j = 0; j < 4; ++j) places[i][offset + j] = columns[j].v[i];
 }
 
 // Window codes: lanes hold whole numbers 0..255 as T, memory holds bytes. With n, the first n of them.
