@@ -6,10 +6,11 @@ namespace convx {
 
 ConvMethod choose_method(const ConvProblem& problem, ConvPass pass) {
     if (pass == ConvPass::grad_bias) return ConvMethod::sum;
-    if (problem.algorithm == Algorithm::direct) return ConvMethod::gemm;
-    if (!supports_winograd(problem, pass)) return ConvMethod::gemm;
-    const int64_t channels = std::min(problem.group_in(), problem.group_out());
-    return problem.algorithm == Algorithm::winograd || channels >= 32 ? ConvMethod::winograd : ConvMethod::gemm;
+    if (supports_winograd(problem, pass)) {
+        if (problem.algorithm == Algorithm::winograd) return ConvMethod::winograd;
+        if (problem.algorithm == Algorithm::automatic && prefers_winograd(problem, pass)) return ConvMethod::winograd;
+    }
+    return ConvMethod::gemm;
 }
 
 namespace {

@@ -85,6 +85,7 @@ template <class T>
 PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64_t channels, int64_t rows,
                              const KernelSet<T>& kernels);
 bool supports_winograd(const ConvProblem& problem, ConvPass pass);
+bool prefers_winograd(const ConvProblem& problem, ConvPass pass);
 
 // Below this many flops (about 50 us on one core) an operation stays on the calling thread.
 constexpr int64_t parallel_flops = 4'000'000;

@@ -86,7 +86,10 @@ public:
     void run() {
         const PassScratch scratch = winograd_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, kernels_);
         const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * gemm_.taps() * gemm_.pixels();
-        width_ = std::min(parallel_width(flops), num_threads());
+        const int64_t together = blocks_.shares_inputs
+                                     ? ceil_div(gemm_.rows, blocks_.block_rows)
+                                     : gemm_.groups * ceil_div(ceil_div(tiles_, kernels_.nr), blocks_.block_panels);
+        width_ = static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), together}));
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width_ * scratch.worker_bytes));
         shared_ = static_cast<T*>(workspace.data());
         workers_ = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
