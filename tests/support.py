@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+import convx
 from convx import _cpu, reference
 
 ISAS: list[str] = list(_cpu.config()["isas"])
@@ -290,6 +291,26 @@ def conv_expected(problem: Conv, kind: str = "normal", seed: int = 0) -> SimpleN
 
 def conv_bound(expected: SimpleNamespace, name: str, dtype: str) -> np.ndarray:
     return rounding_bound(expected.terms[name], expected.magnitude[name], dtype)
+
+
+def exact_algorithm(problem: Conv) -> str:
+    """For tests in whole numbers: "direct" where "auto" takes Winograd's method, whose transforms round."""
+    shapes = problem.input_shape, problem.weight_shape
+    passes = ("conv2d", "conv2d_backward")
+    plans = [plan for op in passes for plan in convx.explain(op, *shapes, **problem.options)]
+    return "direct" if any(plan.algorithm == "winograd" for plan in plans) else "auto"
+
+
+# Largest row sum of |A'| |G| |B'| of F(4, 3) at the points 0, +-11/16, +-3/2 (csrc/cpu/kernels/winograd.inl.h): how
+# much the transforms can enlarge a rounding error along one axis. Along both it is the square if all errors conspire;
+# their root sum of squares stays below one axis's worst case.
+WINOGRAD_GROWTH = 24.0
+
+
+def winograd_bound(expected: SimpleNamespace, name: str, dtype: str) -> np.ndarray:
+    """As conv_bound, but a tile's error follows its largest value: one bound for all elements."""
+    bound = rounding_bound(expected.terms[name].max(), expected.magnitude[name].max(), dtype)
+    return WINOGRAD_GROWTH * bound
 
 
 def to_layout(array: np.ndarray, layout: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from support import (
     conv_bound,
     conv_data,
     conv_expected,
+    exact_algorithm,
     from_layout,
     numbers,
     straddle,
@@ -32,6 +33,8 @@ from support import (
 def forward(problem, kind, dtype, layout="NCHW", **options):
     """Y of `problem` from convx, in NCHW, in an array that must have `dtype`."""
     x, w, b = (a.astype(dtype) for a in conv_data(problem, kind))
+    if kind == "integer":
+        options.setdefault("algorithm", exact_algorithm(problem))
     y = convx.conv2d(to_layout(x, layout), w, b, layout=layout, **problem.options, **options)
     assert isinstance(y, np.ndarray)
     assert y.dtype == dtype

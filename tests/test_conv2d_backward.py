@@ -21,6 +21,7 @@ from support import (
     broadcasts,
     conv_bound,
     conv_expected,
+    exact_algorithm,
     freeze,
     from_layout,
     numbers,
@@ -34,6 +35,8 @@ def backward(problem, kind, dtype, layout="NCHW", **options):
     """The gradients of `problem` from convx by name, grad_input in NCHW; each must have `dtype`."""
     expected = conv_expected(problem, kind)
     x, w, g = (getattr(expected, name).astype(dtype) for name in "xwg")
+    if kind == "integer":
+        options.setdefault("algorithm", exact_algorithm(problem))
     gradients = convx.conv2d_backward(
         to_layout(g, layout), to_layout(x, layout), w, layout=layout, **problem.options, **options
     )
@@ -171,8 +174,9 @@ def test_adjoint_identities(name, isa, dtype):
     """<conv(x, w), g> = <x, grad_input(g, w)> = <w, grad_weight(g, x)>: sums of one set of products, in integers."""
     problem = CONV_PROBLEMS[name]
     x, w, g = (getattr(conv_expected(problem, "integer"), name).astype(dtype) for name in "xwg")
-    y = convx.conv2d(x, w, **problem.options)
-    grad_input, grad_weight, grad_bias = convx.conv2d_backward(g, x, w, **problem.options)
+    algorithm = exact_algorithm(problem)
+    y = convx.conv2d(x, w, algorithm=algorithm, **problem.options)
+    grad_input, grad_weight, grad_bias = convx.conv2d_backward(g, x, w, algorithm=algorithm, **problem.options)
     product = np.vdot(y.astype("float64"), g)
     if problem.padding_mode != "constant":  # conv(x, w) is linear in x only if x = 0 gives 0
         assert np.vdot(x, grad_input.astype("float64")) == product, f"<x, grad_input> of {problem}"

@@ -183,7 +183,17 @@ SHAPE_ERRORS = {
     ),
     "activation": (conv2d(activation="tanh"), "conv2d: activation is 'tanh', expected None or \"relu\""),
     "layout": (conv2d(layout="CHWN"), 'conv2d: layout is \'CHWN\', expected "NCHW" or "NHWC"'),
-    "algorithm": (conv2d(algorithm="fft"), 'conv2d: algorithm is \'fft\', expected "auto" or "direct"'),
+    "algorithm": (conv2d(algorithm="fft"), 'conv2d: algorithm is \'fft\', expected "auto", "direct" or "winograd"'),
+    "winograd kernel": (
+        conv2d(weight=zeros(4, 8, 5, 3), algorithm="winograd"),
+        'conv2d: algorithm is "winograd" with kernel (5, 3), stride (1, 1) and dilation (1, 1), '
+        "expected (3, 3), (1, 1) and (1, 1)",
+    ),
+    "winograd stride": (
+        conv2d_backward(stride=(1, 2), dilation=(2, 1), algorithm="winograd"),
+        'conv2d_backward: algorithm is "winograd" with kernel (3, 3), stride (1, 2) and dilation (2, 1), '
+        "expected (3, 3), (1, 1) and (1, 1)",
+    ),
     "out shape": (conv2d(out=zeros(2, 4, 5, 4)), "conv2d: out has shape (2, 4, 5, 4), expected (2, 4, 4, 5)"),
     "out axes": (conv2d(out=zeros(4, 4, 5)), "conv2d: out has shape (4, 4, 5), expected (2, 4, 4, 5)"),
     "out layout": (
@@ -399,7 +409,7 @@ TYPE_ERRORS = {
     "padding_value": (conv2d(padding_value="0"), "conv2d: padding_value is a str, expected a number"),
     "activation": (conv2d(activation=convx.relu), 'conv2d: activation is a function, expected None or "relu"'),
     "layout": (conv2d(layout=None), 'conv2d: layout is None, expected "NCHW" or "NHWC"'),
-    "algorithm": (conv2d(algorithm=None), 'conv2d: algorithm is None, expected "auto" or "direct"'),
+    "algorithm": (conv2d(algorithm=None), 'conv2d: algorithm is None, expected "auto", "direct" or "winograd"'),
     "mask": (
         conv2d_backward(output_mask=True),
         "conv2d_backward: output_mask is a bool, expected three bools: (grad_input, grad_weight, grad_bias)",

@@ -245,10 +245,11 @@ bool relu_activation(const std::string& op, py::handle activation) {
 }
 
 Algorithm conv_algorithm(const std::string& op, py::handle algorithm) {
-    const char* expected = "\"auto\" or \"direct\"";
+    const char* expected = "\"auto\", \"direct\" or \"winograd\"";
     if (!is_text(algorithm)) wrong_type(op, "algorithm", algorithm, expected);
     if (is_word(algorithm, "auto")) return Algorithm::automatic;
     if (is_word(algorithm, "direct")) return Algorithm::direct;
+    if (is_word(algorithm, "winograd")) return Algorithm::winograd;
     wrong_value(op, "algorithm", algorithm, expected);
 }
 

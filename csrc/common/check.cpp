@@ -147,6 +147,13 @@ Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input,
         check_border(op, axis, result);
         (axis == 0 ? problem.h : problem.w) = result;
     }
+    if (options.algorithm == Algorithm::winograd) {
+        const Pair kernel{problem.h.kernel, problem.w.kernel};
+        if (kernel != Pair{3, 3} || options.stride != Pair{1, 1} || options.dilation != Pair{1, 1})
+            throw ShapeError(op + ": algorithm is \"winograd\" with kernel " + pair_text(kernel) + ", stride " +
+                             pair_text(options.stride) + " and dilation " + pair_text(options.dilation) +
+                             ", expected (3, 3), (1, 1) and (1, 1)");
+    }
     check_size(op, "padded input", {n, c, problem.h.padded(), problem.w.padded()}, problem.dtype);
     check_size(op, "output", problem.output_shape(), problem.dtype);
     return checked;

@@ -17,7 +17,7 @@ constexpr const char* padding_mode_names[] = {"zeros", "constant", "reflect", "r
 
 // What the caller asks for; `automatic` is settled by choose_method (cpu/conv2d/plan.h), from the per-image problem
 // alone.
-enum class Algorithm { automatic, direct };
+enum class Algorithm { automatic, direct, winograd };
 
 // One spatial axis of a sliding window.
 struct Axis {

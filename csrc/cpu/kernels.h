@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/pool_jobs.h"
+#include "cpu/winograd_jobs.h"
 
 namespace convx {
 
@@ -18,13 +19,6 @@ struct TileOutput {
     const T* row_bias = nullptr;     // one value per row, or null
     const T* column_bias = nullptr;  // one value per column, or null
     bool relu = false;
-};
-
-// `count` lanes of a panel, from `lane` on, are read from offset, offset + step, offset + 2 * step, ...
-struct LaneRun {
-    int32_t lane;
-    int32_t count;
-    int64_t offset;
 };
 
 template <class T>
@@ -53,6 +47,13 @@ struct KernelSet {
 
     // dst[d * dst_stride + i] = rows[i][d] for d < depth, i < row_count.
     void (*pack_transposed)(T* dst, int64_t dst_stride, const T* const* rows, int row_count, int64_t depth);
+
+    // Winograd transforms and what lies between them (winograd_jobs.h).
+    void (*winograd_stage)(const WinogradStage<T>& job);
+    void (*winograd_products)(const WinogradProducts<T>& job);
+    void (*winograd_input)(const WinogradInput<T>& job);
+    void (*winograd_weights)(const WinogradWeights<T>& job);
+    void (*winograd_output)(const WinogradOutput<T>& job);
 
     // The roofs (roofline.inl.h): FMA on registers, returning the flops done, and a copy around the caches.
     int64_t (*fma_rounds)(int64_t rounds, T* sink);

@@ -93,7 +93,11 @@ def conv2d(
     layout : {"NCHW", "NHWC"}, default "NCHW"
         Order of the axes of `input` and of the output. It is never guessed.
     algorithm : str, default "auto"
-        ``"auto"`` lets `convx.explain` tell which one runs; ``"direct"`` multiplies every tap as the formula has it.
+        ``"auto"`` takes the fastest for an image of this size, `convx.explain` tells which; ``"direct"`` multiplies
+        every tap as the formula has it; ``"winograd"``, for 3x3 kernels with stride and dilation 1, computes 4x4
+        outputs at a time by F(4x4, 3x3) with a quarter of the multiplications. Its error, 5e-6 of the largest output
+        (float64: 1e-14) for normal data and 512 input channels, follows the largest value that a tile of 6x6 inputs
+        sees: ask for ``"direct"`` where values of very different size lie side by side and the small ones matter.
     out : ndarray, optional
         Written and returned instead of a new array: of the exact shape and dtype, writeable, overlapping no input.
 
@@ -115,7 +119,8 @@ def conv2d(
     References
     ----------
     Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.5, for the sum; Dumoulin, Visin, "A guide to
-    convolution arithmetic for deep learning" (arXiv:1603.07285), section 5.1, for the output size.
+    convolution arithmetic for deep learning" (arXiv:1603.07285), section 5.1, for the output size; Lavin, Gray, "Fast
+    algorithms for convolutional neural networks" (CVPR 2016), for Winograd's method.
 
     Examples
     --------

@@ -30,6 +30,8 @@ struct alignas(16) Bytes {
 
 using __m512 = emulation::Halves<emulation::Float8>;
 using __m512d = emulation::Halves<emulation::Double4>;
+using __m256d = emulation::Bytes<32>;
+using __m128 = emulation::Bytes<16>;
 using __m512i = emulation::Bytes<64>;
 using __m256i = emulation::Bytes<32>;
 using __m128i = emulation::Bytes<16>;
@@ -202,6 +204,10 @@ inline __m512 _mm512_mask_add_ps(__m512 other, __mmask16 m, __m512 a, __m512 b) 
 inline __m512d _mm512_mask_add_pd(__m512d other, __mmask8 m, __m512d a, __m512d b) {
     return _mm512_mask_blend_pd(m, other, _mm512_add_pd(a, b));
 }
+inline __m512 _mm512_sub_ps(__m512 a, __m512 b) { return {a.low - b.low, a.high - b.high}; }
+inline __m512d _mm512_sub_pd(__m512d a, __m512d b) { return {a.low - b.low, a.high - b.high}; }
+inline __m512 _mm512_mul_ps(__m512 a, __m512 b) { return {a.low * b.low, a.high * b.high}; }
+inline __m512d _mm512_mul_pd(__m512d a, __m512d b) { return {a.low * b.low, a.high * b.high}; }
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
     return {__builtin_ia32_vfmaddps256(a.low, b.low, c.low), __builtin_ia32_vfmaddps256(a.high, b.high, c.high)};
 }
@@ -230,6 +236,26 @@ inline __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int control) {
 inline __m512d _mm512_shuffle_f64x2(__m512d a, __m512d b, int control) {
     return emulation::shuffle_quarters(a, b, control);
 }
+
+// Quarters and halves of a register. The casts up leave the rest undefined; here it is zero.
+inline __m128 _mm_loadu_ps(const float* p) { return emulation::get<__m128>(p, 0); }
+inline __m256d _mm256_loadu_pd(const double* p) { return emulation::get<__m256d>(p, 0); }
+inline void _mm_storeu_ps(float* p, __m128 a) { emulation::put(p, 0, a); }
+inline void _mm256_storeu_pd(double* p, __m256d a) { emulation::put(p, 0, a); }
+inline __m512 _mm512_insertf32x4(__m512 a, __m128 b, int quarter) {
+    emulation::put(&a, quarter, b);
+    return a;
+}
+inline __m512d _mm512_insertf64x4(__m512d a, __m256d b, int half) {
+    emulation::put(&a, half, b);
+    return a;
+}
+inline __m128 _mm512_extractf32x4_ps(__m512 a, int quarter) { return emulation::get<__m128>(&a, quarter); }
+inline __m256d _mm512_extractf64x4_pd(__m512d a, int half) { return emulation::get<__m256d>(&a, half); }
+inline __m512 _mm512_castps128_ps512(__m128 a) { return _mm512_insertf32x4(_mm512_setzero_ps(), a, 0); }
+inline __m512d _mm512_castpd256_pd512(__m256d a) { return _mm512_insertf64x4(_mm512_setzero_pd(), a, 0); }
+inline __m128 _mm512_castps512_ps128(__m512 a) { return emulation::get<__m128>(&a, 0); }
+inline __m256d _mm512_castpd512_pd256(__m512d a) { return emulation::get<__m256d>(&a, 0); }
 
 // Conversions: cvtt truncates, epi32_epi8 keeps the low byte, epu8_epi32 fills up with zeros.
 inline __m512i _mm512_cvttps_epi32(__m512 a) {

@@ -12,6 +12,8 @@ template <class T>
 void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                     TensorView<const T> bias, TensorView<T> output) {
     switch (choose_method(problem, ConvPass::forward)) {
+        case ConvMethod::winograd:
+            return winograd_forward(problem, input, weight, bias, output);
         default:
             return gemm_forward(problem, input, weight, bias, output);
     }
@@ -21,6 +23,8 @@ template <class T>
 void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
                        TensorView<T> grad_input) {
     switch (choose_method(problem, ConvPass::grad_input)) {
+        case ConvMethod::winograd:
+            return winograd_grad_input(problem, grad_output, weight, grad_input);
         default:
             return gemm_grad_input(problem, grad_output, weight, grad_input);
     }

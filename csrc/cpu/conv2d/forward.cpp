@@ -1,6 +1,7 @@
 // Forward: rows are output channels, the reduction runs over input channels and all taps.
 #include "cpu/conv2d/implicit_gemm.h"
 #include "cpu/conv2d/methods.h"
+#include "cpu/conv2d/winograd.h"
 #include "cpu/registry.h"
 
 namespace convx {
@@ -77,6 +78,15 @@ void gemm_forward_packed(const ConvProblem& problem, TensorView<const T> input, 
     describe_and(run, problem, input, weight, bias, output);
 }
 
+template <class T>
+void winograd_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                      TensorView<const T> bias, TensorView<T> output) {
+    const auto run = [](const ImplicitGemm<T>& gemm, const GemmBlocks& direct, const KernelSet<T>& kernels) {
+        run_winograd(gemm, false, direct, kernels);
+    };
+    describe_and(run, problem, input, weight, bias, output);
+}
+
 template void gemm_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
                            TensorView<const float>, TensorView<float>);
 template void gemm_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
@@ -87,5 +97,10 @@ template void gemm_forward_packed(const ConvProblem&, TensorView<const float>, T
                                   TensorView<const float>, TensorView<float>, const PackedWeight<float>&);
 template void gemm_forward_packed(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                                   TensorView<const double>, TensorView<double>, const PackedWeight<double>&);
+
+template void winograd_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                               TensorView<const float>, TensorView<float>);
+template void winograd_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                               TensorView<const double>, TensorView<double>);
 
 }  // namespace convx

@@ -5,6 +5,7 @@
 
 #include "cpu/conv2d/implicit_gemm.h"
 #include "cpu/conv2d/methods.h"
+#include "cpu/conv2d/winograd.h"
 #include "cpu/registry.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
@@ -56,9 +57,10 @@ void fill_zero(TensorView<T> dest) {
                  });
 }
 
-template <class T>
-void adjoint(const ConvProblem& problem, const Axis& axis_h, const Axis& axis_w, TensorView<const T> grad_output,
-             TensorView<const T> weight, TensorView<T> dest) {
+// run(gemm, blocks, kernels) for every class.
+template <class T, class Run>
+void adjoint(const Run& run, const ConvProblem& problem, const Axis& axis_h, const Axis& axis_w,
+             TensorView<const T> grad_output, TensorView<const T> weight, TensorView<T> dest) {
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
     ImplicitGemm<T> gemm{};
     gemm.batch = grad_output.shape[0];
@@ -90,7 +92,7 @@ void adjoint(const ConvProblem& problem, const Axis& axis_h, const Axis& axis_w,
             gemm.dest = dest.at(0, 0, static_cast<int64_t>(class_h), static_cast<int64_t>(class_w));
             const GemmBlocks blocks = plan_gemm_blocks(problem.channels_last, gemm.pixels(), gemm.groups, gemm.channels,
                                                        gemm.rows, gemm.taps(), sizeof(T), kernels.mr, kernels.nr);
-            run_implicit_gemm(gemm, blocks, kernels);
+            run(gemm, blocks, kernels);
         }
 }
 
@@ -109,13 +111,11 @@ void fold(const AxisTable& cells_h, const AxisTable& cells_w, TensorView<const T
                  });
 }
 
-}  // namespace
-
-template <class T>
-void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                     TensorView<T> grad_input) {
+template <class T, class Run>
+void folded_adjoint(const Run& run, const ConvProblem& problem, TensorView<const T> grad_output,
+                    TensorView<const T> weight, TensorView<T> grad_input) {
     if (!folds(problem.h) && !folds(problem.w))
-        return adjoint(problem, problem.h, problem.w, grad_output, weight, grad_input);
+        return adjoint(run, problem, problem.h, problem.w, grad_output, weight, grad_input);
     const Axis h = unfolded(problem.h), w = unfolded(problem.w);
     const AxisTable cells_h = shown_cells(problem.h), cells_w = shown_cells(problem.w);
     TensorView<T> padded{nullptr, {1, problem.in_channels, h.input, w.input}, {}};
@@ -123,13 +123,35 @@ void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output
     const Workspace workspace(static_cast<size_t>(padded.size()) * sizeof(T));
     padded.data = static_cast<T*>(workspace.data());
     for (int64_t n = 0; n < problem.batch; ++n) {
-        adjoint(problem, h, w, grad_output.images(n, 1), weight, padded);
+        adjoint(run, problem, h, w, grad_output.images(n, 1), weight, padded);
         fold<T>(cells_h, cells_w, padded, grad_input.images(n, 1));
     }
+}
+
+}  // namespace
+
+template <class T>
+void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                     TensorView<T> grad_input) {
+    folded_adjoint(run_implicit_gemm<T>, problem, grad_output, weight, grad_input);
+}
+
+template <class T>
+void winograd_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                         TensorView<T> grad_input) {
+    const auto run = [](const ImplicitGemm<T>& gemm, const GemmBlocks& direct, const KernelSet<T>& kernels) {
+        run_winograd(gemm, true, direct, kernels);
+    };
+    folded_adjoint(run, problem, grad_output, weight, grad_input);
 }
 
 template void gemm_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>, TensorView<float>);
 template void gemm_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                               TensorView<double>);
+
+template void winograd_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                                  TensorView<float>);
+template void winograd_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                                  TensorView<double>);
 
 }  // namespace convx

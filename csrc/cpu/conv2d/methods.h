@@ -23,4 +23,12 @@ template <class T>
 void gemm_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                          TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed);
 
+// winograd: 3x3 kernels, stride and dilation 1 (supports_winograd in plan.h).
+template <class T>
+void winograd_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                      TensorView<const T> bias, TensorView<T> output);
+template <class T>
+void winograd_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                         TensorView<T> grad_input);
+
 }  // namespace convx

@@ -4,8 +4,13 @@
 
 namespace convx {
 
-ConvMethod choose_method(const ConvProblem&, ConvPass pass) {
-    return pass == ConvPass::grad_bias ? ConvMethod::sum : ConvMethod::gemm;
+ConvMethod choose_method(const ConvProblem& problem, ConvPass pass) {
+    if (pass == ConvPass::grad_bias) return ConvMethod::sum;
+    if (supports_winograd(problem, pass)) {
+        if (problem.algorithm == Algorithm::winograd) return ConvMethod::winograd;
+        if (problem.algorithm == Algorithm::automatic && prefers_winograd(problem, pass)) return ConvMethod::winograd;
+    }
+    return ConvMethod::gemm;
 }
 
 namespace {
@@ -30,6 +35,8 @@ void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const K
         case ConvMethod::gemm:
             if (pass == ConvPass::grad_weight) return describe_gemm_grad_weight(plan, problem, kernels, threads);
             return describe_gemm(plan, problem, forward, kernels, threads);
+        case ConvMethod::winograd:
+            return describe_winograd(plan, problem, forward, kernels, threads);
         case ConvMethod::sum:
             return describe_grad_bias(plan, problem, threads);
     }

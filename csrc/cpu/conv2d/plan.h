@@ -16,8 +16,9 @@ enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
 
 // The loop nest that runs a pass.
 enum class ConvMethod {
-    gemm,  // implicit_gemm.cpp, grad_weight.cpp
-    sum,   // grad_bias.cpp
+    gemm,      // implicit_gemm.cpp, grad_weight.cpp
+    winograd,  // winograd.cpp
+    sum,       // grad_bias.cpp
 };
 
 // Depends on nothing but the problem of one image: never on the batch, the threads or the strides of arrays.
@@ -82,6 +83,27 @@ GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const Kerne
 template <class T>
 PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights);
 
+// Blocks of Winograd's method (winograd.cpp).
+struct WinogradBlocks {
+    int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go
+    // Which transformed operand is made once and shared, the other being made by the task that uses it, in L2. Shared
+    // weights: a task owns a block of tiles. Shared inputs: a task owns a block of rows, of one block of tiles after
+    // the other; for many channels and few tiles, where the weights (4 times their size) would stream from memory.
+    bool shares_inputs = false;
+    int64_t block_panels = 1;  // panels of tiles
+    int64_t block_rows = 1;    // output channels
+};
+
+// `tiles` of the whole batch.
+WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t channels, int64_t rows, int64_t item_bytes,
+                                    int mr, int nr);
+// Counted where it is carved up (winograd.cpp).
+template <class T>
+PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64_t channels, int64_t rows,
+                             const KernelSet<T>& kernels);
+bool supports_winograd(const ConvProblem& problem, ConvPass pass);
+bool prefers_winograd(const ConvProblem& problem, ConvPass pass);
+
 // Below this many flops (about 50 us on one core) an operation stays on the calling thread.
 constexpr int64_t parallel_flops = 4'000'000;
 inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1 << 16; }
@@ -89,6 +111,9 @@ inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1
 // What the method would do, without algorithm-independent fields (plan_conv fills those).
 template <class T>
 void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels, int threads);
+template <class T>
+void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                       int threads);
 template <class T>
 void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
 

@@ -51,9 +51,8 @@ struct LooseRows {
 };
 
 template <class T, int nr, int rows, int vecs, class Rows>
-void gemm_tile_sized(int columns, int64_t depth, const Rows a, const T* b, const convx::TileOutput<T>& out) {
+inline void multiply_panels(int64_t depth, const Rows a, const T* b, Vec<T> (&acc)[rows][vecs]) {
     constexpr int lanes = VecOf<T>::lanes;
-    Vec<T> acc[rows][vecs];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
@@ -69,6 +68,12 @@ void gemm_tile_sized(int columns, int64_t depth, const Rows a, const T* b, const
             for (int v = 0; v < vecs; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
         }
     }
+}
+
+template <class T, int nr, int rows, int vecs, class Rows>
+void gemm_tile_sized(int columns, int64_t depth, const Rows a, const T* b, const convx::TileOutput<T>& out) {
+    Vec<T> acc[rows][vecs];
+    multiply_panels<T, nr>(depth, a, b, acc);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) finish_row<T>(acc[i], vecs, columns, i, out);
 }

@@ -9,6 +9,7 @@
 #include "cpu/kernels/pack.inl.h"
 #include "cpu/kernels/relu.inl.h"
 #include "cpu/kernels/roofline.inl.h"
+#include "cpu/kernels/winograd.inl.h"
 
 namespace {
 
@@ -25,6 +26,11 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.dot_tile = dot_tile<T, dot_rows, dot_columns>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
+    set.winograd_input = winograd_input<T, vecs>;
+    set.winograd_stage = winograd_stage<T>;
+    set.winograd_products = winograd_products<T, mr, vecs>;
+    set.winograd_weights = winograd_weights<T, mr>;
+    set.winograd_output = winograd_output<T, vecs>;
     set.fma_rounds = fma_rounds<T>;
     set.stream_copy = stream_copy<T>;
     set.relu = relu_run<T>;

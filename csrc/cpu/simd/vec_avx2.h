@@ -83,6 +83,10 @@ inline void stream_fence() { _mm_sfence(); }
 
 inline VecF add(VecF a, VecF b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline VecD add(VecD a, VecD b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline VecF sub(VecF a, VecF b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline VecD sub(VecD a, VecD b) { return {_mm256_sub_pd(a.v, b.v)}; }
+inline VecF mul(VecF a, VecF b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline VecD mul(VecD a, VecD b) { return {_mm256_mul_pd(a.v, b.v)}; }
 inline VecF fma(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline VecD fma(VecD a, VecD b, VecD c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 inline VecF relu(VecF a) { return {_mm256_andnot_ps(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_LE_OQ), a.v)}; }
@@ -161,6 +165,39 @@ inline void transpose(VecD (&rows)[4]) {
     rows[1].v = _mm256_permute2f128_pd(a1, a3, 0x20);
     rows[2].v = _mm256_permute2f128_pd(a0, a2, 0x31);
     rows[3].v = _mm256_permute2f128_pd(a1, a3, 0x31);
+}
+
+// Places 4 apart share a register, one in each half: the 4 x 4 transpose then stays within halves.
+inline void transpose_quads(VecF (&rows)[4]) {
+    const __m256 a0 = _mm256_unpacklo_ps(rows[0].v, rows[1].v), a1 = _mm256_unpackhi_ps(rows[0].v, rows[1].v);
+    const __m256 a2 = _mm256_unpacklo_ps(rows[2].v, rows[3].v), a3 = _mm256_unpackhi_ps(rows[2].v, rows[3].v);
+    rows[0].v = _mm256_shuffle_ps(a0, a2, 0x44);
+    rows[1].v = _mm256_shuffle_ps(a0, a2, 0xee);
+    rows[2].v = _mm256_shuffle_ps(a1, a3, 0x44);
+    rows[3].v = _mm256_shuffle_ps(a1, a3, 0xee);
+}
+inline void load_quads(const float* const* places, int64_t offset, VecF (&columns)[4]) {
+    for (int i = 0; i < 4; ++i)
+        columns[i].v = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(places[i] + offset)),
+                                            _mm_loadu_ps(places[i + 4] + offset), 1);
+    transpose_quads(columns);
+}
+inline void store_quads(float* const* places, int64_t offset, const VecF (&columns)[4]) {
+    VecF rows[4] = {columns[0], columns[1], columns[2], columns[3]};
+    transpose_quads(rows);
+    for (int i = 0; i < 4; ++i) {
+        _mm_storeu_ps(places[i] + offset, _mm256_castps256_ps128(rows[i].v));
+        _mm_storeu_ps(places[i + 4] + offset, _mm256_extractf128_ps(rows[i].v, 1));
+    }
+}
+inline void load_quads(const double* const* places, int64_t offset, VecD (&columns)[4]) {
+    for (int i = 0; i < 4; ++i) columns[i] = load(places[i] + offset);
+    transpose(columns);
+}
+inline void store_quads(double* const* places, int64_t offset, const VecD (&columns)[4]) {
+    VecD rows[4] = {columns[0], columns[1], columns[2], columns[3]};
+    transpose(rows);
+    for (int i = 0; i < 4; ++i) store(places[i] + offset, rows[i]);
 }
 
 inline int64_t narrow_to_bytes(VecF a) {

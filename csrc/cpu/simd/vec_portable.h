@@ -78,6 +78,17 @@ Lanes<T, count> add(Lanes<T, count> a, Lanes<T, count> b) {
     return a;
 }
 
+template <class T, int count>
+Lanes<T, count> sub(Lanes<T, count> a, Lanes<T, count> b) {
+    for (int i = 0; i < count; ++i) a.v[i] -= b.v[i];
+    return a;
+}
+template <class T, int count>
+Lanes<T, count> mul(Lanes<T, count> a, Lanes<T, count> b) {
+    for (int i = 0; i < count; ++i) a.v[i] *= b.v[i];
+    return a;
+}
+
 // a * b + c; the vector instruction sets round once, this one twice.
 template <class T, int count>
 Lanes<T, count> fma(Lanes<T, count> a, Lanes<T, count> b, Lanes<T, count> c) {
@@ -177,6 +188,18 @@ void transpose(Lanes<T, count> (&rows)[count]) {
             rows[j].v[i] = rows[i].v[j];
             rows[i].v[j] = upper;
         }
+}
+
+// Four adjacent elements at every lane's own place: columns[j] of lane i is places[i][offset + j].
+template <class T>
+void load_quads(const T* const* places, int64_t offset, Vec<T> (&columns)[4]) {
+    for (int i = 0; i < VecOf<T>::lanes; ++i)
+        for (int j = 0; j < 4; ++j) columns[j].v[i] = places[i][offset + j];
+}
+template <class T>
+void store_quads(T* const* places, int64_t offset, const Vec<T> (&columns)[4]) {
+    for (int i = 0; i < VecOf<T>::lanes; ++i)
+        for (int j = 0; j < 4; ++j) places[i][offset + j] = columns[j].v[i];
 }
 
 // Window codes: lanes hold whole numbers 0..255 as T, memory holds bytes. With n, the first n of them.
