@@ -12,6 +12,8 @@ template <class T>
 void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                     TensorView<const T> bias, TensorView<T> output) {
     switch (choose_method(problem, ConvPass::forward)) {
+        case ConvMethod::grouped:
+            return grouped_forward(problem, input, weight, bias, output);
         default:
             return gemm_forward(problem, input, weight, bias, output);
     }
@@ -21,6 +23,8 @@ template <class T>
 void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
                        TensorView<T> grad_input) {
     switch (choose_method(problem, ConvPass::grad_input)) {
+        case ConvMethod::grouped:
+            return grouped_grad_input(problem, grad_output, weight, grad_input);
         default:
             return gemm_grad_input(problem, grad_output, weight, grad_input);
     }
@@ -33,6 +37,8 @@ void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_out
     if (size == 0) return;
     if (problem.batch == 0) return std::fill(grad_weight.data, grad_weight.data + size, T(0)), void();
     switch (choose_method(problem, ConvPass::grad_weight)) {
+        case ConvMethod::grouped:
+            return grouped_grad_weight(problem, grad_output, input, grad_weight);
         default:
             return gemm_grad_weight(problem, grad_output, input, grad_weight);
     }

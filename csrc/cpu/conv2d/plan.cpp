@@ -4,8 +4,9 @@
 
 namespace convx {
 
-ConvMethod choose_method(const ConvProblem&, ConvPass pass) {
-    return pass == ConvPass::grad_bias ? ConvMethod::sum : ConvMethod::gemm;
+ConvMethod choose_method(const ConvProblem& problem, ConvPass pass) {
+    if (pass == ConvPass::grad_bias) return ConvMethod::sum;
+    return grouped_can_run(problem, pass) ? ConvMethod::grouped : ConvMethod::gemm;
 }
 
 namespace {
@@ -30,6 +31,9 @@ void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const K
         case ConvMethod::gemm:
             if (pass == ConvPass::grad_weight) return describe_gemm_grad_weight(plan, problem, kernels, threads);
             return describe_gemm(plan, problem, forward, kernels, threads);
+        case ConvMethod::grouped:
+            if (pass == ConvPass::grad_weight) return describe_grouped_grad_weight(plan, problem, kernels, threads);
+            return describe_grouped(plan, problem, forward, kernels, threads);
         case ConvMethod::sum:
             return describe_grad_bias(plan, problem, threads);
     }
