@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/depthwise_jobs.h"
+#include "cpu/grouped_jobs.h"
 #include "cpu/pool_jobs.h"
 #include "cpu/winograd_jobs.h"
 
@@ -54,6 +56,21 @@ struct KernelSet {
     void (*winograd_input)(const WinogradInput<T>& job);
     void (*winograd_weights)(const WinogradWeights<T>& job);
     void (*winograd_output)(const WinogradOutput<T>& job);
+
+    // Depthwise convolutions (depthwise_jobs.h): one plane, with kernel 3 or 5, stride 1 or 2; what it does first, for
+    // others that want its staged rows; the adjoint of kernel 3, stride 2; a few pixels.
+    void (*depthwise_plane)(int kernel, int stride, const DepthwisePlane<T>& job);
+    void (*depthwise_stage)(int kernel, int stride, const DepthwisePlane<T>& job);
+    void (*depthwise_plane_adjoint)(const DepthwisePlane<T>& job);
+    void (*depthwise_pixels)(const DepthwisePixels<T>& job);
+
+    // Convolutions of few channels a group (grouped_jobs.h).
+    void (*grouped_tile)(const GroupedTile<T>& job);
+    void (*grouped_grad_weight)(const GroupedGradWeight<T>& job);
+
+    // A row of `count` elements taken apart into even and odd ones, and put together again.
+    void (*split_row)(T* even, T* odd, const T* source, int64_t count);
+    void (*join_row)(T* dest, const T* even, const T* odd, int64_t count);
 
     // The roofs (roofline.inl.h): FMA on registers, returning the flops done, and a copy around the caches.
     int64_t (*fma_rounds)(int64_t rounds, T* sink);

@@ -14,6 +14,8 @@ void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, Tenso
     switch (choose_method(problem, ConvPass::forward)) {
         case ConvMethod::winograd:
             return winograd_forward(problem, input, weight, bias, output);
+        case ConvMethod::grouped:
+            return grouped_forward(problem, input, weight, bias, output);
         default:
             return gemm_forward(problem, input, weight, bias, output);
     }
@@ -25,6 +27,8 @@ void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_outp
     switch (choose_method(problem, ConvPass::grad_input)) {
         case ConvMethod::winograd:
             return winograd_grad_input(problem, grad_output, weight, grad_input);
+        case ConvMethod::grouped:
+            return grouped_grad_input(problem, grad_output, weight, grad_input);
         default:
             return gemm_grad_input(problem, grad_output, weight, grad_input);
     }
@@ -37,6 +41,8 @@ void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_out
     if (size == 0) return;
     if (problem.batch == 0) return std::fill(grad_weight.data, grad_weight.data + size, T(0)), void();
     switch (choose_method(problem, ConvPass::grad_weight)) {
+        case ConvMethod::grouped:
+            return grouped_grad_weight(problem, grad_output, input, grad_weight);
         default:
             return gemm_grad_weight(problem, grad_output, input, grad_weight);
     }

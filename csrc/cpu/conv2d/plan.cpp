@@ -10,7 +10,7 @@ ConvMethod choose_method(const ConvProblem& problem, ConvPass pass) {
         if (problem.algorithm == Algorithm::winograd) return ConvMethod::winograd;
         if (problem.algorithm == Algorithm::automatic && prefers_winograd(problem, pass)) return ConvMethod::winograd;
     }
-    return ConvMethod::gemm;
+    return grouped_can_run(problem, pass) ? ConvMethod::grouped : ConvMethod::gemm;
 }
 
 namespace {
@@ -37,6 +37,9 @@ void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const K
             return describe_gemm(plan, problem, forward, kernels, threads);
         case ConvMethod::winograd:
             return describe_winograd(plan, problem, forward, kernels, threads);
+        case ConvMethod::grouped:
+            if (pass == ConvPass::grad_weight) return describe_grouped_grad_weight(plan, problem, kernels, threads);
+            return describe_grouped(plan, problem, forward, kernels, threads);
         case ConvMethod::sum:
             return describe_grad_bias(plan, problem, threads);
     }

@@ -18,6 +18,7 @@ enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
 enum class ConvMethod {
     gemm,      // implicit_gemm.cpp, grad_weight.cpp
     winograd,  // winograd.cpp
+    grouped,   // grouped.cpp, grouped_grad_weight.cpp
     sum,       // grad_bias.cpp
 };
 
@@ -104,6 +105,72 @@ PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64
 bool supports_winograd(const ConvProblem& problem, ConvPass pass);
 bool prefers_winograd(const ConvProblem& problem, ConvPass pass);
 
+struct StagedAxis;
+
+// Whether the grouped passes take a problem: few channels a group, windows that fit L2.
+bool grouped_can_run(const ConvProblem& problem, ConvPass pass);
+
+// Sizes of a grouped pass (grouped.h), of one group.
+struct GroupedSizes {
+    int64_t channels = 1, rows = 1;  // read and written
+    int64_t taps = 1;                // at most, of one class of pixels
+    int64_t source_pitch = 1;        // elements of a staged row
+    int64_t dest_pitch = 1;          // columns of the largest class
+    int64_t classes_w = 1;           // of columns
+    int64_t positions_h = 1;         // rows of the largest class
+    int64_t flops = 0;               // of one image
+};
+GroupedSizes grouped_sizes(const StagedAxis& h, const StagedAxis& w, int64_t channels, int64_t rows);
+
+// Where the staged rows of a plane lie (depthwise_jobs.h).
+struct StagedPlane {
+    int64_t lead;  // elements before the first row, which put the first column of the source on a line of its own
+    int64_t pitch, residue_pitch;
+    int64_t rows;
+    int64_t elements() const { return lead + rows * pitch; }
+};
+
+struct GroupedBlocks {
+    int64_t stage_groups = 1;      // groups staged at once
+    int64_t block_rows = 1;        // rows of the result (of each class) made from one stage
+    int64_t staged_rows = 1;       // what they read
+    int64_t task_units = 1;        // such stages of one task
+    int64_t splits = 1;            // parts of the weight gradient's sum, added in order at the end
+    bool through_scratch = false;  // the other array has no vectors of pixels
+    int64_t staged_elements = 0;
+    bool planes = false;  // staged by the kernel of the depthwise planes, as `plane` says
+    StagedPlane plane{};
+};
+// channels_inside: an array has its channels adjacent in memory.
+GroupedBlocks plan_grouped_blocks(const GroupedSizes& sizes, const StagedAxis& h, int64_t batch, int64_t groups,
+                                  int64_t item_bytes, bool channels_inside, bool through_scratch);
+GroupedBlocks plan_grouped_grad_weight_blocks(const GroupedSizes& sizes, const StagedAxis& h, int64_t batch,
+                                              int64_t groups, int64_t item_bytes, bool channels_inside,
+                                              bool through_scratch);
+// Lets the depthwise planes' kernel stage the weight gradient's input, if it takes the problem.
+void stage_planes(GroupedBlocks& blocks, const ConvProblem& problem);
+// Counted where they are carved up (grouped.cpp, grouped_grad_weight.cpp); bytes for each worker.
+template <class T>
+int64_t grouped_scratch(const GroupedBlocks& blocks, const GroupedSizes& sizes, const KernelSet<T>& kernels);
+template <class T>
+PassScratch grouped_grad_weight_scratch(const GroupedBlocks& blocks, const GroupedSizes& sizes, int64_t weights,
+                                        const KernelSet<T>& kernels);
+
+// Whether the kernels over planes take a pass (depthwise.h), and its cuts.
+bool depthwise_planes_can_run(const ConvProblem& problem, ConvPass pass);
+StagedPlane plan_staged_plane(int64_t kernel, int64_t stride, int64_t rows, int64_t columns, int64_t source_columns,
+                              int64_t pad_left);
+struct DepthwiseBlocks {
+    int64_t block_rows = 1;  // rows of the result of one plane
+    int64_t task_units = 1;  // such blocks of one task
+    StagedPlane staged{};
+};
+DepthwiseBlocks plan_depthwise_blocks(int64_t kernel, int64_t stride, int64_t planes, int64_t rows, int64_t columns,
+                                      int64_t source_columns, int64_t pad_left, int64_t item_bytes);
+// Rows of one task of the nest over pixels, and its scratch.
+int64_t depthwise_task_rows(int64_t row_flops, int64_t rows);
+int64_t depthwise_pixels_scratch(const StagedAxis& h, const StagedAxis& w, int64_t channels, DType dtype);
+
 // Below this many flops (about 50 us on one core) an operation stays on the calling thread.
 constexpr int64_t parallel_flops = 4'000'000;
 inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1 << 16; }
@@ -116,6 +183,12 @@ void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward,
                        int threads);
 template <class T>
 void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
+
+template <class T>
+void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                      int threads);
+template <class T>
+void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
 
 PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads);
 

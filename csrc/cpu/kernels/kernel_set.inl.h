@@ -2,12 +2,17 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/depthwise_pixels.inl.h"
+#include "cpu/kernels/depthwise_plane.inl.h"
 #include "cpu/kernels/dot_tile.inl.h"
 #include "cpu/kernels/gemm_tile.inl.h"
+#include "cpu/kernels/grouped.inl.h"
+#include "cpu/kernels/grouped_grad_weight.inl.h"
 #include "cpu/kernels/max_pool2d.inl.h"
 #include "cpu/kernels/max_pool2d_backward.inl.h"
 #include "cpu/kernels/pack.inl.h"
 #include "cpu/kernels/relu.inl.h"
+#include "cpu/kernels/residues.inl.h"
 #include "cpu/kernels/roofline.inl.h"
 #include "cpu/kernels/winograd.inl.h"
 
@@ -31,6 +36,14 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.winograd_products = winograd_products<T, mr, vecs>;
     set.winograd_weights = winograd_weights<T, mr>;
     set.winograd_output = winograd_output<T, vecs>;
+    set.depthwise_pixels = depthwise_pixels<T>;
+    set.depthwise_plane = depthwise_plane<T>;
+    set.depthwise_plane_adjoint = depthwise_plane_adjoint<T>;
+    set.depthwise_stage = depthwise_stage<T>;
+    set.grouped_tile = grouped_tile<T>;
+    set.grouped_grad_weight = grouped_grad_weight<T>;
+    set.split_row = split_row<T>;
+    set.join_row = join_row<T>;
     set.fma_rounds = fma_rounds<T>;
     set.stream_copy = stream_copy<T>;
     set.relu = relu_run<T>;

@@ -1,0 +1,256 @@
+// The blocks of the grouped passes, and their description.
+#include <algorithm>
+
+#include "common/rounding.h"
+#include "cpu/conv2d/plan.h"
+#include "cpu/conv2d/staging.h"
+
+namespace convx {
+
+namespace {
+
+// One group's staged rows in a 32 KiB L1 beside what streams through; sixteen channels' in L2.
+constexpr int64_t staged_bytes_of_group = 20 * 1024;
+constexpr int64_t staged_bytes_of_block = 192 * 1024;
+// A line of floats: fewer channels would read lines of channels-last memory several times.
+constexpr int64_t adjacent_channels = 16;
+// About 20 us of work.
+constexpr int64_t task_flops = 1'000'000;
+constexpr int64_t wanted_tasks = 48;
+
+GroupedBlocks blocks_of_stage(const GroupedSizes& sizes, const StagedAxis& h, int64_t groups, int64_t item_bytes,
+                              bool channels_inside, bool through_scratch) {
+    GroupedBlocks blocks;
+    blocks.through_scratch = through_scratch;
+    if (channels_inside)
+        blocks.stage_groups = std::min(groups, ceil_div(adjacent_channels, std::max(sizes.channels, sizes.rows)));
+    const int64_t row_bytes = blocks.stage_groups * sizes.channels * sizes.source_pitch * item_bytes;
+    const int64_t target = channels_inside ? staged_bytes_of_block : staged_bytes_of_group;
+    int64_t rows = std::max<int64_t>(sizes.positions_h, 1);
+    if (h.reach(rows) * row_bytes > target) {
+        const int64_t beyond = h.reach(1) - h.advance;  // rows that neighbouring blocks share
+        rows = std::clamp((target / row_bytes - beyond) / h.advance, int64_t{1}, rows);
+        rows = ceil_div(sizes.positions_h, ceil_div(sizes.positions_h, rows));
+    }
+    blocks.block_rows = rows;
+    blocks.staged_rows = h.reach(rows);
+    blocks.staged_elements = blocks.stage_groups * sizes.channels * blocks.staged_rows * sizes.source_pitch;
+    return blocks;
+}
+
+int64_t most_taps(const StagedAxis& axis) {
+    size_t most = 0;
+    for (const StagedAxis::Class& of : axis.classes) most = std::max(most, of.taps.size());
+    return static_cast<int64_t>(most);
+}
+
+int64_t pairs(const StagedAxis& axis) {
+    int64_t count = 0;
+    for (const StagedAxis::Class& of : axis.classes) count += of.positions * static_cast<int64_t>(of.taps.size());
+    return count;
+}
+
+std::string block_text(const GroupedBlocks& blocks) {
+    return std::to_string(blocks.block_rows) + " rows of " + std::to_string(blocks.stage_groups) +
+           (blocks.stage_groups == 1 ? " group" : " groups");
+}
+
+bool has_borders(const Axis& axis) {
+    return axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant &&
+           (axis.pad_before > 0 || axis.pad_after > 0);
+}
+
+}  // namespace
+
+bool grouped_can_run(const ConvProblem& problem, ConvPass pass) {
+    const int64_t channels = problem.group_in(), rows = problem.group_out();
+    const bool few = channels == 1 && rows == 1 ? true : problem.groups > 1 && channels < 16 && rows < 16;
+    if (!few || channels == 0 || rows == 0) return false;
+    // Borders that mirror or wrap have to be folded by their adjoint.
+    if (pass == ConvPass::grad_input && (has_borders(problem.h) || has_borders(problem.w))) return false;
+    // A window that is larger than L2 would have to be staged again for every row.
+    const int64_t places = problem.h.extent() * (problem.w.padded() + problem.w.stride);
+    return std::max(channels, rows) * places <= 128 * 1024 && problem.taps() <= 4096;
+}
+
+GroupedSizes grouped_sizes(const StagedAxis& h, const StagedAxis& w, int64_t channels, int64_t rows) {
+    GroupedSizes sizes;
+    sizes.channels = channels;
+    sizes.rows = rows;
+    sizes.taps = most_taps(h) * most_taps(w);
+    sizes.source_pitch = StagedRow(w).pitch;
+    sizes.dest_pitch = w.most_positions();
+    sizes.classes_w = static_cast<int64_t>(w.classes.size());
+    sizes.positions_h = h.most_positions();
+    sizes.flops = 2 * channels * rows * pairs(h) * pairs(w);
+    return sizes;
+}
+
+GroupedBlocks plan_grouped_blocks(const GroupedSizes& sizes, const StagedAxis& h, int64_t batch, int64_t groups,
+                                  int64_t item_bytes, bool channels_inside, bool through_scratch) {
+    GroupedBlocks blocks = blocks_of_stage(sizes, h, groups, item_bytes, channels_inside, through_scratch);
+    const int64_t row_blocks = ceil_div(sizes.positions_h, blocks.block_rows);
+    const int64_t units = batch * ceil_div(groups, blocks.stage_groups) * row_blocks;
+    const int64_t unit_flops = std::max<int64_t>(sizes.flops * blocks.stage_groups / row_blocks, 1);
+    blocks.task_units = std::clamp(task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / wanted_tasks, 1));
+    return blocks;
+}
+
+GroupedBlocks plan_grouped_grad_weight_blocks(const GroupedSizes& sizes, const StagedAxis& h, int64_t batch,
+                                              int64_t groups, int64_t item_bytes, bool channels_inside,
+                                              bool through_scratch) {
+    GroupedBlocks blocks = blocks_of_stage(sizes, h, groups, item_bytes, channels_inside, through_scratch);
+    blocks.splits = std::clamp(wanted_tasks / groups, int64_t{1}, std::max<int64_t>(batch * sizes.positions_h, 1));
+    const int64_t units = ceil_div(groups, blocks.stage_groups);
+    const int64_t unit_flops = std::max<int64_t>(sizes.flops * batch * blocks.stage_groups / blocks.splits, 1);
+    blocks.task_units = std::clamp(task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / wanted_tasks, 1));
+    return blocks;
+}
+
+bool depthwise_planes_can_run(const ConvProblem& problem, ConvPass pass) {
+    const auto fits = [&](const Axis& axis) {
+        return axis.stride <= 2 && axis.dilation == 1 && axis.pad_before < axis.kernel &&
+               (axis.mode == PaddingMode::zeros || (axis.pad_before == 0 && axis.pad_after == 0));
+    };
+    const int64_t kernel = problem.h.kernel, stride = problem.h.stride;
+    if (pass == ConvPass::grad_input && stride == 2 && kernel != 3) return false;
+    return problem.group_in() == 1 && problem.group_out() == 1 && fits(problem.h) && fits(problem.w) &&
+           problem.w.kernel == kernel && (kernel == 3 || kernel == 5) && problem.w.stride == stride;
+}
+
+StagedPlane plan_staged_plane(int64_t kernel, int64_t stride, int64_t rows, int64_t columns, int64_t source_columns,
+                              int64_t pad_left) {
+    constexpr int64_t vector = 16;  // elements, at least those of any instruction set
+    StagedPlane staged;
+    // Whole vectors are stored from the first column of the source on, and read from the last column of the result on.
+    const int64_t stored = (pad_left + source_columns) / stride + 2 + vector;
+    const int64_t read = std::max(columns, vector) + kernel;
+    const int64_t residue = round_up(std::max(stored, read), vector);
+    // Where an odd number of columns stands before the source, its even columns lie in the second residue.
+    staged.lead = vector - (pad_left + stride - 1) / stride % vector;
+    staged.residue_pitch = stride == 1 ? 0 : residue + pad_left % 2;
+    // An odd number of lines, lest the rows of a column share the sets of L1.
+    staged.pitch = (ceil_div(staged.residue_pitch + residue, vector) | 1) * vector;
+    staged.rows = (rows - 1) * stride + kernel;
+    return staged;
+}
+
+void stage_planes(GroupedBlocks& blocks, const ConvProblem& problem) {
+    blocks.planes = depthwise_planes_can_run(problem, ConvPass::grad_weight);
+    if (!blocks.planes) return;
+    blocks.plane = plan_staged_plane(problem.h.kernel, problem.h.stride, blocks.block_rows, problem.out_w(),
+                                     problem.w.input, problem.w.pad_before);
+    blocks.staged_elements = blocks.plane.elements();
+}
+
+DepthwiseBlocks plan_depthwise_blocks(int64_t kernel, int64_t stride, int64_t planes, int64_t rows, int64_t columns,
+                                      int64_t source_columns, int64_t pad_left, int64_t item_bytes) {
+    DepthwiseBlocks blocks;
+    const int64_t row_bytes =
+        plan_staged_plane(kernel, stride, 1, columns, source_columns, pad_left).pitch * item_bytes;
+    const int64_t fit = std::max<int64_t>((staged_bytes_of_group / row_bytes - kernel) / stride, 4);
+    const int64_t wanted = std::max(ceil_div(wanted_tasks, std::max<int64_t>(planes, 1)), ceil_div(rows, fit));
+    const int64_t parts = std::clamp(wanted, int64_t{1}, std::max<int64_t>(ceil_div(rows, 4), 1));
+    blocks.block_rows = std::min(round_up(ceil_div(rows, parts), 4), std::max<int64_t>(rows, 1));
+    blocks.staged = plan_staged_plane(kernel, stride, blocks.block_rows, columns, source_columns, pad_left);
+    const int64_t units = planes * ceil_div(rows, blocks.block_rows);
+    const int64_t unit_flops = std::max<int64_t>(2 * kernel * kernel * columns * blocks.block_rows, 1);
+    blocks.task_units = std::clamp(task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / wanted_tasks, 1));
+    return blocks;
+}
+
+int64_t depthwise_task_rows(int64_t row_flops, int64_t rows) {
+    return std::clamp(task_flops / std::max<int64_t>(row_flops, 1), int64_t{1},
+                      std::max<int64_t>(rows / wanted_tasks, 1));
+}
+
+template <class T>
+void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                      int threads) {
+    const StagedAxis h = forward ? staged_forward(problem.h) : staged_adjoint(problem.h);
+    const StagedAxis w = forward ? staged_forward(problem.w) : staged_adjoint(problem.w);
+    const GroupedSizes sizes = forward ? grouped_sizes(h, w, problem.group_in(), problem.group_out())
+                                       : grouped_sizes(h, w, problem.group_out(), problem.group_in());
+    // Dense arrays in the problem's layout.
+    const bool channels_inside = problem.channels_last && problem.in_channels > 1;
+    const GroupedBlocks blocks = plan_grouped_blocks(sizes, h, problem.batch, problem.groups, sizeof(T),
+                                                     channels_inside, channels_inside || sizes.classes_w > 1);
+    const bool depthwise = sizes.channels == 1 && sizes.rows == 1;
+    const ConvPass pass = forward ? ConvPass::forward : ConvPass::grad_input;
+    const std::string lanes = std::to_string(kernels.lanes);
+    const std::string sums = "sums of " + std::to_string(sizes.channels) +
+                             (sizes.channels == 1 ? " channel x " : " channels x ") + std::to_string(sizes.taps) +
+                             " taps";
+    plan.algorithm = depthwise ? "depthwise" : "grouped";
+    int64_t shared_bytes = 0, worker_bytes = 0;
+    if (depthwise && channels_inside) {
+        const int64_t columns = w.most_positions(), rows = problem.batch * sizes.positions_h;
+        const int64_t task_rows = depthwise_task_rows(2 * problem.taps() * columns * problem.groups, rows);
+        plan.tile = std::to_string(depthwise_pixels) + " pixels x " + std::to_string(2 * kernels.lanes) + " channels";
+        plan.block = std::to_string(task_rows) + " rows of all channels, " + sums;
+        plan.tasks = ceil_div(rows, task_rows);
+        shared_bytes = depthwise_pixels_scratch(h, w, problem.groups, problem.dtype);
+        plan.reason = "one channel a group, vectors over channels because the layout is NHWC";
+    } else if (depthwise_planes_can_run(problem, pass)) {
+        const bool adjoint = !forward && problem.h.stride > 1;
+        const int64_t left = problem.w.pad_before, kernel = problem.w.kernel;
+        const int64_t planes = problem.batch * problem.in_channels;
+        const DepthwiseBlocks planned =
+            forward ? plan_depthwise_blocks(kernel, problem.w.stride, planes, problem.out_h(), problem.out_w(),
+                                            problem.w.input, left, sizeof(T))
+                    : plan_depthwise_blocks(adjoint ? 2 : kernel, 1, planes, problem.h.input, problem.w.input,
+                                            problem.out_w(), adjoint ? 1 : kernel - 1 - left, sizeof(T));
+        const int64_t rows = forward ? problem.out_h() : problem.h.input;
+        plan.tile = "2 x " + lanes + " pixels";
+        plan.block = std::to_string(planned.block_rows) + " rows of one plane, " + sums;
+        plan.tasks = ceil_div(planes * ceil_div(rows, planned.block_rows), planned.task_units);
+        worker_bytes = cache_lines(planned.staged.elements() * static_cast<int64_t>(sizeof(T)));
+        plan.reason = "one channel a group, vectors over pixels because the layout is NCHW";
+    } else {
+        const int64_t panel = std::min(sizes.rows, grouped_panel);
+        const int64_t units = problem.batch * ceil_div(problem.groups, blocks.stage_groups) *
+                              ceil_div(sizes.positions_h, blocks.block_rows);
+        plan.tile = std::to_string(panel) + (panel == 1 ? " channel x " : " channels x ") + lanes + " pixels";
+        plan.block = block_text(blocks) + ", " + sums;
+        plan.tasks = ceil_div(units, blocks.task_units);
+        worker_bytes = grouped_scratch(blocks, sizes, kernels);
+        plan.reason = depthwise ? "one channel a group, any window: vectors over pixels of staged rows"
+                                : "too few channels a group for the GEMM's tiles: vectors over pixels of staged rows";
+    }
+    plan.tasks = std::max<int64_t>(plan.tasks, 1);
+    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
+    plan.scratch_bytes = shared_bytes + plan.threads * worker_bytes;
+    if (!forward && h.classes.size() * w.classes.size() > 1)
+        plan.reason += "; the stride makes " + std::to_string(h.classes.size() * w.classes.size()) +
+                       " classes of pixels with taps of their own";
+}
+
+template <class T>
+void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                  int threads) {
+    const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
+    const GroupedSizes sizes = grouped_sizes(h, w, problem.group_in(), problem.group_out());
+    const bool channels_inside = problem.channels_last && problem.in_channels > 1;
+    GroupedBlocks blocks = plan_grouped_grad_weight_blocks(sizes, h, problem.batch, problem.groups, sizeof(T),
+                                                           channels_inside, channels_inside);
+    if (!channels_inside) stage_planes(blocks, problem);
+    const PassScratch scratch =
+        grouped_grad_weight_scratch(blocks, sizes, problem.groups * sizes.rows * sizes.channels * sizes.taps, kernels);
+    const bool depthwise = sizes.channels == 1 && sizes.rows == 1;
+    plan.algorithm = depthwise ? "depthwise" : "grouped";
+    plan.tile = std::to_string(std::min(sizes.rows, grouped_panel)) + " output channels x " +
+                std::to_string(kernels.lanes) + " pixels";
+    plan.block = block_text(blocks) + ", " + std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");
+    plan.tasks = ceil_div(problem.groups, blocks.stage_groups * blocks.task_units) * blocks.splits;
+    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
+    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+    plan.reason = "few weights a group: sums over vectors of pixels stay in registers";
+    if (blocks.splits > 1) plan.reason += "; too few groups for all tasks, so the rows are split";
+}
+
+template void describe_grouped(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
+template void describe_grouped(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
+template void describe_grouped_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);
+template void describe_grouped_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<double>&, int);
+
+}  // namespace convx
