@@ -101,6 +101,66 @@ void pool_sum(const convx::PoolSum<T>& job) {
     pool_sum_block<AnyWindows<T>>(job);
 }
 
+// Codes of as many planes as a vector has lanes, transposed and made numbers: vector i holds code i of every plane.
+template <class T>
+void pool_pack_codes(T* to, const uint8_t* const* planes, int64_t count) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int64_t i = 0; i < count; i += lanes, to += lanes * lanes) {
+        Vec<T> block[lanes];
+#pragma GCC unroll 16
+        for (int k = 0; k < lanes; ++k)
+            block[k] = i + lanes <= count ? load_codes<T>(planes[k] + i)
+                                          : load_codes<T>(planes[k] + i, static_cast<int>(count - i));
+        transpose(block);
+#pragma GCC unroll 16
+        for (int k = 0; k < lanes; ++k) store(to + k * lanes, block[k]);
+    }
+}
+
+template <class T, int fixed_taps>
+void pool_sum_lanes_of(const convx::PoolLaneSum<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const int taps = fixed_taps ? fixed_taps : job.taps;
+    int64_t offsets[fixed_taps ? fixed_taps : 1];
+    Vec<T> wanted[fixed_taps ? fixed_taps : 1];
+    for (int t = 0; t < fixed_taps; ++t) {
+        offsets[t] = job.offsets[t];
+        wanted[t] = broadcast(job.wanted[t]);
+    }
+    const int64_t columns = job.columns, output_step = job.output_step;
+    for (int64_t row = 0; row < job.rows; ++row) {
+        const T* grads = job.grads + row * job.row_step;
+        const T* codes = job.codes + row * job.row_step;
+        T* to = job.output + row * job.output_row;
+        for (int64_t column = 0; column < columns; ++column, grads += lanes, codes += lanes, to += output_step) {
+            Vec<T> sum = broadcast(T(0));
+#pragma GCC unroll 9
+            for (int t = 0; t < taps; ++t) {
+                const int64_t at = fixed_taps ? offsets[t] : job.offsets[t];
+                const Vec<T> want = fixed_taps ? wanted[t] : broadcast(job.wanted[t]);
+                sum = add_where(equal(load(codes + at), want), sum, load(grads + at));
+            }
+            store(to, sum);
+        }
+    }
+}
+
+template <class T>
+void pool_sum_lanes(const convx::PoolLaneSum<T>& job) {
+    switch (job.taps) {
+        case 1:
+            return pool_sum_lanes_of<T, 1>(job);
+        case 2:
+            return pool_sum_lanes_of<T, 2>(job);
+        case 4:
+            return pool_sum_lanes_of<T, 4>(job);
+        case 9:
+            return pool_sum_lanes_of<T, 9>(job);
+        default:
+            return pool_sum_lanes_of<T, 0>(job);
+    }
+}
+
 // The first n of the sums of two jobs in turn.
 template <class T>
 inline void store_in_turn(T* to, Vec<T> even, Vec<T> odd, int64_t n) {
