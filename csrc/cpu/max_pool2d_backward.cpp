@@ -1,8 +1,9 @@
-// Max-pooling, backward: which loop nest runs. All of them add the gradients of a cell in row-major order of the windows,
-// so they give the same bits.
+// Max-pooling, backward: which loop nest runs. All of them add the gradients of a cell in row-major order of the
+// windows, so they give the same bits.
 //
-// By codes: a gather, of narrow planes a vector at a time; where windows overlap so much that looking at all of them costs
-// more, a scatter. By indices, which may point anywhere in the plane: a scatter.
+// By codes: a gather, of narrow planes a vector at a time; where windows overlap so much that looking at all of them
+// costs more, a scatter. By indices: the same with the codes of their taps, or, where one points elsewhere in the
+// plane, a scatter.
 #include "cpu/max_pool2d.h"
 
 #include "cpu/max_pool2d_chosen.h"
@@ -15,6 +16,7 @@ template <class T>
 bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_output, TensorView<const int64_t> indices,
                          TensorView<T> grad_input) {
     if (grad_input.size() == 0) return true;
+    if (max_pool2d_gather_by_indices(problem, grad_output, indices, grad_input)) return true;
     const Indices found =
         inspect_indices(problem, indices, scatter_cuts_planes(grad_input), pool_width(problem, sizeof(T)));
     if (found == Indices::illegal) return false;
@@ -26,14 +28,15 @@ template <class T>
 bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_output, TensorView<const uint8_t> codes,
                          TensorView<T> grad_input) {
     if (grad_input.size() == 0) return true;
-    if (!codes_are_legal(problem, codes, pool_width(problem, sizeof(T)))) return false;
     const bool channels = grad_output.stride[1] == 1 && codes.stride[1] == 1 && grad_input.stride[1] == 1 &&
                           problem.channels >= kernel_set<T>(active_kernels()).lanes;
     const int64_t windows = problem.taps() / (problem.h.stride * problem.w.stride);
-    if (channels ? windows >= 36 : windows >= 16 || problem.w.stride > 2)
+    const bool scatters = channels ? windows >= 36 : windows >= 16 || problem.w.stride > 2;
+    if (!scatters && !channels && max_pool2d_gather_is_narrow(problem, grad_output, codes, grad_input))
+        return max_pool2d_gather_narrow(problem, grad_output, codes, grad_input);
+    if (!codes_are_legal(problem, codes, pool_width(problem, sizeof(T)))) return false;
+    if (scatters)
         max_pool2d_scatter(problem, grad_output, codes, grad_input, true);
-    else if (!channels && max_pool2d_gather_is_narrow(problem, grad_output, codes, grad_input))
-        max_pool2d_gather_narrow(problem, grad_output, codes, grad_input);
     else if (!channels && rows_are_tiled(problem.h) && planes_are_stacked(grad_output) && planes_are_stacked(codes) &&
              planes_are_stacked(grad_input))
         max_pool2d_gather(stack_planes(problem), stack_planes(grad_output), stack_planes(codes),

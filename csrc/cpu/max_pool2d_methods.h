@@ -41,14 +41,19 @@ template <class T, class Chosen>
 void max_pool2d_scatter(const PoolProblem& problem, const TensorView<const T>& grad_output,
                         const TensorView<const Chosen>& chosen, const TensorView<T>& grad_input, bool local);
 
+// By indices, as long as all of them name taps of their windows inside the image; false if one does not or this is not
+// for the problem: then nothing is known of them, and grad_input is unspecified.
+template <class T>
+bool max_pool2d_gather_by_indices(const PoolProblem& problem, const TensorView<const T>& grad_output,
+                                  const TensorView<const int64_t>& indices, const TensorView<T>& grad_input);
 template <class T>
 void max_pool2d_gather(const PoolProblem& problem, const TensorView<const T>& grad_output,
                        const TensorView<const uint8_t>& codes, const TensorView<T>& grad_input);
 template <class T>
 bool max_pool2d_gather_is_narrow(const PoolProblem& problem, const TensorView<const T>& grad_output,
                                  const TensorView<const uint8_t>& codes, const TensorView<T>& grad_input);
-template <class T>
-void max_pool2d_gather_narrow(const PoolProblem& problem, const TensorView<const T>& grad_output,
+template <class T>  // looks at the codes by itself: false where one is illegal
+bool max_pool2d_gather_narrow(const PoolProblem& problem, const TensorView<const T>& grad_output,
                               const TensorView<const uint8_t>& codes, const TensorView<T>& grad_input);
 
 }  // namespace convx

@@ -1,6 +1,6 @@
 // Max-pooling of narrow dense planes. Rows of 7 or 14 elements are mostly tails and borders to vectors along them, so a
-// vector of planes is transposed into lanes (one shuffle an element, in L1 and L2), pooled like adjacent channels, where
-// windows at the border leave out the taps that they lack, and transposed back.
+// vector of planes is transposed into lanes (one shuffle an element, in L1 and L2), pooled like adjacent channels,
+// where windows at the border leave out the taps that they lack, and transposed back.
 #include "cpu/max_pool2d_nest.h"
 
 namespace convx {
@@ -16,9 +16,8 @@ public:
         : problem_(problem), input_(input), outputs_(outputs) {
         for (int64_t r = 0; r < h_.kernel; ++r)
             for (int64_t s = 0; s < w_.kernel; ++s)
-                tap_codes_.push_back(static_cast<T>(outputs.indices.data
-                                                        ? r * h_.dilation * w_.input + s * w_.dilation
-                                                        : r * w_.kernel + s));
+                tap_codes_.push_back(static_cast<T>(outputs.indices.data ? r * h_.dilation * w_.input + s * w_.dilation
+                                                                         : r * w_.kernel + s));
         for (int64_t s = 0; s < w_.kernel; ++s) columns_of_taps_.push_back(s * w_.dilation * lanes_);
         if (!outputs.indices.data) return;
         for (int64_t p = 0; p < problem.out_h(); ++p)
@@ -41,8 +40,7 @@ public:
     void run() const {
         const int64_t planes = problem_.batch * problem_.channels;
         const int64_t plane_elements = h_.input * w_.input;
-        const int64_t task_planes =
-            std::max<int64_t>(1, pool_task_elements / (plane_elements * lanes_)) * lanes_;
+        const int64_t task_planes = std::max<int64_t>(1, pool_task_elements / (plane_elements * lanes_)) * lanes_;
         run_pool_tasks(*this, pool_width(problem_, sizeof(T)), ceil_div(planes, task_planes),
                        [&](int64_t task, const Scratch& scratch) {
                            const int64_t end = std::min(planes, (task + 1) * task_planes);
@@ -52,22 +50,22 @@ public:
     }
 
 private:
-    template <class U>
-    U* plane_of(const TensorView<U>& view, int64_t plane) const {
-        return view.at(plane / problem_.channels, plane % problem_.channels, 0, 0);
-    }
-
     void run_planes(int64_t first, int count, const Scratch& scratch) const {
         const T* inputs[widest_vector];
         T* outputs[widest_vector];
         uint8_t* codes[widest_vector];
         int64_t* indices[widest_vector];
+        int64_t n = first / problem_.channels, c = first % problem_.channels;
         for (int k = 0; k < lanes_; ++k) {
-            const int64_t plane = first + std::min(k, count - 1);  // lanes without a plane repeat the last one
-            inputs[k] = plane_of(input_, plane);
-            outputs[k] = plane_of(outputs_.values, plane);
-            if (outputs_.codes.data) codes[k] = plane_of(outputs_.codes, plane);
-            if (outputs_.indices.data) indices[k] = plane_of(outputs_.indices, plane);
+            inputs[k] = input_.at(n, c, 0, 0);
+            outputs[k] = outputs_.values.at(n, c, 0, 0);
+            if (outputs_.codes.data) codes[k] = outputs_.codes.at(n, c, 0, 0);
+            if (outputs_.indices.data) indices[k] = outputs_.indices.at(n, c, 0, 0);
+            if (k + 1 >= count) continue;  // lanes without a plane repeat the last one
+            if (++c == problem_.channels) {
+                c = 0;
+                ++n;
+            }
         }
         const int64_t columns = problem_.out_w();
         const int64_t plane = h_.input * w_.input;
@@ -79,6 +77,7 @@ private:
         job.codes = scratch.codes;
         job.count = problem_.out_h() * columns;
         job.planes = count;
+        job.ahead = lanes_ * job.count;
         job.outputs = outputs;
         job.code_bytes = outputs_.codes.data ? codes : nullptr;
         job.indices = outputs_.indices.data ? indices : nullptr;
@@ -134,9 +133,10 @@ bool max_pool2d_is_narrow(const PoolProblem& problem, const TensorView<const T>&
     const auto has_empty = [](const std::vector<WindowRun>& runs) {
         return std::any_of(runs.begin(), runs.end(), [](const WindowRun& run) { return run.is_empty(); });
     };
-    return problem.batch * problem.channels >= lanes && bytes <= most_staged_bytes && problem.taps() <= 16 && !(pairs && problem.w.input > 16) &&
-           plane_is_dense(input) && plane_is_dense(outputs.values) && plane_is_dense(outputs.indices) &&
-           plane_is_dense(outputs.codes) && !has_empty(window_runs(problem.h)) && !has_empty(window_runs(problem.w));
+    return problem.batch * problem.channels >= lanes && bytes <= most_staged_bytes && problem.taps() <= 16 &&
+           !(pairs && problem.w.input > 16) && plane_is_dense(input) && plane_is_dense(outputs.values) &&
+           plane_is_dense(outputs.indices) && plane_is_dense(outputs.codes) && !has_empty(window_runs(problem.h)) &&
+           !has_empty(window_runs(problem.w));
 }
 
 template <class T>

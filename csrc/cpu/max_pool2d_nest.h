@@ -68,8 +68,8 @@ protected:
         for (int64_t r = 0; r < h_.kernel; ++r)
             for (int64_t s = 0; s < w_.kernel; ++s) {
                 index_offsets_.push_back(r * h_.dilation * w_.input + s * w_.dilation);
-                tap_codes_.push_back(static_cast<T>(kernel_writes_indices_ ? index_offsets_.back()
-                                                                           : r * w_.kernel + s));
+                tap_codes_.push_back(
+                    static_cast<T>(kernel_writes_indices_ ? index_offsets_.back() : r * w_.kernel + s));
             }
         for (int64_t s = 0; s < w_.kernel; ++s) direct_columns_.push_back(s * w_.dilation * input_.stride[3]);
     }

@@ -1,8 +1,8 @@
 // Max-pooling of planes. A block is rows x columns of one (n, c) plane. Its input rows are staged first: padded with
 // -inf, and split by the residue of the column modulo the stride, so that one tap of neighbouring windows reads
 // neighbouring elements. Rows that can be read like that as they lie are not staged; nor are those of windows of two
-// columns at stride 2, whose taps the kernel takes apart itself. A column may be a group of adjacent channels: NHWC with
-// fewer channels than a vector, or with windows that are better taken apart.
+// columns at stride 2, whose taps the kernel takes apart itself. A column may be a group of adjacent channels: NHWC
+// with fewer channels than a vector, or with windows that are better taken apart.
 //
 // Windows that overlap in rows are taken apart where that pays: first the best of each input row under the window's
 // columns, then the best of R of those. That keeps the row-major order of ties and NaNs and takes S - 1 + R - 1
@@ -25,8 +25,8 @@ template <class T>
 class PlanesNest : PoolNest<T> {
     using Base = PoolNest<T>;
     using Base::code_cells_, Base::codes_, Base::column_runs_, Base::direct_columns_, Base::group_, Base::h_,
-        Base::index_cells_, Base::index_ramp_, Base::indices_, Base::input_, Base::kernel_writes_indices_, Base::kernels_,
-        Base::output_, Base::output_cells_, Base::problem_, Base::row_runs_, Base::tap_codes_, Base::w_;
+        Base::index_cells_, Base::index_ramp_, Base::indices_, Base::input_, Base::kernel_writes_indices_,
+        Base::kernels_, Base::output_, Base::output_cells_, Base::problem_, Base::row_runs_, Base::tap_codes_, Base::w_;
 
 public:
     PlanesNest(const PoolProblem& problem, const TensorView<const T>& input, const PoolOutputs<T>& outputs,
@@ -38,8 +38,7 @@ public:
     // What one worker works with; a part that the problem does not need is empty.
     struct Scratch {
         Scratch(ScratchParts parts, const PlanesNest& nest)
-            : rows_of_taps(parts.take<const T*>(nest.h_.kernel)),
-              staged(parts.take<T>(nest.slots_ * nest.staged_row_)),
+            : rows_of_taps(parts.take<const T*>(nest.h_.kernel)), staged(parts.take<T>(nest.slots_ * nest.staged_row_)),
               ranked(parts.take<T>(nest.slots_ * nest.ranked_row_)), results(nest.take_results(parts)),
               bytes(parts.bytes()) {}
         const T** rows_of_taps;
@@ -144,17 +143,18 @@ void PlanesNest<T>::run() const {
     const int64_t task_units = std::max<int64_t>(1, pool_task_elements / (w_.input * group_ * block_rows_ * h_.stride));
     // Where channels lie closer than pixels, they take turns within a block of rows: its lines are in cache then.
     const bool channels_inside = std::abs(input_.stride[1]) < std::abs(input_.stride[3]);
-    run_pool_tasks(*this, pool_width(problem_, sizeof(T)), ceil_div(units, task_units), [&](int64_t task, const Scratch& scratch) {
-        const int64_t end = std::min(units, (task + 1) * task_units);
-        BlockCounter at(task * task_units, groups, blocks, channels_inside);
-        for (int64_t unit = task * task_units; unit < end; ++unit, at.next()) {
-            const int64_t p = at.block * block_rows_;
-            // The last block of a row overlaps its neighbour, so that all are equally wide.
-            for (int64_t q = 0; q < columns; q += block_columns_)
-                run_block(at.n, at.group * group_, p, std::min(rows, p + block_rows_),
-                            std::min(q, columns - block_columns_), scratch);
-        }
-    });
+    run_pool_tasks(*this, pool_width(problem_, sizeof(T)), ceil_div(units, task_units),
+                   [&](int64_t task, const Scratch& scratch) {
+                       const int64_t end = std::min(units, (task + 1) * task_units);
+                       BlockCounter at(task * task_units, groups, blocks, channels_inside);
+                       for (int64_t unit = task * task_units; unit < end; ++unit, at.next()) {
+                           const int64_t p = at.block * block_rows_;
+                           // The last block of a row overlaps its neighbour, so that all are equally wide.
+                           for (int64_t q = 0; q < columns; q += block_columns_)
+                               run_block(at.n, at.group * group_, p, std::min(rows, p + block_rows_),
+                                         std::min(q, columns - block_columns_), scratch);
+                       }
+                   });
 }
 
 // Stages `slots` rows from h_begin on: lane l of a residue holds column w_begin + residue + l * stride.
@@ -191,7 +191,7 @@ void PlanesNest<T>::stage(int64_t n, int64_t c, int64_t h_begin, int64_t slots, 
 
 template <class T>
 void PlanesNest<T>::run_block(int64_t n, int64_t c, int64_t p_begin, int64_t p_end, int64_t q_begin,
-                             const Scratch& scratch) const {
+                              const Scratch& scratch) const {
     // The input rows that the windows read.
     int64_t h_begin = std::max<int64_t>(0, h_.position(p_begin, 0));
     int64_t slots = std::min(h_.input - 1, h_.position(p_end - 1, h_.kernel - 1)) - h_begin + 1;

@@ -1,5 +1,5 @@
-// The gradient of max-pooling as a scatter in row-major order of the windows. A task owns some rows of a plane (or of an
-// image, where channels are adjacent) and adds what falls into them.
+// The gradient of max-pooling as a scatter in row-major order of the windows. A task owns some rows of a plane (or of
+// an image, where channels are adjacent) and adds what falls into them.
 #include <cstdlib>
 #include <limits>
 #include <type_traits>

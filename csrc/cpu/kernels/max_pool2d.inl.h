@@ -177,8 +177,8 @@ struct RowOutput {
 template <CodeForm form, class Window, class T>
 void put_exactly(const convx::PoolMax<T>& job, int64_t row, int64_t column, int n) {
     const Window window(job);
-    const Best<T> best = window.template best<form != CodeForm::none, true>(
-        row * job.value_step + column * job.column_step, column);
+    const Best<T> best =
+        window.template best<form != CodeForm::none, true>(row * job.value_step + column * job.column_step, column);
     RowOutput<form, T>(job, row).put(column, best, n);
 }
 
@@ -240,8 +240,8 @@ void pool_max(const convx::PoolMax<T>& job) {
     pool_max_formed<T, CodeForm::none>(job);
 }
 
-// As many planes as a vector has lanes, transposed: vector i holds element i of every plane. Planes are too short for the
-// hardware to foresee, so the same elements `ahead` further on are asked for on the way: 1.5x at 14x14 from L3.
+// As many planes as a vector has lanes, transposed: vector i holds element i of every plane. Planes are too short for
+// the hardware to foresee, so the same elements `ahead` further on are asked for on the way: 1.5x at 14x14 from L3.
 template <class T>
 bool pool_pack(T* to, const T* const* planes, int64_t count, int64_t ahead) {
     constexpr int lanes = VecOf<T>::lanes;
@@ -274,7 +274,8 @@ void pool_max_numbers_of(const convx::PoolMax<T>& job) {
     Vec<T> codes[fixed ? fixed : 1];
     for (int r = 0; r < fixed_rows; ++r) rows_of_taps[r] = job.rows_of_taps[r];
     for (int s = 0; s < fixed_columns; ++s) offsets[s] = job.offsets[s];
-    for (int t = 0; t < fixed; ++t) codes[t] = broadcast(job.codes[t / fixed_columns * job.code_row + t % fixed_columns]);
+    for (int t = 0; t < fixed; ++t)
+        codes[t] = broadcast(job.codes[t / fixed_columns * job.code_row + t % fixed_columns]);
     const int64_t columns = job.columns, step = job.column_step * lanes;
     for (int64_t row = 0; row < job.rows; ++row) {
         T* to = job.output + row * job.output_step;
@@ -336,7 +337,8 @@ inline void unpack_lanes(const T* lanes_of_cells, int64_t count, int planes, con
 #pragma GCC unroll 16
             for (int k = 0; k < lanes; ++k) put(k, i, block[k]);
         } else {
-            for (int k = 0; k < planes; ++k) put(k, i, block[k], static_cast<int>(count - i < lanes ? count - i : lanes));
+            for (int k = 0; k < planes; ++k)
+                put(k, i, block[k], static_cast<int>(count - i < lanes ? count - i : lanes));
         }
     }
 }
@@ -345,8 +347,10 @@ template <class T>
 void pool_unpack(const convx::PoolUnpack<T>& job) {
     const int64_t count = job.count;
     const int planes = job.planes;
-    unpack_lanes(job.values, count, planes,
-                 [&](int k, int64_t i, Vec<T> v, auto... n) { store(job.outputs[k] + i, v, n...); });
+    unpack_lanes(job.values, count, planes, [&](int k, int64_t i, Vec<T> v, auto... n) {
+        prefetch_to_write(job.outputs[k] + i + job.ahead);
+        store(job.outputs[k] + i, v, n...);
+    });
     if (job.code_bytes)
         unpack_lanes(job.codes, count, planes,
                      [&](int k, int64_t i, Vec<T> v, auto... n) { store_codes(job.code_bytes[k] + i, v, n...); });

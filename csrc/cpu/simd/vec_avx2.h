@@ -261,8 +261,8 @@ void store_indices(int64_t* p, V a, const int32_t* ramp, int64_t origin, int n) 
     for (int i = 0; i < n; ++i) p[i] = all[i];
 }
 
-// Added to the bits of 1.5 * 2^52, a number of less than 51 bits is the whole part of a double; another one ends up as a
-// double far away.
+// Added to the bits of 1.5 * 2^52, a number of less than 51 bits is the whole part of a double; another one ends up as
+// a double far away.
 inline __m256d load_four(const int64_t* p, __m128i ramp, int64_t origin) {
     const __m256d magic = _mm256_set1_pd(6755399441055744.0);
     const __m256i from = _mm256_sub_epi64(_mm256_castpd_si256(magic), _mm256_set1_epi64x(origin));
@@ -309,5 +309,6 @@ inline MaskD codes_equal<double>(const uint8_t* p, Code code) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_to_write(void* p) { __builtin_prefetch(p, 1); }
 
 }  // namespace

@@ -248,5 +248,6 @@ inline MaskD codes_equal<double>(const uint8_t* p, Code code) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_to_write(void* p) { __builtin_prefetch(p, 1); }
 
 }  // namespace

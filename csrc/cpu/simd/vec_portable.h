@@ -203,8 +203,8 @@ Vec<T> load_codes(const uint8_t* p, int n = VecOf<T>::lanes) {
     return r;
 }
 
-// Indices: lanes hold whole numbers below 2^24 as T. p[i] = origin + ramp[i] + lane i; `ramp` has a whole vector. With n,
-// the first n.
+// Indices: lanes hold whole numbers below 2^24 as T. p[i] = origin + ramp[i] + lane i; `ramp` has a whole vector. With
+// n, the first n.
 template <class T, int count>
 void store_indices(int64_t* p, Lanes<T, count> a, const int32_t* ramp, int64_t origin, int n = count) {
     for (int i = 0; i < count && i < n; ++i) p[i] = origin + ramp[i] + static_cast<int32_t>(a.v[i]);
@@ -214,9 +214,10 @@ template <class T>
 Vec<T> load_indices(const int64_t* p, const int32_t* ramp, int64_t origin, int n = VecOf<T>::lanes) {
     Vec<T> r;
     for (int i = 0; i < VecOf<T>::lanes; ++i)
-        r.v[i] = i < n ? static_cast<T>(static_cast<int64_t>(static_cast<uint64_t>(p[i]) - static_cast<uint64_t>(origin) -
-                                                             static_cast<uint64_t>(ramp[i])))
-                       : T(0);
+        r.v[i] = i < n
+                     ? static_cast<T>(static_cast<int64_t>(static_cast<uint64_t>(p[i]) - static_cast<uint64_t>(origin) -
+                                                           static_cast<uint64_t>(ramp[i])))
+                     : T(0);
     return r;
 }
 
@@ -234,5 +235,6 @@ LaneMask<T, VecOf<T>::lanes> codes_equal(const uint8_t* p, Code code) {
 
 // Asks for a cache line; any address will do.
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_to_write(void* p) { __builtin_prefetch(p, 1); }
 
 }  // namespace
