@@ -87,10 +87,12 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
             const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
             check_codes_fit(op, pooling);
             PassPlan plan = plan_max_pool2d(pooling, backward, active_kernels(), num_threads());
-            const int64_t images = fused_images({problem, pooling});
-            plan.scratch_bytes += images * problem.out_channels * problem.out_pixels() * item_size(type);
-            plan.reason += "; the block runs " + std::to_string(images) +
-                           " images at a time, so only their convolution output exists";
+            const FusedBand band = fused_band({problem, pooling});
+            plan.scratch_bytes +=
+                plan.threads * band.images * problem.out_channels * band.rows * problem.out_w() * item_size(type);
+            plan.reason += "; each thread has the convolution output of " + std::to_string(band.images) +
+                           (band.images == 1 ? " image, " : " images, ") + std::to_string(band.rows) +
+                           " rows at a time, and no more of it exists";
             plan.pass = backward ? "max_pool2d_backward" : "max_pool2d";
             plans.insert(backward ? plans.begin() : plans.end(), plan);
         }

@@ -1,118 +1,176 @@
+// The fused training block, forward. A task owns some images, or a stretch of pooled rows of one image: it computes the
+// convolution a band of rows at a time into a buffer of its own, pools the windows that are complete, and keeps the
+// rows that later windows still need. The convolution's output never exists beyond that buffer.
 #include "cpu/conv2d_relu_max_pool2d.h"
 
-#include <algorithm>
-#include <vector>
+#include <cmath>
 
 #include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/packed_weight.h"
+#include "cpu/conv2d_relu_max_pool2d_bands.h"
 #include "cpu/max_pool2d.h"
+#include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
 
 namespace convx {
 
 namespace {
 
-// A few images at a time: enough that small ones fill the threads, few enough that the convolution output of the block
-// (never of the batch) stays near the cache.
-constexpr int64_t block_bytes = 8 * 1024 * 1024;
-
-FusedProblem part_of(FusedProblem problem, int64_t images) {
-    problem.conv.batch = problem.pool.batch = images;
-    return problem;
-}
-
-template <class T>
-TensorView<T> conv_scratch(const FusedProblem& problem, const Workspace& workspace, int64_t images) {
-    TensorView<T> view{static_cast<T*>(workspace.data()), problem.conv.output_shape(), {}};
-    view.shape[0] = images;
-    view.stride = dense_strides(view.shape, problem.conv.channels_last);
-    return view;
-}
-
-int64_t image_bytes(const FusedProblem& problem) {
-    return problem.conv.out_channels * problem.conv.out_pixels() * item_size(problem.conv.dtype);
-}
-
-template <class T>
-Workspace block_workspace(const FusedProblem& problem) {
-    return Workspace(static_cast<size_t>(fused_images(problem) * image_bytes(problem)));
-}
-
 // Where the ReLU cut the chosen value to zero nothing flows back.
 template <class T>
 void mark_dead(TensorView<const T> output, TensorView<uint8_t> codes) {
-    const auto [n_end, c_end, h_end, w_end] = output.shape;
-    for (int64_t n = 0; n < n_end; ++n)
-        for (int64_t c = 0; c < c_end; ++c)
-            for (int64_t h = 0; h < h_end; ++h)
-                for (int64_t w = 0; w < w_end; ++w)
-                    if (*output.at(n, c, h, w) <= T(0)) *codes.at(n, c, h, w) = no_gradient_code;
+    const auto [images, channels, rows, columns] = output.shape;
+    const bool channels_inside = output.stride[1] == 1 && codes.stride[1] == 1 && channels > 1;
+    const auto mark = [](const T* values, int64_t value_step, uint8_t* to, int64_t step, int64_t count) {
+        if (value_step == 1 && step == 1)  // for the compiler's vectors
+            for (int64_t i = 0; i < count; ++i) to[i] = values[i] <= T(0) ? no_gradient_code : to[i];
+        else
+            for (int64_t i = 0; i < count; ++i)
+                if (values[i * value_step] <= T(0)) to[i * step] = no_gradient_code;
+    };
+    for (int64_t n = 0; n < images; ++n)
+        for (int64_t p = 0; p < rows; ++p) {
+            if (channels_inside)
+                for (int64_t q = 0; q < columns; ++q) mark(output.at(n, 0, p, q), 1, codes.at(n, 0, p, q), 1, channels);
+            else
+                for (int64_t c = 0; c < channels; ++c)
+                    mark(output.at(n, c, p, 0), output.stride[3], codes.at(n, c, p, 0), codes.stride[3], columns);
+        }
 }
+
+// An infinite or NaN weight over the border makes the whole convolution run in another order of sums, so that bands
+// inside the image would not have its bits.
+template <class T>
+bool all_finite(const TensorView<const T>& weight) {
+    const auto [rows, channels, height, width] = weight.shape;
+    bool finite = true;
+    for (int64_t k = 0; k < rows; ++k)
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t r = 0; r < height; ++r)
+                for (int64_t s = 0; s < width; ++s) finite &= std::isfinite(*weight.at(k, c, r, s));
+    return finite;
+}
+
+template <class T>
+class Forward {
+public:
+    Forward(const FusedProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+            TensorView<const T> bias, TensorView<T> output, TensorView<uint8_t> codes)
+        : problem_(problem), input_(input), weight_(weight), bias_(bias), output_(output), codes_(codes),
+          packed_(pack_weight(problem.conv, weight)) {
+        const Axis& pool = problem.pool.h;
+        if (band_rows_ < conv_rows_ && problem.conv.is_padded() && !all_finite(weight)) band_rows_ = conv_rows_;
+        images_ = band_rows_ < conv_rows_ ? 1 : images_of_task(problem);
+        // Rows kept for later windows are fewer than a window and its stride.
+        buffer_.shape = {
+            images_, problem.conv.out_channels,
+            band_rows_ < conv_rows_ ? band_rows_ + pool.extent() + pool.stride + band_alignment : conv_rows_,
+            problem.conv.out_w()};
+        buffer_.stride = dense_strides(buffer_.shape, problem.conv.channels_last);
+    }
+
+    void run() {
+        const int64_t batch = problem_.conv.batch, pooled_rows = problem_.pool.out_h();
+        const int64_t groups = ceil_div(batch, images_);
+        // Stretches compute the rows around their cuts twice, so that there are no more than tasks need.
+        const int64_t bands = ceil_div(conv_rows_, band_rows_);
+        const int64_t stretches =
+            std::min(bands, ceil_div(wanted_band_tasks / 2, std::min(groups, wanted_band_tasks / 2)));
+        const int64_t tasks = groups * stretches;
+        const int width = tasks * problem_.conv.flops() / std::max<int64_t>(batch, 1) < least_flops
+                              ? 1
+                              : static_cast<int>(std::min<int64_t>(num_threads(), tasks));
+        const int64_t worker_bytes = cache_lines(buffer_.size() * int64_t{sizeof(T)});
+        const Workspace workspace(static_cast<size_t>(width * worker_bytes));
+        parallel_for(tasks, width, [&](int64_t task, int worker) {
+            TensorView<T> buffer = buffer_;
+            buffer.data = reinterpret_cast<T*>(static_cast<char*>(workspace.data()) + worker * worker_bytes);
+            const int64_t n = task / stretches * images_, stretch = task % stretches;
+            run_stretch(n, std::min(images_, batch - n), stretch * pooled_rows / stretches,
+                        (stretch + 1) * pooled_rows / stretches, buffer);
+        });
+    }
+
+private:
+    static constexpr int64_t least_flops = 1'000'000;
+
+    void run_stretch(int64_t n, int64_t images, int64_t p, int64_t p_end, TensorView<T> buffer) const {
+        if (p >= p_end) return;
+        const Axis& pool = problem_.pool.h;
+        buffer.shape[0] = images;
+        int64_t kept = std::max<int64_t>(0, pool.position(p, 0)) / band_alignment * band_alignment;
+        for (int64_t done = kept; p < p_end;) {
+            const int64_t next = std::min(conv_rows_, done + band_rows_);
+            convolve(n, images, done, next, rows_of(buffer, done - kept, next - kept));
+            done = next;
+            int64_t p_next = p;
+            while (p_next < p_end && std::min(conv_rows_, pool.position(p_next, pool.kernel - 1) + 1) <= done) ++p_next;
+            if (p_next > p) take_best(n, images, p, p_next, kept, buffer);
+            p = p_next;
+            const int64_t needed = std::clamp<int64_t>(pool.position(p, 0), kept, done);
+            if (p < p_end) move_rows(buffer, needed - kept, done - kept);
+            kept = needed;
+        }
+    }
+
+    void convolve(int64_t n, int64_t images, int64_t begin, int64_t end, TensorView<T> to) const {
+        ConvProblem problem = problem_.conv;
+        problem.batch = images;
+        if (end - begin == conv_rows_)
+            return conv2d_forward_packed<T>(problem, input_.images(n, images), weight_, bias_, to, packed_);
+        const AxisPart part(problem.h, begin, end);
+        problem.h = part.axis;
+        conv2d_forward_packed<T>(problem, rows_of(input_.images(n, images), part.input_begin, part.input_end()),
+                                 weight_, bias_, to, packed_);
+    }
+
+    // Pooled rows [p, end) from the buffer, whose first row is row `kept` of the convolution.
+    void take_best(int64_t n, int64_t images, int64_t p, int64_t end, int64_t kept, const TensorView<T>& buffer) const {
+        const AxisPart part(problem_.pool.h, p, end);
+        PoolProblem problem = problem_.pool;
+        problem.batch = images;
+        problem.h = part.axis;
+        const TensorView<T> output = rows_of(output_.images(n, images), p, end);
+        const TensorView<uint8_t> codes = rows_of(codes_.images(n, images), p, end);
+        max_pool2d<T>(problem, rows_of(buffer, part.input_begin - kept, part.input_end() - kept), output, {}, codes);
+        mark_dead<T>(output, codes);
+    }
+
+    // Rows [begin, end) of the buffer become its first ones.
+    static void move_rows(const TensorView<T>& buffer, int64_t begin, int64_t end) {
+        const auto [images, channels, rows, columns] = buffer.shape;
+        (void)rows;
+        if (begin == 0 || begin >= end) return;
+        const bool inside = buffer.stride[1] == 1;  // channels: rows are dense as they are
+        for (int64_t n = 0; n < images; ++n)
+            for (int64_t c = 0; c < (inside ? 1 : channels); ++c)
+                std::copy_n(buffer.at(n, c, begin, 0), (end - begin) * columns * (inside ? channels : 1),
+                            buffer.at(n, c, 0, 0));
+    }
+
+    const FusedProblem& problem_;
+    const TensorView<const T> input_, weight_, bias_;
+    const TensorView<T> output_;
+    const TensorView<uint8_t> codes_;
+    const PackedWeight<T> packed_;
+    const int64_t conv_rows_ = problem_.conv.out_h();
+    int64_t band_rows_ = forward_band_rows(problem_);
+    int64_t images_;
+    TensorView<T> buffer_;
+};
 
 }  // namespace
-
-int64_t fused_images(const FusedProblem& problem) {
-    return std::clamp(block_bytes / std::max<int64_t>(image_bytes(problem), 1), int64_t{1},
-                      std::max<int64_t>(problem.conv.batch, 1));
-}
 
 template <class T>
 void conv2d_relu_max_pool2d(const FusedProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                             TensorView<const T> bias, TensorView<T> output, TensorView<uint8_t> codes) {
-    const Workspace workspace = block_workspace<T>(problem);
-    const int64_t step = fused_images(problem);
-    for (int64_t n = 0; n < problem.conv.batch; n += step) {
-        const int64_t images = std::min(step, problem.conv.batch - n);
-        const FusedProblem part = part_of(problem, images);
-        const TensorView<T> conv = conv_scratch<T>(problem, workspace, images);
-        conv2d_forward<T>(part.conv, input.images(n, images), weight, bias, conv);
-        max_pool2d<T>(part.pool, conv, output.images(n, images), {}, codes.images(n, images));
-        mark_dead<T>(output.images(n, images), codes.images(n, images));
-    }
-}
-
-template <class T>
-bool conv2d_relu_max_pool2d_backward(const FusedProblem& problem, TensorView<const T> grad_output,
-                                     TensorView<const T> input, TensorView<const T> weight,
-                                     TensorView<const uint8_t> codes, TensorView<T> grad_input,
-                                     TensorView<T> grad_weight, T* grad_bias) {
-    const Workspace workspace = block_workspace<T>(problem);
-    const int64_t step = fused_images(problem);
-    const int64_t weights = grad_weight.size(), biases = problem.conv.out_channels;
-    // The sums over the batch are added block by block, in order.
-    std::vector<T> block_weight(grad_weight.data ? static_cast<size_t>(weights) : 0);
-    std::vector<T> block_bias(grad_bias ? static_cast<size_t>(biases) : 0);
-    if (grad_weight.data) std::fill(grad_weight.data, grad_weight.data + weights, T(0));
-    if (grad_bias) std::fill(grad_bias, grad_bias + biases, T(0));
-    for (int64_t n = 0; n < problem.conv.batch; n += step) {
-        const int64_t images = std::min(step, problem.conv.batch - n);
-        const FusedProblem part = part_of(problem, images);
-        const TensorView<T> grad_conv = conv_scratch<T>(problem, workspace, images);
-        if (!max_pool2d_backward<T>(part.pool, grad_output.images(n, images), codes.images(n, images), grad_conv))
-            return false;
-        if (grad_input.data) conv2d_grad_input<T>(part.conv, grad_conv, weight, grad_input.images(n, images));
-        if (grad_weight.data) {
-            TensorView<T> sum = grad_weight;
-            sum.data = block_weight.data();
-            conv2d_grad_weight<T>(part.conv, grad_conv, input.images(n, images), sum);
-            for (int64_t i = 0; i < weights; ++i) grad_weight.data[i] += sum.data[i];
-        }
-        if (grad_bias) {
-            conv2d_grad_bias<T>(part.conv, grad_conv, block_bias.data());
-            for (int64_t k = 0; k < biases; ++k) grad_bias[k] += block_bias[static_cast<size_t>(k)];
-        }
-    }
-    return true;
+    if (output.size() == 0) return;
+    Forward<T>(problem, input, weight, bias, output, codes).run();
 }
 
 template void conv2d_relu_max_pool2d(const FusedProblem&, TensorView<const float>, TensorView<const float>,
                                      TensorView<const float>, TensorView<float>, TensorView<uint8_t>);
 template void conv2d_relu_max_pool2d(const FusedProblem&, TensorView<const double>, TensorView<const double>,
                                      TensorView<const double>, TensorView<double>, TensorView<uint8_t>);
-template bool conv2d_relu_max_pool2d_backward(const FusedProblem&, TensorView<const float>, TensorView<const float>,
-                                              TensorView<const float>, TensorView<const uint8_t>, TensorView<float>,
-                                              TensorView<float>, float*);
-template bool conv2d_relu_max_pool2d_backward(const FusedProblem&, TensorView<const double>, TensorView<const double>,
-                                              TensorView<const double>, TensorView<const uint8_t>, TensorView<double>,
-                                              TensorView<double>, double*);
 
 }  // namespace convx

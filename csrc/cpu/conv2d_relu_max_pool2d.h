@@ -11,8 +11,11 @@ struct FusedProblem {
     PoolProblem pool;
 };
 
-// Images that go through the block together: their convolution output is the scratch.
-int64_t fused_images(const FusedProblem& problem);
+// Convolution output that one thread has at a time: some images, or some rows of one.
+struct FusedBand {
+    int64_t images, rows;
+};
+FusedBand fused_band(const FusedProblem& problem);
 
 template <class T>
 void conv2d_relu_max_pool2d(const FusedProblem& problem, TensorView<const T> input, TensorView<const T> weight,

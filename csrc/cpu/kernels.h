@@ -88,6 +88,16 @@ struct KernelSet {
     void (*pool_max)(const PoolMax<T>& job);
     void (*pool_sum)(const PoolSum<T>& job);
     void (*pool_sum_pairs)(const PoolSum<T>& even, const PoolSum<T>& odd);
+    // Narrow planes, `lanes` of them at a time: values and codes, which become numbers, are packed (as whole vectors,
+    // the last ones past `count`), pooled or summed, and unpacked. The planes that come next lie `ahead` elements
+    // further on. pool_pack returns false if there may be a NaN, which pool_max_numbers must not meet.
+    bool (*pool_pack)(T* to, const T* const* planes, int64_t count, int64_t ahead);
+    void (*pool_max_numbers)(const PoolMax<T>& job);
+    void (*pool_pack_codes)(T* to, const uint8_t* const* planes, int64_t count);
+    bool (*pool_name_indices)(const PoolNaming<T>& job);  // false if an index is that of no tap inside the image
+    bool (*pool_check_lanes)(const PoolLaneCheck<T>& job);
+    void (*pool_sum_lanes)(const PoolLaneSum<T>& job);
+    void (*pool_unpack)(const PoolUnpack<T>& job);
 };
 
 struct Kernels {

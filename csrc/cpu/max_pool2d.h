@@ -14,8 +14,8 @@ void max_pool2d(const PoolProblem& problem, TensorView<const T> input, TensorVie
                 TensorView<int64_t> indices, TensorView<uint8_t> codes);
 
 // Every element of grad_input is written; the gradients of a cell are added in row-major order of the windows.
-// Returns false, with grad_input untouched, where an index lies outside the plane or a code names no tap of its window
-// inside the image; no_gradient_index and no_gradient_code are legal everywhere.
+// Returns false, with grad_input unspecified, where an index lies outside the plane or a code names no tap of its
+// window inside the image; no_gradient_index and no_gradient_code are legal everywhere.
 template <class T>
 bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_output, TensorView<const int64_t> indices,
                          TensorView<T> grad_input);

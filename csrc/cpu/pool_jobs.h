@@ -13,7 +13,7 @@ namespace convx {
 template <class T>
 struct PoolMax {
     int tap_rows, tap_columns;
-    bool pairs;  // tap_columns is 2 and both lie in turn in rows_of_taps[r], two elements per column
+    bool pairs;  // tap_columns is 2 and both lie in turn in rows_of_taps[r], so that column_step is 2
     const T* const* rows_of_taps;
     const int64_t* offsets;
     const T* codes;
@@ -21,12 +21,31 @@ struct PoolMax {
     const T* first_codes;  // per column, added to the code of the first value; or null
     int64_t rank_offset;   // if not 0: this far behind each value lies a number to add to its code
     int64_t value_step;
+    int64_t column_step;  // of the values; if not 1, columns are whole vectors this many vectors apart
     int64_t rows, columns;
     T* output;
     int64_t output_step;
     uint8_t* code_bytes;  // codes of the chosen values as bytes, or null
-    T* code_lanes;        // the same as numbers of type T, or null; at most one of the two
+    T* code_lanes;        // the same as numbers of type T, or null
+    int64_t* indices;     // or added to index_origin + row * index_row + index_ramp[column]; one of the three at most
     int64_t code_step;
+    int64_t index_origin, index_row;
+    const int32_t* index_ramp;
+};
+
+// The way back from lanes to planes: element i of plane k is lane k of vector i. Values, and their codes or indices
+// (these with index_ramp[i] added) unless null. The vectors after the last one can be read.
+template <class T>
+struct PoolUnpack {
+    const T* values;
+    const T* codes;
+    int64_t count;
+    int planes;
+    int64_t ahead;  // the outputs of the planes that come next lie so many elements further on
+    T* const* outputs;
+    uint8_t* const* code_bytes;
+    int64_t* const* indices;
+    const int32_t* index_ramp;
 };
 
 // Per cell the sum of tap_rows x tap_columns gradients where their code is the wanted one, in their order: gradient
@@ -44,6 +63,45 @@ struct PoolSum {
     int64_t rows, columns;
     T* output;
     int64_t output_step;
+};
+
+// The same with codes as numbers of type T, one vector per cell: gradient t of the first cell lies at grads +
+// offsets[t], its code at codes + offsets[t].
+template <class T>
+struct PoolLaneSum {
+    int taps;
+    const T *grads, *codes;
+    const int64_t* offsets;
+    const T* wanted;
+    int64_t rows, columns;  // columns in vectors, which are adjacent
+    int64_t row_step;
+    T* output;
+    int64_t output_row, output_step;  // from row to row and from column to column
+};
+
+// Codes like those of PoolLaneSum, of windows that have the same taps.
+template <class T>
+struct PoolLaneCheck {
+    const T* codes;
+    int64_t rows, columns, row_step;
+    const T* legal;  // `taps` codes, besides the one for no gradient
+    int taps;
+    bool all_taps;  // the legal codes are 0, 1, ... taps - 1
+};
+
+// Indices of chosen cells, to be named by the codes of windows whose columns are adjacent input columns under a tap
+// each. The window at (row, column) begins at index_origin + row * index_row + index_ramp[column].
+template <class T>
+struct PoolNaming {
+    const int64_t* indices;
+    uint8_t* codes;
+    int64_t rows, columns;
+    int64_t index_step, code_step;  // from row to row, of both arrays
+    int64_t index_origin, index_row;
+    const int32_t* index_ramp;  // a whole vector longer than columns, like the next four
+    const T *below_tap_row, *above_tap_row, *below_tap_column, *above_tap_column;  // per column: taps inside the image
+    int tap_rows;
+    T tap_columns, tap_row_distance;  // the kernel's columns, and indices from one of its rows to the next
 };
 
 // Rows made ready to be streams: `before` lanes of `fill`, `pixels` groups of adjacent elements, `after` lanes of

@@ -166,6 +166,14 @@ inline __m128i _mm_maskz_loadu_epi8(__mmask16 m, const void* p) {
 inline void _mm512_mask_storeu_ps(void* p, __mmask16 m, __m512 a) { emulation::masked_store<float>(p, m, &a, 16); }
 inline void _mm512_mask_storeu_pd(void* p, __mmask8 m, __m512d a) { emulation::masked_store<double>(p, m, &a, 8); }
 inline void _mm_mask_storeu_epi8(void* p, __mmask16 m, __m128i a) { emulation::masked_store<uint8_t>(p, m, &a, 16); }
+inline __m512i _mm512_loadu_si512(const void* p) { return emulation::get<__m512i>(p, 0); }
+inline __m512i _mm512_maskz_loadu_epi32(__mmask16 m, const void* p) {
+    return emulation::masked_load<int32_t, __m512i>(m, p, 16);
+}
+inline __m512i _mm512_maskz_loadu_epi64(__mmask8 m, const void* p) {
+    return emulation::masked_load<int64_t, __m512i>(m, p, 8);
+}
+inline void _mm512_mask_storeu_epi64(void* p, __mmask8 m, __m512i a) { emulation::masked_store<int64_t>(p, m, &a, 8); }
 inline void _mm512_stream_ps(float* p, __m512 a) { emulation::aligned_store(p, a); }
 inline void _mm512_stream_pd(double* p, __m512d a) { emulation::aligned_store(p, a); }
 inline void _mm_sfence() { __builtin_ia32_sfence(); }
@@ -223,6 +231,35 @@ inline __m512d _mm512_max_pd(__m512d a, __m512d b) {
     return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
 }
 
+// Whole numbers, which wrap around.
+inline __m512i _mm512_set1_epi64(int64_t x) {
+    return emulation::lanes<__m512i>(8, [&](int) { return x; });
+}
+inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
+    return emulation::lanes<__m512i>(
+        16, [&](int i) { return emulation::get<uint32_t>(&a, i) + emulation::get<uint32_t>(&b, i); });
+}
+inline __m256i _mm256_add_epi32(__m256i a, __m256i b) {
+    return emulation::lanes<__m256i>(
+        8, [&](int i) { return emulation::get<uint32_t>(&a, i) + emulation::get<uint32_t>(&b, i); });
+}
+inline __m512i _mm512_add_epi64(__m512i a, __m512i b) {
+    return emulation::lanes<__m512i>(
+        8, [&](int i) { return emulation::get<uint64_t>(&a, i) + emulation::get<uint64_t>(&b, i); });
+}
+inline __m512i _mm512_sub_epi64(__m512i a, __m512i b) {
+    return emulation::lanes<__m512i>(
+        8, [&](int i) { return emulation::get<uint64_t>(&a, i) - emulation::get<uint64_t>(&b, i); });
+}
+
+// Halves of a register.
+inline __m256i _mm512_castsi512_si256(__m512i a) { return emulation::get<__m256i>(&a, 0); }
+inline __m256i _mm512_extracti64x4_epi64(__m512i a, int half) { return emulation::get<__m256i>(&a, half); }
+inline __m512 _mm512_castps256_ps512(emulation::Float8 a) { return {a, a}; }
+inline __m512 _mm512_insertf32x8(__m512 a, emulation::Float8 b, int half) {
+    return half ? __m512{a.low, b} : __m512{b, a.high};
+}
+
 // Lanes change places.
 inline __m512 _mm512_permutex2var_ps(__m512 a, __m512i index, __m512 b) {
     return emulation::permute_two<float, int32_t>(a, index, b, 16);
@@ -275,6 +312,16 @@ inline __m512i _mm512_cvtepu8_epi32(__m128i a) {
 }
 inline __m256i _mm256_cvtepu8_epi32(__m128i a) {
     return emulation::lanes<__m256i>(8, [&](int i) { return int32_t{a.byte[i]}; });
+}
+inline __m512i _mm512_cvtepi32_epi64(__m256i a) {
+    return emulation::lanes<__m512i>(8, [&](int i) { return int64_t{emulation::get<int32_t>(&a, i)}; });
+}
+inline __m512d _mm512_cvtepi64_pd(__m512i a) {
+    return emulation::lanes<__m512d>(8, [&](int i) { return static_cast<double>(emulation::get<int64_t>(&a, i)); });
+}
+inline emulation::Float8 _mm512_cvtpd_ps(__m512d a) {
+    return emulation::lanes<emulation::Float8>(
+        8, [&](int i) { return static_cast<float>(emulation::get<double>(&a, i)); });
 }
 inline __m512 _mm512_cvtepi32_ps(__m512i a) {
     return emulation::lanes<__m512>(16, [&](int i) { return static_cast<float>(emulation::get<int32_t>(&a, i)); });

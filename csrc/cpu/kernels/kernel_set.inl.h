@@ -53,6 +53,13 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.pool_max = pool_max<T>;
     set.pool_sum = pool_sum<T>;
     set.pool_sum_pairs = pool_sum_pairs<T>;
+    set.pool_pack = pool_pack<T>;
+    set.pool_max_numbers = pool_max_numbers<T>;
+    set.pool_pack_codes = pool_pack_codes<T>;
+    set.pool_name_indices = pool_name_indices<T>;
+    set.pool_check_lanes = pool_check_lanes<T>;
+    set.pool_sum_lanes = pool_sum_lanes<T>;
+    set.pool_unpack = pool_unpack<T>;
     return set;
 }
 

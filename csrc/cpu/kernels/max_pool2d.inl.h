@@ -11,7 +11,7 @@
 namespace {
 
 // What happens to the code of the chosen tap.
-enum class CodeForm { none, bytes, lanes };
+enum class CodeForm { none, bytes, lanes, indices };
 
 template <class T>
 struct Best {
@@ -126,11 +126,11 @@ struct PairWindow {
         constexpr int lanes = VecOf<T>::lanes;
         const int tap_rows = fixed_rows ? fixed_rows : job.tap_rows;
         constexpr int64_t ahead = 4096 / sizeof(T);
-        const T* sequence = job.rows_of_taps[0] + at + column * (2 * tap_rows - 1) + ahead;
+        const T* sequence = job.rows_of_taps[0] + at + column * (2 * tap_rows - 2) + ahead;
         Best<T> best;
 #pragma GCC unroll 2
         for (int r = 0; r < tap_rows; ++r) {
-            const T* pairs = job.rows_of_taps[r] + at + column;  // a cell is two elements wide
+            const T* pairs = job.rows_of_taps[r] + at;
             const T* codes = job.codes + r * job.code_row;
             const Vec<T> low = load(pairs), high = load(pairs + lanes);
             prefetch(sequence + r * 2 * lanes);
@@ -151,11 +151,16 @@ struct RowOutput {
     T* values;
     uint8_t* code_bytes;
     T* code_lanes;
+    int64_t* indices;
+    int64_t index_origin;
+    const int32_t* index_ramp;
 
     RowOutput(const convx::PoolMax<T>& job, int64_t row)
         : values(job.output + row * job.output_step),
           code_bytes(form == CodeForm::bytes ? job.code_bytes + row * job.code_step : nullptr),
-          code_lanes(form == CodeForm::lanes ? job.code_lanes + row * job.code_step : nullptr) {}
+          code_lanes(form == CodeForm::lanes ? job.code_lanes + row * job.code_step : nullptr),
+          indices(form == CodeForm::indices ? job.indices + row * job.code_step : nullptr),
+          index_origin(job.index_origin + row * job.index_row), index_ramp(job.index_ramp) {}
 
     // All lanes, or the first n.
     template <class... Count>
@@ -163,6 +168,8 @@ struct RowOutput {
         store(values + column, best.value, n...);
         if constexpr (form == CodeForm::bytes) store_codes(code_bytes + column, best.code, n...);
         if constexpr (form == CodeForm::lanes) store(code_lanes + column, best.code, n...);
+        if constexpr (form == CodeForm::indices)
+            store_indices(indices + column, best.code, index_ramp + column, index_origin, n...);
     }
 };
 
@@ -170,7 +177,8 @@ struct RowOutput {
 template <CodeForm form, class Window, class T>
 void put_exactly(const convx::PoolMax<T>& job, int64_t row, int64_t column, int n) {
     const Window window(job);
-    const Best<T> best = window.template best<form != CodeForm::none, true>(row * job.value_step + column, column);
+    const Best<T> best =
+        window.template best<form != CodeForm::none, true>(row * job.value_step + column * job.column_step, column);
     RowOutput<form, T>(job, row).put(column, best, n);
 }
 
@@ -180,14 +188,14 @@ template <CodeForm form, class Window, class T>
 void pool_max_block(const convx::PoolMax<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
     const Window window(job);
-    const int64_t columns = job.columns, rows = job.rows;
+    const int64_t columns = job.columns, rows = job.rows, column_step = job.column_step;
     const bool dense = job.output_step == columns && (form == CodeForm::none || job.code_step == columns);
     for (int64_t row = 0; row < rows; ++row) {
         const RowOutput<form, T> output(job, row);
         const int64_t at = row * job.value_step;
         const bool whole = columns >= lanes || (dense && (rows - row) * columns >= lanes);
         for (int64_t column = 0;;) {
-            const Best<T> best = window.template best<form != CodeForm::none, false>(at + column, column);
+            const Best<T> best = window.template best<form != CodeForm::none, false>(at + column * column_step, column);
             const int n = whole ? lanes : static_cast<int>(columns);
             if (any_nan(best.sum))
                 put_exactly<form, typename Window::Exact>(job, row, column, n);
@@ -228,7 +236,128 @@ template <class T>
 void pool_max(const convx::PoolMax<T>& job) {
     if (job.code_bytes) return pool_max_formed<T, CodeForm::bytes>(job);
     if (job.code_lanes) return pool_max_formed<T, CodeForm::lanes>(job);
+    if (job.indices) return pool_max_formed<T, CodeForm::indices>(job);
     pool_max_formed<T, CodeForm::none>(job);
+}
+
+// As many planes as a vector has lanes, transposed: vector i holds element i of every plane. Planes are too short for
+// the hardware to foresee, so the same elements `ahead` further on are asked for on the way: 1.5x at 14x14 from L3.
+template <class T>
+bool pool_pack(T* to, const T* const* planes, int64_t count, int64_t ahead) {
+    constexpr int lanes = VecOf<T>::lanes;
+    Vec<T> sum = broadcast(T(0));
+    for (int64_t i = 0; i < count; i += lanes, to += lanes * lanes) {
+        Vec<T> block[lanes];
+        if (i + lanes <= count) {
+            load_transposed(block, [&](int k) { return planes[k] + i; });
+        } else {
+            for (int k = 0; k < lanes; ++k) block[k] = load(planes[k] + i, static_cast<int>(count - i));
+            transpose(block);
+        }
+#pragma GCC unroll 16
+        for (int k = 0; k < lanes; ++k) {
+            prefetch(planes[k] + i + ahead);
+            sum = add(sum, block[k]);
+            store(to + k * lanes, block[k]);
+        }
+    }
+    return !any_nan(sum);
+}
+
+// pool_max of vectors that hold no NaN, column by column: codes as lanes, or none.
+template <class T, bool with_codes, int fixed_rows, int fixed_columns>
+void pool_max_numbers_of(const convx::PoolMax<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes, fixed = fixed_rows * fixed_columns;
+    const int tap_rows = fixed ? fixed_rows : job.tap_rows, tap_columns = fixed ? fixed_columns : job.tap_columns;
+    const T* rows_of_taps[fixed ? fixed_rows : 1];
+    int64_t offsets[fixed ? fixed_columns : 1];
+    Vec<T> codes[fixed ? fixed : 1];
+    for (int r = 0; r < fixed_rows; ++r) rows_of_taps[r] = job.rows_of_taps[r];
+    for (int s = 0; s < fixed_columns; ++s) offsets[s] = job.offsets[s];
+    for (int t = 0; t < fixed; ++t)
+        codes[t] = broadcast(job.codes[t / fixed_columns * job.code_row + t % fixed_columns]);
+    const int64_t columns = job.columns, step = job.column_step * lanes;
+    for (int64_t row = 0; row < job.rows; ++row) {
+        T* to = job.output + row * job.output_step;
+        T* code_to = with_codes ? job.code_lanes + row * job.code_step : nullptr;
+        int64_t at = row * job.value_step;
+        for (int64_t column = 0; column < columns; column += lanes, at += step) {
+            Vec<T> best, code;
+#pragma GCC unroll 3
+            for (int r = 0; r < tap_rows; ++r) {
+                const T* values = (fixed ? rows_of_taps[r] : job.rows_of_taps[r]) + at;
+#pragma GCC unroll 3
+                for (int s = 0; s < tap_columns; ++s) {
+                    const Vec<T> value = load(values + (fixed ? offsets[s] : job.offsets[s]));
+                    const Vec<T> this_code =
+                        fixed ? codes[fixed ? r * fixed_columns + s : 0] : broadcast(job.codes[r * job.code_row + s]);
+                    if (r == 0 && s == 0) {
+                        best = value;
+                        code = this_code;
+                        continue;
+                    }
+                    if constexpr (with_codes) code = select(greater(value, best), this_code, code);
+                    best = max(value, best);
+                }
+            }
+            store(to + column, best);
+            if constexpr (with_codes) store(code_to + column, code);
+        }
+    }
+}
+
+template <class T, bool with_codes>
+void pool_max_numbers_formed(const convx::PoolMax<T>& job) {
+    switch (job.tap_rows * 4 + job.tap_columns) {
+        case 3 * 4 + 3:
+            return pool_max_numbers_of<T, with_codes, 3, 3>(job);
+        case 3 * 4 + 2:
+            return pool_max_numbers_of<T, with_codes, 3, 2>(job);
+        case 2 * 4 + 3:
+            return pool_max_numbers_of<T, with_codes, 2, 3>(job);
+        case 2 * 4 + 2:
+            return pool_max_numbers_of<T, with_codes, 2, 2>(job);
+        default:
+            return pool_max_numbers_of<T, with_codes, 0, 0>(job);
+    }
+}
+
+template <class T>
+void pool_max_numbers(const convx::PoolMax<T>& job) {
+    job.code_lanes ? pool_max_numbers_formed<T, true>(job) : pool_max_numbers_formed<T, false>(job);
+}
+
+template <class T, class Put>
+inline void unpack_lanes(const T* lanes_of_cells, int64_t count, int planes, const Put& put) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int64_t i = 0; i < count; i += lanes) {
+        Vec<T> block[lanes];
+        load_transposed(block, [&](int k) { return lanes_of_cells + (i + k) * lanes; });
+        if (i + lanes <= count && planes == lanes) {
+#pragma GCC unroll 16
+            for (int k = 0; k < lanes; ++k) put(k, i, block[k]);
+        } else {
+            for (int k = 0; k < planes; ++k)
+                put(k, i, block[k], static_cast<int>(count - i < lanes ? count - i : lanes));
+        }
+    }
+}
+
+template <class T>
+void pool_unpack(const convx::PoolUnpack<T>& job) {
+    const int64_t count = job.count;
+    const int planes = job.planes;
+    unpack_lanes(job.values, count, planes, [&](int k, int64_t i, Vec<T> v, auto... n) {
+        prefetch_to_write(job.outputs[k] + i + job.ahead);
+        store(job.outputs[k] + i, v, n...);
+    });
+    if (job.code_bytes)
+        unpack_lanes(job.codes, count, planes,
+                     [&](int k, int64_t i, Vec<T> v, auto... n) { store_codes(job.code_bytes[k] + i, v, n...); });
+    if (job.indices)
+        unpack_lanes(job.codes, count, planes, [&](int k, int64_t i, Vec<T> v, auto... n) {
+            store_indices(job.indices[k] + i, v, job.index_ramp + i, 0, n...);
+        });
 }
 
 // `count` lanes of `fill`; up to a vector is written beyond them.

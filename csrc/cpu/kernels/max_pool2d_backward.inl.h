@@ -101,6 +101,145 @@ void pool_sum(const convx::PoolSum<T>& job) {
     pool_sum_block<AnyWindows<T>>(job);
 }
 
+// Codes of as many planes as a vector has lanes, transposed and made numbers: vector i holds code i of every plane.
+template <class T>
+void pool_pack_codes(T* to, const uint8_t* const* planes, int64_t count) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int64_t i = 0; i < count; i += lanes, to += lanes * lanes) {
+        Vec<T> block[lanes];
+#pragma GCC unroll 16
+        for (int k = 0; k < lanes; ++k)
+            block[k] = i + lanes <= count ? load_codes<T>(planes[k] + i)
+                                          : load_codes<T>(planes[k] + i, static_cast<int>(count - i));
+        transpose(block);
+#pragma GCC unroll 16
+        for (int k = 0; k < lanes; ++k) store(to + k * lanes, block[k]);
+    }
+}
+
+// A vector of windows, from the distances of their indices to their origins. Comparisons are such that a NaN, which
+// stands for a far index, is outside.
+template <class T>
+inline Vec<T> name_indices(const convx::PoolNaming<T>& job, Vec<T> distance, int64_t column, Vec<T>& wrong) {
+    const Vec<T> one = broadcast(T(1)), back = broadcast(-job.tap_row_distance);
+    Vec<T> tap_row = broadcast(T(0)), tap_column = distance;
+    for (int r = 1; r < job.tap_rows; ++r) {
+        const auto reaches = greater(distance, broadcast(T(r) * job.tap_row_distance - T(0.5)));
+        tap_row = add_where(reaches, tap_row, one);
+        tap_column = add_where(reaches, tap_column, back);
+    }
+    Vec<T> inside = select(greater(tap_column, load(job.below_tap_column + column)), one, broadcast(T(0)));
+    inside = select(greater(load(job.above_tap_column + column), tap_column), inside, broadcast(T(0)));
+    inside = select(greater(tap_row, load(job.below_tap_row + column)), inside, broadcast(T(0)));
+    inside = select(greater(load(job.above_tap_row + column), tap_row), inside, broadcast(T(0)));
+    wrong = select(equal(inside, one), wrong, one);
+    return fma(tap_row, broadcast(job.tap_columns), tap_column);
+}
+
+template <class T>
+bool pool_name_indices(const convx::PoolNaming<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const int64_t columns = job.columns;
+    const int32_t* ramp = job.index_ramp;
+    Vec<T> wrong = broadcast(T(0));
+    for (int64_t row = 0; row < job.rows; ++row) {
+        const int64_t* indices = job.indices + row * job.index_step;
+        uint8_t* codes = job.codes + row * job.code_step;
+        const int64_t origin = job.index_origin + row * job.index_row;
+        if (columns < lanes) {
+            int64_t some[lanes];  // the others are given the distance of the first
+            for (int i = 0; i < lanes; ++i) some[i] = i < columns ? indices[i] : indices[0] - ramp[0] + ramp[i];
+            store_codes(codes, name_indices(job, load_indices<T>(some, ramp, origin), 0, wrong),
+                        static_cast<int>(columns));
+            continue;
+        }
+        for (int64_t column = 0;;) {
+            const Vec<T> distance = load_indices<T>(indices + column, ramp + column, origin);
+            store_codes(codes + column, name_indices(job, distance, column, wrong));
+            column += lanes;
+            if (column >= columns) break;
+            if (column > columns - lanes) column = columns - lanes;  // overlaps its neighbour
+        }
+    }
+    T found[lanes];
+    store(found, wrong);
+    for (const T lane : found)
+        if (lane != T(0)) return false;
+    return true;
+}
+
+// True if all codes are legal. What a comparison says is summed up: add_where leaves a sum of zeros alone.
+template <class T>
+bool pool_check_lanes(const convx::PoolLaneCheck<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const Vec<T> zero = broadcast(T(0)), one = broadcast(T(1)), none = broadcast(T(255)),
+                 last = broadcast(T(job.taps - 1));
+    Vec<T> illegal = zero;
+    for (int64_t row = 0; row < job.rows; ++row) {
+        const T* codes = job.codes + row * job.row_step;
+        for (int64_t column = 0; column < job.columns; ++column, codes += lanes) {
+            const Vec<T> code = load(codes);
+            Vec<T> wrong = select(equal(code, none), zero, one);
+            if (job.all_taps)
+                wrong = select(greater(code, last), wrong, zero);
+            else
+                for (int t = 0; t < job.taps; ++t) wrong = select(equal(code, broadcast(job.legal[t])), zero, wrong);
+            illegal = max(illegal, wrong);
+        }
+    }
+    T found[lanes];
+    store(found, illegal);
+    for (const T lane : found)
+        if (lane != T(0)) return false;
+    return true;
+}
+
+template <class T, int fixed_taps>
+void pool_sum_lanes_of(const convx::PoolLaneSum<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const int taps = fixed_taps ? fixed_taps : job.taps;
+    int64_t offsets[fixed_taps ? fixed_taps : 1];
+    Vec<T> wanted[fixed_taps ? fixed_taps : 1];
+    for (int t = 0; t < fixed_taps; ++t) {
+        offsets[t] = job.offsets[t];
+        wanted[t] = broadcast(job.wanted[t]);
+    }
+    const int64_t columns = job.columns, output_step = job.output_step;
+    for (int64_t row = 0; row < job.rows; ++row) {
+        const T* grads = job.grads + row * job.row_step;
+        const T* codes = job.codes + row * job.row_step;
+        T* to = job.output + row * job.output_row;
+        for (int64_t column = 0; column < columns; ++column, grads += lanes, codes += lanes, to += output_step) {
+            Vec<T> sum = broadcast(T(0));
+#pragma GCC unroll 9
+            for (int t = 0; t < taps; ++t) {
+                const int64_t at = fixed_taps ? offsets[t] : job.offsets[t];
+                const Vec<T> want = fixed_taps ? wanted[t] : broadcast(job.wanted[t]);
+                sum = add_where(equal(load(codes + at), want), sum, load(grads + at));
+            }
+            store(to, sum);
+        }
+    }
+}
+
+template <class T>
+void pool_sum_lanes(const convx::PoolLaneSum<T>& job) {
+    switch (job.taps) {
+        case 1:
+            return pool_sum_lanes_of<T, 1>(job);
+        case 2:
+            return pool_sum_lanes_of<T, 2>(job);
+        case 4:
+            return pool_sum_lanes_of<T, 4>(job);
+        case 6:
+            return pool_sum_lanes_of<T, 6>(job);
+        case 9:
+            return pool_sum_lanes_of<T, 9>(job);
+        default:
+            return pool_sum_lanes_of<T, 0>(job);
+    }
+}
+
 // The first n of the sums of two jobs in turn.
 template <class T>
 inline void store_in_turn(T* to, Vec<T> even, Vec<T> odd, int64_t n) {

@@ -94,12 +94,14 @@ void pack_transposed(T* dst, int64_t dst_stride, const T* const* rows, int row_c
         for (int64_t d = 0; d < depth; d += lanes) {
             const int deep = depth - d < lanes ? static_cast<int>(depth - d) : lanes;
             Vec<T> block[lanes];
+            const auto row = [&](int r) { return rows[i + (r < n ? r : n - 1)] + d; };
+            if (deep == lanes) {
+                load_transposed(block, row);
+            } else {
 #pragma GCC unroll 16
-            for (int r = 0; r < lanes; ++r) {
-                const T* row = rows[i + (r < n ? r : n - 1)] + d;
-                block[r] = deep == lanes ? load(row) : load(row, deep);
+                for (int r = 0; r < lanes; ++r) block[r] = load(row(r), deep);
+                transpose(block);
             }
-            transpose(block);
             T* to = dst + d * dst_stride + i;
 #pragma GCC unroll 16
             for (int e = 0; e < lanes; ++e) {

@@ -200,6 +200,36 @@ inline void store_quads(double* const* places, int64_t offset, const VecD (&colu
     for (int i = 0; i < 4; ++i) store(places[i] + offset, rows[i]);
 }
 
+// Halves of rows are loaded to where they belong, which spares a third of the shuffles.
+template <class Row>
+inline void load_transposed(VecF (&block)[8], const Row& row) {
+    for (int half = 0; half < 8; half += 4) {
+        const auto pair = [&](int r) {
+            const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(row(r) + half));
+            return _mm256_insertf128_ps(low, _mm_loadu_ps(row(r + 4) + half), 1);
+        };
+        const __m256 r0 = pair(0), r1 = pair(1), r2 = pair(2), r3 = pair(3);
+        const __m256 a0 = _mm256_unpacklo_ps(r0, r1), a1 = _mm256_unpackhi_ps(r0, r1);
+        const __m256 a2 = _mm256_unpacklo_ps(r2, r3), a3 = _mm256_unpackhi_ps(r2, r3);
+        block[half].v = _mm256_shuffle_ps(a0, a2, 0x44);
+        block[half + 1].v = _mm256_shuffle_ps(a0, a2, 0xee);
+        block[half + 2].v = _mm256_shuffle_ps(a1, a3, 0x44);
+        block[half + 3].v = _mm256_shuffle_ps(a1, a3, 0xee);
+    }
+}
+template <class Row>
+inline void load_transposed(VecD (&block)[4], const Row& row) {
+    for (int half = 0; half < 4; half += 2) {
+        const auto pair = [&](int r) {
+            const __m256d low = _mm256_castpd128_pd256(_mm_loadu_pd(row(r) + half));
+            return _mm256_insertf128_pd(low, _mm_loadu_pd(row(r + 2) + half), 1);
+        };
+        const __m256d r0 = pair(0), r1 = pair(1);
+        block[half].v = _mm256_unpacklo_pd(r0, r1);
+        block[half + 1].v = _mm256_unpackhi_pd(r0, r1);
+    }
+}
+
 inline int64_t narrow_to_bytes(VecF a) {
     const __m256i wide = _mm256_cvttps_epi32(a.v);
     const __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
@@ -230,20 +260,70 @@ inline void store_codes(uint8_t* p, VecF a, int n) { store_bytes(p, narrow_to_by
 inline void store_codes(uint8_t* p, VecD a, int n) { store_bytes(p, narrow_to_bytes(a), n); }
 
 template <class T>
-Vec<T> load_codes(const uint8_t* p, int n);
+Vec<T> load_codes(const uint8_t* p);
 template <>
-inline VecF load_codes<float>(const uint8_t* p, int n) {
-    alignas(16) uint8_t bytes[16] = {};
-    __builtin_memcpy(bytes, p, static_cast<unsigned>(n));
-    const __m128i narrow = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(narrow))};
+inline VecF load_codes<float>(const uint8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
 }
 template <>
-inline VecD load_codes<double>(const uint8_t* p, int n) {
-    alignas(16) uint8_t bytes[16] = {};
-    __builtin_memcpy(bytes, p, static_cast<unsigned>(n));
-    const __m128i narrow = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
-    return {_mm256_cvtepi32_pd(_mm_cvtepu8_epi32(narrow))};
+inline VecD load_codes<double>(const uint8_t* p) {
+    int32_t codes;
+    __builtin_memcpy(&codes, p, sizeof codes);
+    return {_mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(codes)))};
+}
+template <class T>
+Vec<T> load_codes(const uint8_t* p, int n) {
+    uint8_t all[8] = {};
+    for (int i = 0; i < n; ++i) all[i] = p[i];
+    return load_codes<T>(all);
+}
+
+inline void store_four(int64_t* p, __m128i offsets, __m256i origin) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi64(_mm256_cvtepi32_epi64(offsets), origin));
+}
+inline void store_indices(int64_t* p, VecF a, const int32_t* ramp, int64_t origin) {
+    const __m256i steps = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ramp)), from = _mm256_set1_epi64x(origin);
+    const __m256i offsets = _mm256_add_epi32(_mm256_cvttps_epi32(a.v), steps);
+    store_four(p, _mm256_castsi256_si128(offsets), from);
+    store_four(p + 4, _mm256_extracti128_si256(offsets, 1), from);
+}
+inline void store_indices(int64_t* p, VecD a, const int32_t* ramp, int64_t origin) {
+    const __m128i steps = _mm_loadu_si128(reinterpret_cast<const __m128i*>(ramp));
+    store_four(p, _mm_add_epi32(_mm256_cvttpd_epi32(a.v), steps), _mm256_set1_epi64x(origin));
+}
+template <class V>
+void store_indices(int64_t* p, V a, const int32_t* ramp, int64_t origin, int n) {
+    int64_t all[8];
+    store_indices(all, a, ramp, origin);
+    for (int i = 0; i < n; ++i) p[i] = all[i];
+}
+
+// Added to the bits of 1.5 * 2^52, a number of less than 51 bits is the whole part of a double; another one ends up as
+// a double far away.
+inline __m256d load_four(const int64_t* p, __m128i ramp, int64_t origin) {
+    const __m256d magic = _mm256_set1_pd(6755399441055744.0);
+    const __m256i from = _mm256_sub_epi64(_mm256_castpd_si256(magic), _mm256_set1_epi64x(origin));
+    const __m256i at = _mm256_add_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), from);
+    return _mm256_sub_pd(_mm256_castsi256_pd(_mm256_sub_epi64(at, _mm256_cvtepi32_epi64(ramp))), magic);
+}
+template <class T>
+Vec<T> load_indices(const int64_t* p, const int32_t* ramp, int64_t origin);
+template <>
+inline VecF load_indices<float>(const int64_t* p, const int32_t* ramp, int64_t origin) {
+    const __m256i steps = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ramp));
+    const __m128 low = _mm256_cvtpd_ps(load_four(p, _mm256_castsi256_si128(steps), origin));
+    const __m128 high = _mm256_cvtpd_ps(load_four(p + 4, _mm256_extracti128_si256(steps, 1), origin));
+    return {_mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1)};
+}
+template <>
+inline VecD load_indices<double>(const int64_t* p, const int32_t* ramp, int64_t origin) {
+    return {load_four(p, _mm_loadu_si128(reinterpret_cast<const __m128i*>(ramp)), origin)};
+}
+template <class T>
+Vec<T> load_indices(const int64_t* p, const int32_t* ramp, int64_t origin, int n) {
+    int64_t all[8] = {};
+    for (int i = 0; i < n; ++i) all[i] = p[i];
+    return load_indices<T>(all, ramp, origin);
 }
 
 struct Code {
@@ -266,5 +346,6 @@ inline MaskD codes_equal<double>(const uint8_t* p, Code code) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_to_write(void* p) { __builtin_prefetch(p, 1); }
 
 }  // namespace

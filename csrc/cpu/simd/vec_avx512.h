@@ -228,6 +228,12 @@ inline void store_quads(double* const* places, int64_t offset, const VecD (&colu
     }
 }
 
+template <class V, int count, class Row>
+inline void load_transposed(V (&block)[count], const Row& row) {
+    for (int r = 0; r < count; ++r) block[r] = load(row(r));
+    transpose(block);
+}
+
 inline void store_codes(uint8_t* p, VecF a, int n) {
     _mm_mask_storeu_epi8(p, first_lanes_16(n), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(a.v)));
 }
@@ -238,7 +244,7 @@ inline void store_codes(uint8_t* p, VecF a) { store_codes(p, a, 16); }
 inline void store_codes(uint8_t* p, VecD a) { store_codes(p, a, 8); }
 
 template <class T>
-Vec<T> load_codes(const uint8_t* p, int n);
+Vec<T> load_codes(const uint8_t* p, int n = VecOf<T>::lanes);
 template <>
 inline VecF load_codes<float>(const uint8_t* p, int n) {
     const __m128i narrow = _mm_maskz_loadu_epi8(first_lanes_16(n), p);
@@ -248,6 +254,45 @@ template <>
 inline VecD load_codes<double>(const uint8_t* p, int n) {
     const __mmask16 lanes = static_cast<__mmask16>(n >= 8 ? 0xffu : (1u << n) - 1u);
     return {_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, p)))};
+}
+
+inline void store_eight(int64_t* p, __mmask8 m, __m256i offsets, int64_t origin) {
+    _mm512_mask_storeu_epi64(p, m, _mm512_add_epi64(_mm512_cvtepi32_epi64(offsets), _mm512_set1_epi64(origin)));
+}
+inline void store_indices(int64_t* p, VecF a, const int32_t* ramp, int64_t origin, int n) {
+    const __m512i offsets = _mm512_add_epi32(_mm512_cvttps_epi32(a.v), _mm512_loadu_si512(ramp));
+    store_eight(p, first_lanes_8(n), _mm512_castsi512_si256(offsets), origin);
+    store_eight(p + 8, first_lanes_8(n > 8 ? n - 8 : 0), _mm512_extracti64x4_epi64(offsets, 1), origin);
+}
+inline void store_indices(int64_t* p, VecD a, const int32_t* ramp, int64_t origin, int n) {
+    const __m256i steps = _mm512_castsi512_si256(_mm512_maskz_loadu_epi32(0xff, ramp));
+    store_eight(p, first_lanes_8(n), _mm256_add_epi32(_mm512_cvttpd_epi32(a.v), steps), origin);
+}
+inline void store_indices(int64_t* p, VecF a, const int32_t* ramp, int64_t origin) {
+    store_indices(p, a, ramp, origin, 16);
+}
+inline void store_indices(int64_t* p, VecD a, const int32_t* ramp, int64_t origin) {
+    store_indices(p, a, ramp, origin, 8);
+}
+
+inline __m512d load_eight(const int64_t* p, __mmask8 m, __m256i ramp, int64_t origin) {
+    const __m512i at = _mm512_sub_epi64(_mm512_maskz_loadu_epi64(m, p), _mm512_set1_epi64(origin));
+    return _mm512_cvtepi64_pd(_mm512_sub_epi64(at, _mm512_cvtepi32_epi64(ramp)));
+}
+template <class T>
+Vec<T> load_indices(const int64_t* p, const int32_t* ramp, int64_t origin, int n = VecOf<T>::lanes);
+template <>
+inline VecF load_indices<float>(const int64_t* p, const int32_t* ramp, int64_t origin, int n) {
+    const __m512i steps = _mm512_loadu_si512(ramp);
+    const __m512d low = load_eight(p, first_lanes_8(n), _mm512_castsi512_si256(steps), origin);
+    const __m512d high =
+        load_eight(p + 8, first_lanes_8(n > 8 ? n - 8 : 0), _mm512_extracti64x4_epi64(steps, 1), origin);
+    return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1)};
+}
+template <>
+inline VecD load_indices<double>(const int64_t* p, const int32_t* ramp, int64_t origin, int n) {
+    const __m256i steps = _mm512_castsi512_si256(_mm512_maskz_loadu_epi32(0xff, ramp));
+    return {load_eight(p, first_lanes_8(n), steps, origin)};
 }
 
 struct Code {
@@ -266,5 +311,6 @@ inline MaskD codes_equal<double>(const uint8_t* p, Code code) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_to_write(void* p) { __builtin_prefetch(p, 1); }
 
 }  // namespace

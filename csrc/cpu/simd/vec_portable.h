@@ -202,6 +202,13 @@ void store_quads(T* const* places, int64_t offset, const Vec<T> (&columns)[4]) {
         for (int j = 0; j < 4; ++j) places[i][offset + j] = columns[j].v[i];
 }
 
+// A transposed block from memory: lane r of block[e] is row(r)[e].
+template <class T, int count, class Row>
+void load_transposed(Lanes<T, count> (&block)[count], const Row& row) {
+    for (int e = 0; e < count; ++e)
+        for (int r = 0; r < count; ++r) block[e].v[r] = row(r)[e];
+}
+
 // Window codes: lanes hold whole numbers 0..255 as T, memory holds bytes. With n, the first n of them.
 template <class T, int count>
 void store_codes(uint8_t* p, Lanes<T, count> a) {
@@ -213,9 +220,27 @@ void store_codes(uint8_t* p, Lanes<T, count> a, int n) {
 }
 
 template <class T>
-Vec<T> load_codes(const uint8_t* p, int n) {
+Vec<T> load_codes(const uint8_t* p, int n = VecOf<T>::lanes) {
     Vec<T> r;
     for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = i < n ? T(p[i]) : T(0);
+    return r;
+}
+
+// Indices: lanes hold whole numbers below 2^24 as T. p[i] = origin + ramp[i] + lane i; `ramp` has a whole vector. With
+// n, the first n.
+template <class T, int count>
+void store_indices(int64_t* p, Lanes<T, count> a, const int32_t* ramp, int64_t origin, int n = count) {
+    for (int i = 0; i < count && i < n; ++i) p[i] = origin + ramp[i] + static_cast<int32_t>(a.v[i]);
+}
+// The way back, lane i = p[i] - origin - ramp[i]: exact where that is below 2^24, beyond 2^23 or a NaN where it is not.
+template <class T>
+Vec<T> load_indices(const int64_t* p, const int32_t* ramp, int64_t origin, int n = VecOf<T>::lanes) {
+    Vec<T> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i)
+        r.v[i] = i < n
+                     ? static_cast<T>(static_cast<int64_t>(static_cast<uint64_t>(p[i]) - static_cast<uint64_t>(origin) -
+                                                           static_cast<uint64_t>(ramp[i])))
+                     : T(0);
     return r;
 }
 
@@ -233,5 +258,6 @@ LaneMask<T, VecOf<T>::lanes> codes_equal(const uint8_t* p, Code code) {
 
 // Asks for a cache line; any address will do.
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_to_write(void* p) { __builtin_prefetch(p, 1); }
 
 }  // namespace

@@ -1,0 +1,90 @@
+#include "cpu/conv2d_relu_max_pool2d_bands.h"
+
+#include "cpu/conv2d/plan.h"
+
+namespace convx {
+
+namespace {
+
+// As many rows as fit, in steps of the alignment, at least two of these.
+int64_t fitting_rows(const FusedProblem& problem) {
+    const int64_t rows = problem.conv.out_h();
+    if (conv_image_bytes(problem) <= band_bytes) return rows;
+    const int64_t row_bytes = conv_image_bytes(problem) / rows;
+    const int64_t fit = std::max<int64_t>(band_bytes / row_bytes / band_alignment, 2) * band_alignment;
+    return std::min(fit, rows);
+}
+
+bool same_method(const ConvProblem& whole, const Axis& h, ConvPass pass) {
+    ConvProblem part = whole;
+    part.h = h;
+    return choose_method(part, pass) == choose_method(whole, pass);
+}
+
+}  // namespace
+
+int64_t forward_band_rows(const FusedProblem& problem) {
+    const int64_t rows = problem.conv.out_h(), band = fitting_rows(problem);
+    for (int64_t begin = 0; band < rows && begin < rows; begin += band) {
+        const AxisPart part(problem.conv.h, begin, std::min(rows, begin + band));
+        if (part.axis.input == 0 || !same_method(problem.conv, part.axis, ConvPass::forward)) return rows;
+    }
+    return band;
+}
+
+FusedBand fused_band(const FusedProblem& problem) {
+    const int64_t rows = forward_band_rows(problem);
+    return {rows < problem.conv.out_h() ? 1 : images_of_task(problem), rows};
+}
+
+Axis BackwardBand::adjoint_axis(const Axis& h) const {
+    Axis axis = h;
+    axis.input = input_end - input_begin;
+    axis.pad_before = h.pad_before + input_begin - halo_begin * h.stride;
+    axis.pad_after = (end - halo_begin - 1) * h.stride + h.extent() - axis.input - axis.pad_before;
+    return axis;
+}
+
+namespace {
+
+BackwardBand backward_band(const FusedProblem& problem, int64_t begin, int64_t end, int64_t input_begin,
+                           int64_t input_end) {
+    const Axis &h = problem.conv.h, &pool = problem.pool.h;
+    const int64_t reach = input_begin + h.pad_before - h.extent() + 1;  // of the first tap that could hit the first row
+    BackwardBand band{begin, end, input_begin, input_end, ceil_div(std::max<int64_t>(reach, 0), h.stride), 0, 0};
+    const int64_t first = std::min(begin, band.halo_begin);
+    band.pool_begin = ceil_div(std::max<int64_t>(first + pool.pad_before - pool.extent() + 1, 0), pool.stride);
+    band.pool_end = std::min(pool.output(), (end - 1 + pool.pad_before) / pool.stride + 1);
+    return band;
+}
+
+}  // namespace
+
+// Cuts lie at multiples of the alignment: of grad_input's rows where the stride is 1, else of the convolution's.
+std::vector<BackwardBand> backward_bands(const FusedProblem& problem) {
+    const Axis& h = problem.conv.h;
+    const int64_t rows = problem.conv.out_h(), step = fitting_rows(problem);
+    const BackwardBand whole = backward_band(problem, 0, rows, 0, h.input);
+    std::vector<BackwardBand> bands;
+    for (int64_t begin = 0, input_begin = 0, k = 1; begin < rows; ++k) {
+        int64_t end = k * step + (h.stride == 1 ? h.pad_before : 0), input_end = end * h.stride - h.pad_before;
+        if (end >= rows || input_end >= h.input) {
+            end = rows;
+            input_end = h.input;
+        }
+        if (input_end <= input_begin) return {whole};
+        const BackwardBand band = backward_band(problem, begin, end, input_begin, input_end);
+        const Axis adjoint = band.adjoint_axis(h);
+        const AxisPart part(h, begin, end);
+        if (band.halo_begin >= end || adjoint.pad_before < 0 || adjoint.pad_after < 0 || part.axis.input == 0 ||
+            !same_method(problem.conv, part.axis, ConvPass::grad_weight) ||
+            !same_method(problem.conv, adjoint, ConvPass::grad_input))
+            return {whole};
+        bands.push_back(band);
+        begin = end;
+        input_begin = input_end;
+    }
+    return bands;
+}
+
+}  // namespace convx
