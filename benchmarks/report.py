@@ -13,6 +13,7 @@ from rich.text import Text
 
 from benchmarks.cases import available_lists, problems
 from benchmarks.display import duration
+from benchmarks.problems import ReluProblem
 from benchmarks.results import Cell, Results, geometric_mean, median
 from benchmarks.runners import PEERS
 
@@ -161,6 +162,8 @@ def class_summary(results: Results) -> Table:
 
 def where(cell: Cell) -> str:
     """The layer in few words: its name without the network's, and the batch."""
+    if isinstance(cell.case.problem, ReluProblem):
+        return cell.case.problem.describe()
     return f"{cell.case.name.rpartition(':')[2]} N={batch(cell)}"
 
 
