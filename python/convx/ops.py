@@ -185,8 +185,9 @@ def prepare_weight(
     -------
     PreparedWeight
         It serves every call of `conv2d`: one that reads its weight in another form, because the options, the algorithm
-        or the instruction set are others, takes the copy of the weight. It can be pickled, and is then made anew on
-        the machine that loads it.
+        or the instruction set are others, takes the copy of the weight. So does every call by an algorithm that has
+        nothing to make ready; ``repr`` tells how many bytes were. It can be pickled, and is then made anew on the
+        machine that loads it.
 
     Raises
     ------
