@@ -183,6 +183,17 @@ CONV_PROBLEMS = {
     "reduction-of-pixels": Conv(n=3, c=5, h=33, w=31, k=6, padding=1),
 }
 
+
+def depthwise_windows(kernel: int, stride: int) -> Iterator[Conv]:
+    """Every padding up to one beyond the window, planes narrower and wider than vectors, more columns than rows."""
+    for padding, width in itertools.product(range(kernel + 1), (1, 2, 5, 8, 17, 34)):
+        height = max(kernel, width // 2)
+        if width + 2 * padding >= kernel:
+            yield Conv(
+                n=1, c=2, h=height, w=width, k=2, r=kernel, s=kernel, stride=stride, padding=padding, groups=2
+            )  # fmt: skip
+
+
 POOL_PROBLEMS = {
     "2x2": Pool(h=8, w=10),
     "2x2-odd": Pool(h=9, w=11),

@@ -21,6 +21,7 @@ from support import (
     conv_bound,
     conv_data,
     conv_expected,
+    depthwise_windows,
     exact_algorithm,
     from_layout,
     numbers,
@@ -107,6 +108,14 @@ def test_depthwise_straddles_tiles(kernel, stride, isa, dtype, layout):
             n=1, c=channels, h=6, w=width, k=channels, r=kernel, s=kernel,
             stride=stride, padding=kernel // 2, groups=channels,
         )  # fmt: skip
+        assert_equal(forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_windows(kernel, stride, isa, dtype, layout):
+    for problem in depthwise_windows(kernel, stride):
         assert_equal(forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem)
 
 

@@ -21,6 +21,7 @@ from support import (
     broadcasts,
     conv_bound,
     conv_expected,
+    depthwise_windows,
     exact_algorithm,
     freeze,
     from_layout,
@@ -117,6 +118,14 @@ def test_depthwise_straddles_tiles(kernel, stride, isa, dtype, layout):
             n=1, c=channels, h=6, w=width, k=channels, r=kernel, s=kernel,
             stride=stride, padding=kernel // 2, groups=channels,
         )  # fmt: skip
+        check_exact(problem, dtype, layout)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_windows(kernel, stride, isa, dtype, layout):
+    for problem in depthwise_windows(kernel, stride):
         check_exact(problem, dtype, layout)
 
 
