@@ -230,6 +230,10 @@ POOL_PROBLEMS = {
     "5x5-stride1-pad2": Pool(h=8, w=8, kernel_size=5, stride=1, padding=2),
     "channels-33": Pool(n=1, c=33, h=6, w=7, kernel_size=3, stride=2, padding=1),
     "channels-16": Pool(n=1, c=16, h=5, w=5),
+    "planes-38": Pool(c=19, h=7, w=9, kernel_size=3, stride=1, padding=1),
+    "planes-38-stride2": Pool(c=19, h=13, w=14, kernel_size=3, stride=2),
+    "planes-38-2x2": Pool(c=19, h=7, w=10),
+    "planes-38-3x2": Pool(c=19, h=9, w=8, kernel_size=(3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)),
 }
 
 

@@ -158,6 +158,58 @@ def test_value_has_the_bits_of_the_three_operations(name, isa, dtype, layout):
     assert_same_bits(saved.codes, np.where(expected > 0, codes, np.uint8(255)), f"codes of {name}")
 
 
+# More than a MiB of convolution output, so that it is computed in bands of rows.
+BANDS = {
+    "2x2": (Conv(n=2, c=3, h=96, w=110, k=28, padding=1), pool()),
+    "3x3-stride2": (Conv(n=1, c=2, h=113, w=111, k=28, padding=1), pool(3, 2, 1)),
+    "3x3-stride1": (Conv(n=1, c=2, h=90, w=130, k=28, padding=1), pool(3, 1, 1)),
+    "first-layer": (Conv(n=1, c=3, h=224, w=224, k=24, r=7, s=7, stride=2, padding=3), pool(3, 2, 1)),
+    "no-padding": (Conv(n=1, c=1, h=300, w=310, k=4, r=5, s=3), pool(2, 3)),
+    "1x1-stride3": (Conv(n=1, c=2, h=300, w=310, k=32, r=1, s=1, stride=3), pool()),
+    "dilation": (Conv(n=1, c=2, h=120, w=100, k=28, dilation=(3, 1), padding=(2, 1)), pool(5, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", ["normal", "integer"])
+@pytest.mark.parametrize("name", BANDS)
+def test_bands_have_the_bits_of_the_whole(name, kind, isa, dtype, layout):
+    """Values, codes and grad_input in every bit, and of whole numbers also the sums over all rows."""
+    problem, pooling = BANDS[name]
+    x, w, b = (a.astype(dtype) for a in conv_data(problem, kind))
+    x = to_layout(x, layout)
+    size, stride, padding = pooling.values()
+    relu = convx.relu(convx.conv2d(x, w, b, layout=layout, **problem.options))
+    expected, codes = convx.max_pool2d(relu, size, stride, padding, layout=layout, return_codes=True)
+    g = numbers(expected.shape, kind, 6).astype(dtype)
+    grad = convx.relu_backward(
+        convx.max_pool2d_backward(g, codes, relu.shape, size, stride, padding, layout=layout), relu
+    )
+    wanted = convx.conv2d_backward(grad, x, w, layout=layout, **problem.options)
+    results = []
+    for threads in (1, 3):
+        with convx.threads(threads):
+            output, saved = fused(problem, pooling, x, w, b, layout)
+            results.append((output, saved.codes, *convx.conv2d_relu_max_pool2d_backward(g, saved)))
+    assert_same_bits(results[1], results[0], f"{name}, 3 threads")
+    assert_same_bits(results[0][0], expected, f"output of {name}")
+    assert_same_bits(results[0][1], np.where(expected > 0, codes, np.uint8(255)), f"codes of {name}")
+    assert_same_bits(results[0][2], wanted[0], f"grad_input of {name}")
+    if kind == "integer":
+        assert_same_bits(results[0][3:], wanted[1:], f"grad_weight and grad_bias of {name}")
+
+
+def test_bands_and_an_infinite_weight(isa, dtype, layout):
+    """It makes the convolution leave taps out one by one, in an order of sums that bands have to follow."""
+    problem, pooling = BANDS["2x2"]
+    x, w, b = (a.astype(dtype) for a in conv_data(problem))
+    w[3, 1, 0, 0] = np.inf
+    x = to_layout(x, layout)
+    relu = convx.relu(convx.conv2d(x, w, b, layout=layout, **problem.options))
+    expected = convx.max_pool2d(relu, 2, layout=layout)
+    output, _ = fused(problem, pooling, x, w, b, layout)
+    assert_same_bits(output, expected, "output")
+
+
 @pytest.mark.core
 def test_channels_and_pixels_straddle_tiles(isa, dtype, layout):
     sizes = straddle(1, 4, 6, 8, 12, 14, 16, 24, 32)

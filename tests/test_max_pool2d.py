@@ -316,3 +316,43 @@ def test_backward_is_the_adjoint_of_taking_the_maximum(isa, layout):
         moved = convx.max_pool2d(x + d, layout=layout, **problem.options)
         grad_input = convx.max_pool2d_backward(g, codes, x.shape, layout=layout, **problem.options)
         assert np.vdot(moved - output, g) == np.vdot(d, grad_input), problem
+
+
+def test_indices_beyond_what_a_float_can_hold(isa):
+    """Offsets within a window of 2^24 and more, which a vector of floats cannot carry."""
+    width = 1 << 23
+    x = np.zeros((1, 1, 3, width), np.float32)
+    x[0, 0, 2, [0, 4711, width - 1]] = 1
+    output, indices = convx.max_pool2d(x, (3, 1), return_indices=True)
+    expected = np.arange(width)
+    expected[[0, 4711, width - 1]] += 2 * width
+    assert_equal(indices[0, 0, 0], expected, "indices")
+    assert_equal(output[0, 0], x.max(axis=2)[0], "output")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["planes-38", "planes-38-stride2", "channels-33"])
+def test_indices_that_are_no_taps(name, isa, dtype, layout):
+    """An index may lie anywhere in the plane: its window, the border, or the other end of a row make no difference."""
+    problem = POOL_PROBLEMS[name]
+    shape = problem.input_shape
+    _, indices = reference.max_pool2d(pool_data(shape, "normal"), return_indices=True, **problem.options)
+    g = numbers(indices.shape, "integer", 3)
+    cells = shape[2] * shape[3]
+    for position in (0, indices.size // 2, indices.size - 1):
+        for index in (0, 1, shape[3] - 1, cells - 1):
+            moved = indices.copy()
+            moved.flat[position] = index
+            expected = np.zeros((shape[0] * shape[1], cells))
+            for plane, (at, grads) in enumerate(
+                zip(moved.reshape(len(expected), -1), g.reshape(len(expected), -1), strict=True)
+            ):
+                np.add.at(expected[plane], at, grads)
+            actual = convx.max_pool2d_backward(
+                to_layout(g.astype(dtype), layout),
+                np.ascontiguousarray(to_layout(moved, layout)),
+                to_layout(np.zeros(shape), layout).shape,
+                layout=layout,
+                **problem.options,
+            )
+            assert_equal(from_layout(actual, layout).reshape(expected.shape), expected, f"{problem}, {index}")

@@ -342,10 +342,63 @@ void check_codes(const GuardedPage& page) {
 }
 
 template <class T>
+void check_indices(const GuardedPage& page) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const int64_t origin = int64_t{1} << 40;
+    int32_t ramp[lanes];
+    int64_t indices[lanes];
+    T offset[lanes];
+    for (int i = 0; i < lanes; ++i) {
+        ramp[i] = 5 * i - 3;
+        offset[i] = T((1 << 24) - 1 - 1000 * i);
+        indices[i] = origin + ramp[i] + static_cast<int64_t>(offset[i]);
+    }
+    const Vec<T> v = load(offset);
+    everywhere<int64_t>(page, lanes, [&](int64_t* p) {
+        begin<T>("store_indices");
+        expect_written(page, p, lanes, [&](int64_t* to) { store_indices(to, v, ramp, origin); }, indices);
+        std::memcpy(p, indices, sizeof(indices));
+        begin<T>("load_indices");
+        expect_lanes<T>(load_indices<T>(p, ramp, origin), [&](int i) { return offset[i]; }, same_bits<T>);
+    });
+    for (int n = 0; n <= lanes; ++n)
+        everywhere<int64_t>(page, n, [&](int64_t* p) {
+            begin<T>("store_indices", n);
+            expect_written(page, p, n, [&](int64_t* to) { store_indices(to, v, ramp, origin, n); }, indices);
+        });
+    // What is far away stays far away.
+    for (int bit = 25; bit < 63; ++bit)
+        for (const int64_t sign : {-1, 1}) {
+            for (int i = 0; i < lanes; ++i) indices[i] = origin + ramp[i] + sign * (int64_t{1} << bit);
+            T far[lanes];
+            store(far, load_indices<T>(indices, ramp, origin));
+            begin<T>("load_indices of far ones, bit", bit);
+            for (int i = 0; i < lanes; ++i)
+                if (std::abs(far[i]) <= T(1 << 23)) report(i, far[i], 0);
+        }
+}
+
+template <class T>
+void check_load_transposed() {
+    constexpr int lanes = VecOf<T>::lanes;
+    T rows[lanes][lanes + 1];
+    for (int r = 0; r < lanes; ++r)
+        for (int e = 0; e < lanes; ++e) rows[r][e] = T(100 * r + e);
+    Vec<T> block[lanes];
+    load_transposed(block, [&](int r) { return rows[r]; });
+    for (int e = 0; e < lanes; ++e) {
+        begin<T>("load_transposed, vector", e);
+        expect_lanes<T>(block[e], [&](int r) { return rows[r][e]; }, same_bits<T>);
+    }
+}
+
+template <class T>
 void check_all() {
     const GuardedPage page;
     check_memory<T>(page);
     check_codes<T>(page);
+    check_indices<T>(page);
+    check_load_transposed<T>();
     check_transpose<T>();
     check_all_arithmetic<T>();
 }
