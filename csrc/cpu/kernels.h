@@ -54,6 +54,9 @@ struct KernelSet {
     void (*winograd_input)(const WinogradInput<T>& job);
     void (*winograd_weights)(const WinogradWeights<T>& job);
     void (*winograd_output)(const WinogradOutput<T>& job);
+    void (*winograd_input_tiles)(const WinogradTiles<T>& job);
+    void (*winograd_gradient_tiles)(const WinogradTiles<T>& job);
+    void (*winograd_taps)(const WinogradTaps<T>& job);
 
     // The roofs (roofline.inl.h): FMA on registers, returning the flops done, and a copy around the caches.
     int64_t (*fma_rounds)(int64_t rounds, T* sink);

@@ -80,4 +80,25 @@ struct WinogradOutput {
     T* faults;  // per tile: stays 0 while all outputs are finite, becomes NaN otherwise
 };
 
+// The weight gradient, F(3 x 3, 4 x 4), has vectors over channels: adjacent tiles of one image row, `width` (nr or mr)
+// channels of every pixel beside each other.
+template <class T>
+struct WinogradTiles {
+    const T* source;  // [row][column][width]
+    int64_t source_row;
+    int64_t tiles;
+    T* dest;  // [frequency][tile][width]
+    int64_t dest_frequency;
+};
+
+// Rows of products, transformed back to 3 x 3 taps.
+template <class T>
+struct WinogradTaps {
+    const T* source;  // [frequency][column]
+    int64_t source_frequency;
+    int64_t columns;
+    T* dest;  // [tap][column]
+    int64_t dest_tap;
+};
+
 }  // namespace convx

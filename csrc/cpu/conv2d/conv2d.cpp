@@ -37,6 +37,8 @@ void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_out
     if (size == 0) return;
     if (problem.batch == 0) return std::fill(grad_weight.data, grad_weight.data + size, T(0)), void();
     switch (choose_method(problem, ConvPass::grad_weight)) {
+        case ConvMethod::winograd:
+            return winograd_grad_weight(problem, grad_output, input, grad_weight);
         default:
             return gemm_grad_weight(problem, grad_output, input, grad_weight);
     }

@@ -31,6 +31,9 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.winograd_products = winograd_products<T, mr, vecs>;
     set.winograd_weights = winograd_weights<T, mr>;
     set.winograd_output = winograd_output<T, vecs>;
+    set.winograd_input_tiles = winograd_input_tiles<T, vecs>;
+    set.winograd_gradient_tiles = winograd_gradient_tiles<T, mr>;
+    set.winograd_taps = winograd_taps<T>;
     set.fma_rounds = fma_rounds<T>;
     set.stream_copy = stream_copy<T>;
     set.relu = relu_run<T>;
