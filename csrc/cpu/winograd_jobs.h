@@ -54,7 +54,8 @@ struct WinogradInput {
     int64_t dest_frequency;
 };
 
-// A panel of mr rows of weights, channel by channel: tap (r, s) of row i at source[tap[3 * r + s] + i].
+// A panel of mr rows of weights, channel by channel: tap (r, s) of row i at source[tap[3 * r + s] + i]. A whole vector
+// can be read behind the last tap.
 template <class T>
 struct WinogradWeights {
     const T* source;

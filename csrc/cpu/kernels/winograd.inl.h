@@ -166,6 +166,8 @@ void winograd_products(const convx::WinogradProducts<T>& job) {
         products_rows<T, mr, vecs, mr>(job, job.rows - row, weights, products);
 }
 
+// mr is no multiple of the lanes: the last vector reads the next tap's rows too. It also writes them, for the next
+// channel to overwrite: a third of the time of stores that end in the middle of a vector. Only the last channel's do.
 template <class T, int mr>
 void winograd_weights(const convx::WinogradWeights<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
@@ -173,14 +175,11 @@ void winograd_weights(const convx::WinogradWeights<T>& job) {
     T* dest = job.dest;
     for (int64_t c = 0; c < job.channels; ++c, source += job.source_channel, dest += mr)
         for (int first = 0; first < mr; first += lanes) {
-            const int n = mr - first < lanes ? mr - first : lanes;
+            const int n = c + 1 < job.channels || mr - first > lanes ? lanes : mr - first;
             Vec<T> half[3][6];
             for (int r = 0; r < 3; ++r) {
                 Vec<T> g[3];
-                for (int s = 0; s < 3; ++s) {
-                    const T* tap = source + job.tap[3 * r + s] + first;
-                    g[s] = n == lanes ? load(tap) : load(tap, n);
-                }
+                for (int s = 0; s < 3; ++s) g[s] = load(source + job.tap[3 * r + s] + first);
                 transform_weights<T>(g, half[r]);
             }
             for (int j = 0; j < 6; ++j) {
@@ -188,11 +187,10 @@ void winograd_weights(const convx::WinogradWeights<T>& job) {
                 Vec<T> u[6];
                 transform_weights<T>(g, u);
                 T* to = dest + first + j * job.dest_frequency;
-                for (int i = 0; i < 6; ++i) {
-                    if (n == lanes)
-                        store(to + 6 * i * job.dest_frequency, u[i]);
-                    else
-                        store(to + 6 * i * job.dest_frequency, u[i], n);
+                if (n == lanes) {
+                    for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, u[i]);
+                } else {
+                    for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, u[i], n);
                 }
             }
         }
