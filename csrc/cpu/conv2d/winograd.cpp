@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t staged_channels = 8;
 constexpr int64_t staged_adjacent_channels = 32;
 constexpr int64_t shared_part = 64;        // channels of a panel that one task transforms for all
-constexpr int64_t stored_rows = 8;         // rows of incomplete tiles at a time
+constexpr int64_t stored_rows = 16;        // rows of incomplete tiles at a time
 constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
 
 template <class T>
@@ -50,9 +50,9 @@ struct Scratch {
           products(parts.take<T>(winograd_frequencies * product_frequency)),
           stage(parts.take<T>(std::max(staged_adjacent_channels * winograd_inputs * stage_columns(kernels),
                                        stored_rows * winograd_outputs * winograd_outputs * kernels.nr))),
-          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.mr + kernels.lanes)), pad(parts.take<T>(staged_adjacent_channels)),
-          faults(parts.take<T>(kernels.nr)), places(parts.take<int64_t>(kernels.nr)),
-          runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
+          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.mr + kernels.lanes)),
+          pad(parts.take<T>(staged_adjacent_channels)), faults(parts.take<T>(kernels.nr)),
+          places(parts.take<int64_t>(kernels.nr)), runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
           pixels(parts.take<const T*>(winograd_inputs * stage_columns(kernels))), bytes(parts.bytes()) {}
     int64_t product_row, product_frequency;
     T* operand;   // the transformed operand that is not shared
@@ -207,6 +207,8 @@ private:
         } else if (dense_taps) {
             for (int64_t c = 0; c < channels; ++c) {
                 for (int i = 0; i < rows; ++i) row[i] = source + i * gemm_.weight_row + c * gemm_.weight_channel;
+                // A few lines on a page of their own, which no hardware prefetcher foresees.
+                for (int i = 0; i < rows; i += 2) __builtin_prefetch(row[i] + 8 * gemm_.weight_channel);
                 kernels_.pack_transposed(packed + c * 9 * mr, mr, row, rows, 9);
             }
         } else {

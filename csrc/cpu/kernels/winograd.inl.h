@@ -98,7 +98,8 @@ void winograd_input(const convx::WinogradInput<T>& job) {
         }
 }
 
-// Runs of a few elements to a few hundred, the same for every channel; what lies between them is left alone.
+// Runs of a few elements to a few hundred, the same for every channel; what lies between them is left alone. A channel
+// is a few lines on pages of their own, too few for the hardware to foresee the next: prefetching takes a quarter off.
 template <class T>
 void winograd_stage(const convx::WinogradStage<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
