@@ -115,10 +115,10 @@ def test_the_error_that_the_documentation_states(c, bound, isa, dtype):
     bound *= 1 if dtype == "float32" else 2.0**-29
     forward = Conv(n=2, c=c, h=28, w=28, k=16, padding=1)
     backward = Conv(n=2, c=16, h=28, w=28, k=c, padding=1)
-    for problem, what in ((forward, "output"), (backward, "grad_input")):
+    passes = ("output", "grad_input", "grad_weight")
+    for problem, what in ((forward, "output"), (backward, "grad_input"), (backward, "grad_weight")):
         truth = getattr(conv_expected(problem), what)
-        results = convolve(*arrays_of(problem, "NCHW", dtype), "NCHW", problem)
-        result = results[0 if what == "output" else 1]
+        result = convolve(*arrays_of(problem, "NCHW", dtype), "NCHW", problem)[passes.index(what)]
         error = np.abs(result - truth).max() / np.abs(truth).max()
         assert error <= bound, f"{what} of {problem}: {error:.2e}"
 
@@ -160,7 +160,9 @@ def test_an_image_with_inf_nan_or_overflow_is_computed_by_the_direct_method(valu
     from_layout(g, layout)[2, 5, 4, 7] = value
     results = convolve(x, w, b, g, layout, problem)
     options = dict(layout=layout, algorithm="direct", **problem.options)
-    direct = convx.conv2d(x, w, b, **options), convx.conv2d_backward(g, x, w, **options)[0]
+    grad_input, grad_weight, _ = convx.conv2d_backward(g, x, w, **options)
+    assert_same_bits(results[2], grad_weight, f"grad_weight with {value}")
+    direct = convx.conv2d(x, w, b, **options), grad_input
     for result, before, wanted in zip(results, clean, direct, strict=False):
         assert_same_bits(result[2], from_layout(wanted, layout)[2], f"image with {value}")
         others = [0, 1, 3]
@@ -198,14 +200,23 @@ def test_the_scratch_is_what_a_call_takes(name, layout, isa):
     from convx import _cpu
 
     problem = PROBLEMS[name]
-    x, w, b, _ = arrays_of(problem, layout, "float32")
+    x, w, b, g = arrays_of(problem, layout, "float32")
     options = dict(layout=layout, algorithm="winograd", **problem.options)
     with convx.threads(1):
-        (plan,) = convx.explain("conv2d", x.shape, w.shape, **options)
-        _cpu.workspace_release()
-        convx.conv2d(x, w, b, **options)
-        taken = _cpu.config()["workspace_cached_bytes"]
-    assert plan.scratch_bytes <= taken <= plan.scratch_bytes * 9 / 8, plan
+        plans = [
+            *convx.explain("conv2d", x.shape, w.shape, **options),
+            *convx.explain("conv2d_backward", x.shape, w.shape, **options)[:2],
+        ]
+        for plan in plans:
+            assert plan.algorithm == "winograd"
+            _cpu.workspace_release()
+            if plan.name == "forward":
+                convx.conv2d(x, w, b, **options)
+            else:
+                mask = (plan.name == "grad_input", plan.name == "grad_weight", False)
+                convx.conv2d_backward(g, x, w, output_mask=mask, **options)
+            taken = _cpu.config()["workspace_cached_bytes"]
+            assert plan.scratch_bytes <= taken <= plan.scratch_bytes * 9 / 8, plan
 
 
 def test_numbers_of_very_different_size(isa):

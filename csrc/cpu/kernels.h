@@ -56,6 +56,9 @@ struct KernelSet {
     void (*winograd_input)(const WinogradInput<T>& job);
     void (*winograd_weights)(const WinogradWeights<T>& job);
     void (*winograd_output)(const WinogradOutput<T>& job);
+    void (*winograd_input_tiles)(const WinogradTiles<T>& job);
+    void (*winograd_gradient_tiles)(const WinogradTiles<T>& job);
+    void (*winograd_taps)(const WinogradTaps<T>& job);
 
     // Depthwise convolutions (depthwise_jobs.h): one plane, with kernel 3 or 5, stride 1 or 2; what it does first, for
     // others that want its staged rows; the adjoint of kernel 3, stride 2; a few pixels.

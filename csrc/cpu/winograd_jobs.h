@@ -54,7 +54,8 @@ struct WinogradInput {
     int64_t dest_frequency;
 };
 
-// A panel of mr rows of weights, channel by channel: tap (r, s) of row i at source[tap[3 * r + s] + i].
+// A panel of mr rows of weights, channel by channel: tap (r, s) of row i at source[tap[3 * r + s] + i]. A whole vector
+// can be read behind the last tap.
 template <class T>
 struct WinogradWeights {
     const T* source;
@@ -78,6 +79,27 @@ struct WinogradOutput {
     const T* bias;  // one value per row, or null
     bool relu;
     T* faults;  // per tile: stays 0 while all outputs are finite, becomes NaN otherwise
+};
+
+// The weight gradient, F(3 x 3, 4 x 4), has vectors over channels: adjacent tiles of one image row, `width` (nr or mr)
+// channels of every pixel beside each other.
+template <class T>
+struct WinogradTiles {
+    const T* source;  // [row][column][width]
+    int64_t source_row;
+    int64_t tiles;
+    T* dest;  // [frequency][tile][width]
+    int64_t dest_frequency;
+};
+
+// Rows of products, transformed back to 3 x 3 taps.
+template <class T>
+struct WinogradTaps {
+    const T* source;  // [frequency][column]
+    int64_t source_frequency;
+    int64_t columns;
+    T* dest;  // [tap][column]
+    int64_t dest_tap;
 };
 
 }  // namespace convx

@@ -43,6 +43,8 @@ void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_out
     switch (choose_method(problem, ConvPass::grad_weight)) {
         case ConvMethod::grouped:
             return grouped_grad_weight(problem, grad_output, input, grad_weight);
+        case ConvMethod::winograd:
+            return winograd_grad_weight(problem, grad_output, input, grad_weight);
         default:
             return gemm_grad_weight(problem, grad_output, input, grad_weight);
     }

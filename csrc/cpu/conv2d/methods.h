@@ -30,6 +30,9 @@ void winograd_forward(const ConvProblem& problem, TensorView<const T> input, Ten
 template <class T>
 void winograd_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
                          TensorView<T> grad_input);
+template <class T>
+void winograd_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
+                          TensorView<T> grad_weight);
 
 // grouped: few channels a group, see grouped_can_run.
 template <class T>

@@ -36,6 +36,7 @@ void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const K
             if (pass == ConvPass::grad_weight) return describe_gemm_grad_weight(plan, problem, kernels, threads);
             return describe_gemm(plan, problem, forward, kernels, threads);
         case ConvMethod::winograd:
+            if (pass == ConvPass::grad_weight) return describe_winograd_grad_weight(plan, problem, kernels, threads);
             return describe_winograd(plan, problem, forward, kernels, threads);
         case ConvMethod::grouped:
             if (pass == ConvPass::grad_weight) return describe_grouped_grad_weight(plan, problem, kernels, threads);

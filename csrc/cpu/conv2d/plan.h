@@ -102,6 +102,19 @@ WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t chann
 template <class T>
 PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64_t channels, int64_t rows,
                              const KernelSet<T>& kernels);
+// Blocks of Winograd's weight gradient (winograd_grad_weight.cpp).
+struct WinogradGradWeightBlocks {
+    int64_t block_tiles = 1;    // tiles transformed at a time, for all channels
+    int64_t blocks = 1;         // of tiles, summed in order
+    int64_t block_rows = 1;     // output channels of one task
+    int64_t block_columns = 1;  // input channels of one task
+    int64_t chunk_tiles = 1;    // tiles summed in registers in one go
+};
+WinogradGradWeightBlocks plan_winograd_grad_weight_blocks(int64_t tiles, int64_t groups, int64_t rows, int64_t columns,
+                                                          int64_t item_bytes, int mr, int nr);
+template <class T>
+PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks& blocks, int64_t groups, int64_t rows,
+                                         int64_t columns, const KernelSet<T>& kernels);
 bool supports_winograd(const ConvProblem& problem, ConvPass pass);
 bool prefers_winograd(const ConvProblem& problem, ConvPass pass);
 
@@ -181,6 +194,9 @@ void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, con
 template <class T>
 void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
                        int threads);
+template <class T>
+void describe_winograd_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                   int threads);
 template <class T>
 void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
 

@@ -16,6 +16,8 @@ constexpr int64_t product_bytes = 160 * 1024;
 constexpr int64_t own_weight_bytes = 448 * 1024;
 constexpr int64_t shared_weight_bytes = 6 * 1024 * 1024;
 constexpr int64_t few_tiles = 256;
+// Transformed inputs and gradients of one block of tiles: in the last-level cache.
+constexpr int64_t operand_bytes = 8 * 1024 * 1024;
 // Enough for 4 threads to end at about the same time; more would only cut the blocks small.
 constexpr int64_t wanted_tasks = 16;
 
@@ -23,17 +25,20 @@ constexpr int64_t wanted_tasks = 16;
 
 bool supports_winograd(const ConvProblem& problem, ConvPass pass) {
     const auto fits = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
-    return (pass == ConvPass::forward || pass == ConvPass::grad_input) && fits(problem.h) && fits(problem.w);
+    return pass != ConvPass::grad_bias && fits(problem.h) && fits(problem.w);
 }
 
 // Against the direct method on Zen 3, one thread: 2.3 to 3.3 times as fast at 28 x 28 and above, 1.5 to 2.7 at 14 x 14;
 // at 7 x 7 twice as fast for a batch of 8 but 0.9 times for a single image, whose few tiles do not pay for the
 // transformed weights. Planes that fill few of their tiles' outputs, or few channels, lose the gain.
 bool prefers_winograd(const ConvProblem& problem, ConvPass pass) {
-    const bool forward = pass == ConvPass::forward;
+    const bool forward = pass != ConvPass::grad_input;
     const int64_t height = forward ? problem.out_h() : problem.h.input;
     const int64_t width = forward ? problem.out_w() : problem.w.input;
     const int64_t tile_pixels = round_up(height, winograd_outputs) * round_up(width, winograd_outputs);
+    // A weight gradient sums over the tiles of the batch; with few of them its sums are too short.
+    const int64_t tiles = problem.batch * tile_pixels / (winograd_outputs * winograd_outputs);
+    if (pass == ConvPass::grad_weight && tiles < 24) return false;
     return std::min(problem.group_in(), problem.group_out()) >= 16 && height * width >= 49 &&
            5 * tile_pixels <= 9 * height * width;
 }
@@ -61,6 +66,26 @@ WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t chann
         const int64_t rows_fit = product_bytes / (frequency_bytes * blocks.block_panels * nr * mr);
         blocks.block_rows = std::min(std::max<int64_t>(rows_fit, 1) * mr, round_up(rows, mr));
     }
+    return blocks;
+}
+
+WinogradGradWeightBlocks plan_winograd_grad_weight_blocks(int64_t tiles, int64_t groups, int64_t rows, int64_t columns,
+                                                          int64_t item_bytes, int mr, int nr) {
+    WinogradGradWeightBlocks blocks;
+    tiles = std::max<int64_t>(tiles, 1);
+    const int64_t tile_bytes = winograd_frequencies * item_bytes * (round_up(rows, mr) + round_up(columns, nr));
+    const int64_t fit = std::clamp<int64_t>(operand_bytes / tile_bytes, 64, 512);
+    blocks.blocks = ceil_div(tiles, fit);
+    blocks.block_tiles = ceil_div(tiles, blocks.blocks);
+    blocks.chunk_tiles = ceil_div(blocks.block_tiles, ceil_div(blocks.block_tiles, chunk_target));
+    // Products of one task in L2: 24 x 64 floats of every frequency, or fewer to make enough tasks.
+    blocks.block_rows = std::min(std::max<int64_t>(24 / mr, 1) * mr, round_up(rows, mr));
+    blocks.block_columns = std::min<int64_t>(round_up(64, nr), round_up(columns, nr));
+    const auto tasks = [&] {
+        return groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
+    };
+    if (tasks() < wanted_tasks) blocks.block_columns = std::min<int64_t>(round_up(32, nr), blocks.block_columns);
+    if (tasks() < wanted_tasks) blocks.block_rows = std::min<int64_t>(round_up(12, mr), blocks.block_rows);
     return blocks;
 }
 
@@ -93,7 +118,34 @@ void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward,
     plan.reason += "; images with inf, NaN or an overflow by the direct method";
 }
 
+template <class T>
+void describe_winograd_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                   int threads) {
+    const int64_t rows = problem.group_out(), columns = problem.group_in();
+    const int64_t tiles =
+        problem.batch * ceil_div(problem.out_h(), winograd_outputs) * ceil_div(problem.out_w(), winograd_outputs);
+    const WinogradGradWeightBlocks blocks =
+        plan_winograd_grad_weight_blocks(tiles, problem.groups, rows, columns, sizeof(T), kernels.mr, kernels.nr);
+    const PassScratch scratch = winograd_grad_weight_scratch(blocks, problem.groups, rows, columns, kernels);
+    plan.algorithm = "winograd";
+    plan.tile = "4 x 4 gradients, " + std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) +
+                " weights of a frequency";
+    plan.block = std::to_string(std::min(blocks.block_rows, rows)) + " output channels x " +
+                 std::to_string(std::min(blocks.block_columns, columns)) + " input channels, sums of " +
+                 std::to_string(blocks.chunk_tiles) + " tiles";
+    const int64_t together = ceil_div(std::max<int64_t>(rows, 1), blocks.block_rows) *
+                             ceil_div(std::max<int64_t>(columns, 1), blocks.block_columns);
+    plan.tasks = problem.groups * blocks.blocks * together;
+    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, together});
+    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+    plan.reason = "F(3x3, 4x4): 36 multiplications for 16 gradients instead of 144; " +
+                  std::to_string(blocks.block_tiles) + " tiles at a time are transformed for all channels";
+    plan.reason += "; by the direct method where the result is inf or NaN";
+}
+
 template void describe_winograd(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
+template void describe_winograd_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);
+template void describe_winograd_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<double>&, int);
 template void describe_winograd(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
 
 }  // namespace convx

@@ -12,9 +12,12 @@ namespace convx {
 
 namespace {
 
-constexpr int64_t staged_channels = 8;     // of a panel at a time, which stay in L1 until they are transformed
+// Channels of a panel at a time, which stay in L1 until they are transformed; where channels are adjacent in memory, as
+// many as make the reads from there long enough to stream.
+constexpr int64_t staged_channels = 8;
+constexpr int64_t staged_adjacent_channels = 32;
 constexpr int64_t shared_part = 64;        // channels of a panel that one task transforms for all
-constexpr int64_t stored_rows = 8;         // rows of incomplete tiles at a time
+constexpr int64_t stored_rows = 16;        // rows of incomplete tiles at a time
 constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
 
 template <class T>
@@ -45,11 +48,11 @@ struct Scratch {
               blocks.shares_inputs ? Operand<T>::size(blocks.block_rows / kernels.mr, blocks.chunk_channels, kernels.mr)
                                    : Operand<T>::size(blocks.block_panels, channels, kernels.nr))),
           products(parts.take<T>(winograd_frequencies * product_frequency)),
-          stage(parts.take<T>(std::max(staged_channels * winograd_inputs * stage_columns(kernels),
+          stage(parts.take<T>(std::max(staged_adjacent_channels * winograd_inputs * stage_columns(kernels),
                                        stored_rows * winograd_outputs * winograd_outputs * kernels.nr))),
-          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.mr)), pad(parts.take<T>(staged_channels)),
-          faults(parts.take<T>(kernels.nr)), places(parts.take<int64_t>(kernels.nr)),
-          runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
+          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.mr + kernels.lanes)),
+          pad(parts.take<T>(staged_adjacent_channels)), faults(parts.take<T>(kernels.nr)),
+          places(parts.take<int64_t>(kernels.nr)), runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
           pixels(parts.take<const T*>(winograd_inputs * stage_columns(kernels))), bytes(parts.bytes()) {}
     int64_t product_row, product_frequency;
     T* operand;   // the transformed operand that is not shared
@@ -204,6 +207,8 @@ private:
         } else if (dense_taps) {
             for (int64_t c = 0; c < channels; ++c) {
                 for (int i = 0; i < rows; ++i) row[i] = source + i * gemm_.weight_row + c * gemm_.weight_channel;
+                // A few lines on a page of their own, which no hardware prefetcher foresees.
+                for (int i = 0; i < rows; i += 2) __builtin_prefetch(row[i] + 8 * gemm_.weight_channel);
                 kernels_.pack_transposed(packed + c * 9 * mr, mr, row, rows, 9);
             }
         } else {
@@ -235,10 +240,11 @@ private:
         const int run_count = find_runs(first, count, columns, scratch);
         const Strides& from = gemm_.source_stride;
         const bool channels_adjacent = from.c == 1 && from.w != 1;
-        std::fill(scratch.pad, scratch.pad + staged_channels, gemm_.pad);
-        std::fill(scratch.stage, scratch.stage + staged_channels * plane, gemm_.pad);
-        for (int64_t c = 0; c < channel_count; c += staged_channels) {
-            const int64_t channels = std::min(staged_channels, channel_count - c);
+        const int64_t step = channels_adjacent ? staged_adjacent_channels : staged_channels;
+        std::fill(scratch.pad, scratch.pad + step, gemm_.pad);
+        if (!channels_adjacent) std::fill(scratch.stage, scratch.stage + step * plane, gemm_.pad);
+        for (int64_t c = 0; c < channel_count; c += step) {
+            const int64_t channels = std::min(step, channel_count - c);
             const T* source = gemm_.source + (group * gemm_.channels + first_channel + c) * from.c;
             if (channels_adjacent) {
                 std::fill(scratch.pixels, scratch.pixels + plane, scratch.pad);

@@ -44,6 +44,9 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.grouped_grad_weight = grouped_grad_weight<T>;
     set.split_row = split_row<T>;
     set.join_row = join_row<T>;
+    set.winograd_input_tiles = winograd_input_tiles<T, vecs>;
+    set.winograd_gradient_tiles = winograd_gradient_tiles<T, mr>;
+    set.winograd_taps = winograd_taps<T>;
     set.fma_rounds = fma_rounds<T>;
     set.stream_copy = stream_copy<T>;
     set.relu = relu_run<T>;

@@ -93,6 +93,10 @@ void pack_transposed(T* dst, int64_t dst_stride, const T* const* rows, int row_c
         const int n = row_count - i < lanes ? row_count - i : lanes;
         for (int64_t d = 0; d < depth; d += lanes) {
             const int deep = depth - d < lanes ? static_cast<int>(depth - d) : lanes;
+            if (deep == 1) {  // the ninth tap of a 3 x 3 kernel
+                for (int r = 0; r < n; ++r) dst[d * dst_stride + i + r] = rows[i + r][d];
+                continue;
+            }
             Vec<T> block[lanes];
             const auto row = [&](int r) { return rows[i + (r < n ? r : n - 1)] + d; };
             if (deep == lanes) {

@@ -98,7 +98,8 @@ void winograd_input(const convx::WinogradInput<T>& job) {
         }
 }
 
-// Runs of a few elements to a few hundred, the same for every channel; what lies between them is left alone.
+// Runs of a few elements to a few hundred, the same for every channel; what lies between them is left alone. A channel
+// is a few lines on pages of their own, too few for the hardware to foresee the next: prefetching takes a quarter off.
 template <class T>
 void winograd_stage(const convx::WinogradStage<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
@@ -166,6 +167,8 @@ void winograd_products(const convx::WinogradProducts<T>& job) {
         products_rows<T, mr, vecs, mr>(job, job.rows - row, weights, products);
 }
 
+// mr is no multiple of the lanes: the last vector reads the next tap's rows too. It also writes them, for the next
+// channel to overwrite: a third of the time of stores that end in the middle of a vector. Only the last channel's do.
 template <class T, int mr>
 void winograd_weights(const convx::WinogradWeights<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
@@ -173,14 +176,11 @@ void winograd_weights(const convx::WinogradWeights<T>& job) {
     T* dest = job.dest;
     for (int64_t c = 0; c < job.channels; ++c, source += job.source_channel, dest += mr)
         for (int first = 0; first < mr; first += lanes) {
-            const int n = mr - first < lanes ? mr - first : lanes;
+            const int n = c + 1 < job.channels || mr - first > lanes ? lanes : mr - first;
             Vec<T> half[3][6];
             for (int r = 0; r < 3; ++r) {
                 Vec<T> g[3];
-                for (int s = 0; s < 3; ++s) {
-                    const T* tap = source + job.tap[3 * r + s] + first;
-                    g[s] = n == lanes ? load(tap) : load(tap, n);
-                }
+                for (int s = 0; s < 3; ++s) g[s] = load(source + job.tap[3 * r + s] + first);
                 transform_weights<T>(g, half[r]);
             }
             for (int j = 0; j < 6; ++j) {
@@ -188,11 +188,10 @@ void winograd_weights(const convx::WinogradWeights<T>& job) {
                 Vec<T> u[6];
                 transform_weights<T>(g, u);
                 T* to = dest + first + j * job.dest_frequency;
-                for (int i = 0; i < 6; ++i) {
-                    if (n == lanes)
-                        store(to + 6 * i * job.dest_frequency, u[i]);
-                    else
-                        store(to + 6 * i * job.dest_frequency, u[i], n);
+                if (n == lanes) {
+                    for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, u[i]);
+                } else {
+                    for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, u[i], n);
                 }
             }
         }
@@ -239,6 +238,102 @@ void winograd_output(const convx::WinogradOutput<T>& job) {
         }
     }
     for (int v = 0; v < vecs; ++v) store(job.faults + v * lanes, faults[v]);
+}
+
+// The weight gradient correlates 6 x 6 inputs with 4 x 4 gradients to 3 x 3 taps: the same B', other G and A'.
+template <class T>
+inline void transform_gradients(const Vec<T> (&g)[4], Vec<T> (&u)[6]) {
+    constexpr double n0 = point_a2 * point_b2;
+    constexpr double na = 2 * point_a2 * (point_a2 - point_b2), nb = 2 * point_b2 * (point_b2 - point_a2);
+    const Vec<T> even_a = mul(number<T>(1 / na), fma(number<T>(point_a2), g[2], g[0]));
+    const Vec<T> even_b = mul(number<T>(1 / nb), fma(number<T>(point_b2), g[2], g[0]));
+    const Vec<T> odd_a = fma(number<T>(point_a2), g[3], g[1]), odd_b = fma(number<T>(point_b2), g[3], g[1]);
+    u[0] = mul(number<T>(1 / n0), g[0]);
+    u[1] = fma(number<T>(point_a / na), odd_a, even_a);
+    u[2] = fma(number<T>(-point_a / na), odd_a, even_a);
+    u[3] = fma(number<T>(point_b / nb), odd_b, even_b);
+    u[4] = fma(number<T>(-point_b / nb), odd_b, even_b);
+    u[5] = g[3];
+}
+
+template <class T>
+inline void transform_taps(const Vec<T> (&m)[6], Vec<T> (&y)[3]) {
+    const Vec<T> sum_a = add(m[1], m[2]), sum_b = add(m[3], m[4]);
+    y[0] = add(m[0], add(sum_a, sum_b));
+    y[1] = fma(number<T>(point_a), sub(m[1], m[2]), mul(number<T>(point_b), sub(m[3], m[4])));
+    y[2] = fma(number<T>(point_a2), sum_a, fma(number<T>(point_b2), sum_b, m[5]));
+}
+
+template <class T, int vecs>
+void winograd_input_tiles(const convx::WinogradTiles<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes, width = vecs * lanes;
+    for (int64_t tile = 0; tile < job.tiles; ++tile)
+        for (int v = 0; v < vecs; ++v) {
+            const T* source = job.source + 4 * tile * width + v * lanes;
+            T* dest = job.dest + tile * width + v * lanes;
+            Vec<T> half[6][6];
+            for (int i = 0; i < 6; ++i) {
+                Vec<T> d[6];
+                for (int j = 0; j < 6; ++j) d[j] = load(source + i * job.source_row + j * width);
+                transform_input<T>(d, half[i]);
+            }
+            for (int j = 0; j < 6; ++j) {
+                const Vec<T> d[6] = {half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j]};
+                Vec<T> out[6];
+                transform_input<T>(d, out);
+#pragma GCC unroll 6
+                for (int i = 0; i < 6; ++i) store(dest + (6 * i + j) * job.dest_frequency, out[i]);
+            }
+        }
+}
+
+// mr is no multiple of the lanes: the last vector reads the next pixel's channels too, and writes its own alone.
+template <class T, int mr>
+void winograd_gradient_tiles(const convx::WinogradTiles<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int64_t tile = 0; tile < job.tiles; ++tile)
+        for (int first = 0; first < mr; first += lanes) {
+            const int n = mr - first < lanes ? mr - first : lanes;
+            const T* source = job.source + 4 * tile * mr + first;
+            T* dest = job.dest + tile * mr + first;
+            Vec<T> half[4][6];
+            for (int i = 0; i < 4; ++i) {
+                Vec<T> g[4];
+                for (int j = 0; j < 4; ++j) g[j] = load(source + i * job.source_row + j * mr);
+                transform_gradients<T>(g, half[i]);
+            }
+            for (int j = 0; j < 6; ++j) {
+                const Vec<T> g[4] = {half[0][j], half[1][j], half[2][j], half[3][j]};
+                Vec<T> u[6];
+                transform_gradients<T>(g, u);
+                for (int i = 0; i < 6; ++i) {
+                    T* to = dest + (6 * i + j) * job.dest_frequency;
+                    if (n == lanes)
+                        store(to, u[i]);
+                    else
+                        store(to, u[i], n);
+                }
+            }
+        }
+}
+
+template <class T>
+void winograd_taps(const convx::WinogradTaps<T>& job) {
+    constexpr int lanes = VecOf<T>::lanes;
+    for (int64_t column = 0; column < job.columns; column += lanes) {
+        Vec<T> half[3][6];
+        for (int j = 0; j < 6; ++j) {
+            Vec<T> m[6], y[3];
+            for (int i = 0; i < 6; ++i) m[i] = load(job.source + (6 * i + j) * job.source_frequency + column);
+            transform_taps<T>(m, y);
+            for (int i = 0; i < 3; ++i) half[i][j] = y[i];
+        }
+        for (int i = 0; i < 3; ++i) {
+            Vec<T> y[3];
+            transform_taps<T>(half[i], y);
+            for (int j = 0; j < 3; ++j) store(job.dest + (3 * i + j) * job.dest_tap + column, y[j]);
+        }
+    }
 }
 
 }  // namespace

@@ -1,0 +1,281 @@
+// Weight gradient by Winograd's F(3 x 3, 4 x 4): 4 x 4 gradients and the 6 x 6 inputs behind them give 3 x 3 taps.
+//
+//   grad_weight[k, c] = A' [ sum over tiles of (G grad_output tile G') * (B' input tile B) ] A
+//
+// For each of the 36 frequencies a GEMM whose reduction runs over the tiles of the batch. Blocks of tiles are
+// transformed for all channels, then tasks multiply a block of rows (k) and columns (c) each and add to their own
+// products; after the last block they transform them back. Blocks and chunks follow from the problem, so the order of
+// the sums does too.
+//
+// An inf or NaN smears over what it is multiplied with, as does an overflow in a transform; where the result has one,
+// the direct method computes it again.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "common/rounding.h"
+#include "cpu/conv2d/methods.h"
+#include "cpu/conv2d/pixels.h"
+#include "cpu/conv2d/plan.h"
+#include "cpu/registry.h"
+#include "cpu/scratch_parts.h"
+#include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
+
+namespace convx {
+
+namespace {
+
+constexpr int64_t segment_tiles = 16;      // of one image row, staged at a time
+constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
+
+// Transformed operands of a block of tiles: [frequency][panel][tile][width].
+template <class T>
+struct Operand {
+    int64_t width, panel, frequency;
+    T* data = nullptr;
+    Operand(int64_t tiles, int64_t channels, int64_t width)
+        : width(width), panel(tiles * width), frequency(ceil_div(channels, width) * panel + frequency_padding) {}
+    int64_t size() const { return winograd_frequencies * frequency; }
+};
+
+template <class T>
+struct Products {
+    int64_t row, frequency;
+    explicit Products(const WinogradGradWeightBlocks& blocks)
+        : row(blocks.block_columns), frequency(blocks.block_rows * row + frequency_padding) {}
+    int64_t size() const { return winograd_frequencies * frequency; }
+};
+
+template <class T>
+struct Shared {
+    Shared(ScratchParts parts, const WinogradGradWeightBlocks& blocks, int64_t groups, int64_t rows, int64_t columns,
+           const KernelSet<T>& kernels)
+        : gradients(blocks.block_tiles, rows, kernels.mr), inputs(blocks.block_tiles, columns, kernels.nr) {
+        gradients.data = parts.take<T>(gradients.size());
+        inputs.data = parts.take<T>(inputs.size());
+        const int64_t tasks = ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
+        products = blocks.blocks > 1 ? parts.take<T>(tasks * Products<T>(blocks).size()) : nullptr;
+        bytes = parts.bytes();
+        (void)groups;
+    }
+    Operand<T> gradients, inputs;
+    T* products;  // of every task, where there are several blocks of tiles
+    int64_t bytes;
+};
+
+template <class T>
+struct Scratch {
+    Scratch(ScratchParts parts, const WinogradGradWeightBlocks& blocks, const KernelSet<T>& kernels)
+        : stage(parts.take<T>(winograd_inputs * (winograd_outputs * segment_tiles + 2) * kernels.nr + kernels.lanes)),
+          products(blocks.blocks > 1 ? nullptr : parts.take<T>(Products<T>(blocks).size())),
+          taps(parts.take<T>(9 * blocks.block_columns)), bytes(parts.bytes()) {}
+    T* stage;     // [row][column][width]
+    T* products;  // [frequency][row][column]
+    T* taps;      // [tap][column]
+    int64_t bytes;
+};
+
+template <class T>
+class Nest {
+public:
+    Nest(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
+         const KernelSet<T>& kernels)
+        : problem_(problem), kernels_(kernels), grad_(grad_output), input_(input), h_(forward_table(problem.h)),
+          w_(forward_table(problem.w)), border_(border_of(problem, h_, w_)),
+          tile_rows_(ceil_div(h_.positions, winograd_outputs)), tile_columns_(ceil_div(w_.positions, winograd_outputs)),
+          tiles_(problem.batch * tile_rows_ * tile_columns_), rows_(problem.group_out()), columns_(problem.group_in()),
+          blocks_(plan_winograd_grad_weight_blocks(tiles_, problem.groups, rows_, columns_, sizeof(T), kernels.mr,
+                                                   kernels.nr)),
+          input_row_(read_order(h_, tile_rows_)), input_column_(read_order(w_, tile_columns_)) {}
+
+    bool is_mixed() const { return border_.mixed; }
+
+    void run(T* grad_weight) {
+        const PassScratch size = winograd_grad_weight_scratch(blocks_, problem_.groups, rows_, columns_, kernels_);
+        const int64_t row_blocks = ceil_div(rows_, blocks_.block_rows);
+        const int64_t tasks = row_blocks * ceil_div(columns_, blocks_.block_columns);
+        const int width = static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), tasks}));
+        const Workspace workspace(static_cast<size_t>(size.shared_bytes + width * size.worker_bytes));
+        const Shared<T> shared(ScratchParts(workspace.data()), blocks_, problem_.groups, rows_, columns_, kernels_);
+        char* workers = static_cast<char*>(workspace.data()) + size.shared_bytes;
+        const auto scratch_of = [&](int worker) {
+            return Scratch<T>(ScratchParts(workers + worker * size.worker_bytes), blocks_, kernels_);
+        };
+        const int64_t gradient_panels = ceil_div(rows_, kernels_.mr), input_panels = ceil_div(columns_, kernels_.nr);
+        for (int64_t part = 0; part < problem_.groups * blocks_.blocks; ++part) {
+            const int64_t group = part / blocks_.blocks, block = part % blocks_.blocks;
+            const int64_t first = block * blocks_.block_tiles, count = std::min(blocks_.block_tiles, tiles_ - first);
+            parallel_for(input_panels + gradient_panels, width, [&](int64_t task, int worker) {
+                if (task < input_panels)
+                    transform_inputs(group, task, first, count, shared.inputs, scratch_of(worker));
+                else
+                    transform_gradients(group, task - input_panels, first, count, shared.gradients, scratch_of(worker));
+            });
+            parallel_for(tasks, width, [&](int64_t task, int worker) {
+                const Scratch<T> scratch = scratch_of(worker);
+                T* products = shared.products ? shared.products + task * Products<T>(blocks_).size() : scratch.products;
+                const int64_t row = task % row_blocks * blocks_.block_rows;
+                const int64_t column = task / row_blocks * blocks_.block_columns;
+                multiply(row, column, count, block > 0, shared, products);
+                if (block + 1 == blocks_.blocks) store_taps(group, row, column, products, grad_weight, scratch);
+            });
+        }
+    }
+
+private:
+    static std::vector<int64_t> read_order(const AxisTable& table, int64_t tiles) {
+        std::vector<int64_t> order(static_cast<size_t>(tiles * winograd_outputs + 2), AxisTable::outside);
+        for (int64_t p = 0; p < table.positions + 2; ++p) {
+            const int64_t position = std::min(p, table.positions - 1);
+            order[static_cast<size_t>(p)] = table.at(p - position, position);
+        }
+        return order;
+    }
+
+    // Calls visit(segment, place in the block) for runs of at most segment_tiles tiles of an image row.
+    template <class Visit>
+    void for_each_run(int64_t first, int64_t count, const Visit& visit) const {
+        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
+            for (int64_t t = 0; t < s.count; t += segment_tiles)
+                visit(PixelSegment{s.n, s.i, s.j + t, s.lane + t, std::min(segment_tiles, s.count - t)});
+        });
+    }
+
+    // `count` pixels beside each other, `channels` of each, to dest[pixel][width].
+    void stage(T* dest, int64_t width, const T* source, int64_t channel_stride, int64_t pixel_stride, int channels,
+               int64_t count) const {
+        if (pixel_stride == 1 && channel_stride != 1) {
+            const T* row[64];
+            for (int c = 0; c < channels; ++c) row[c] = source + c * channel_stride;
+            kernels_.pack_transposed(dest, width, row, channels, count);
+        } else {
+            const LaneRun lanes{0, channels, 0};
+            kernels_.pack_lanes(dest, width, source, pixel_stride, count, &lanes, 1, channels, channel_stride, T(0));
+        }
+    }
+
+    void transform_inputs(int64_t group, int64_t panel, int64_t first, int64_t count, const Operand<T>& inputs,
+                          const Scratch<T>& scratch) const {
+        const int64_t nr = kernels_.nr, channel = panel * nr;
+        const int channels = static_cast<int>(std::min(nr, columns_ - channel));
+        const T* source = input_.data + (group * columns_ + channel) * input_.stride[1];
+        for_each_run(first, count, [&](const PixelSegment& s) {
+            const int64_t width = winograd_outputs * s.count + 2;
+            const int64_t* column = input_column_.data() + winograd_outputs * s.j;
+            // Pixels outside, and channels that there are not.
+            std::fill(scratch.stage, scratch.stage + winograd_inputs * width * nr, static_cast<T>(border_.value));
+            for (int64_t i = 0; i < winograd_inputs; ++i) {
+                const int64_t row = input_row_[static_cast<size_t>(winograd_outputs * s.i + i)];
+                if (row == AxisTable::outside) continue;
+                for (int64_t q = 0; q < width;) {
+                    int64_t end = q + 1;
+                    if (column[q] != AxisTable::outside) {
+                        while (end < width && column[end] == column[end - 1] + 1) ++end;
+                        stage(scratch.stage + (i * width + q) * nr, nr,
+                              source + s.n * input_.stride[0] + row * input_.stride[2] + column[q] * input_.stride[3],
+                              input_.stride[1], input_.stride[3], channels, end - q);
+                    }
+                    q = end;
+                }
+            }
+            kernels_.winograd_input_tiles({scratch.stage, width * nr, s.count,
+                                           inputs.data + panel * inputs.panel + s.lane * nr, inputs.frequency});
+        });
+    }
+
+    void transform_gradients(int64_t group, int64_t panel, int64_t first, int64_t count, const Operand<T>& gradients,
+                             const Scratch<T>& scratch) const {
+        const int64_t mr = kernels_.mr, channel = panel * mr;
+        const int channels = static_cast<int>(std::min(mr, rows_ - channel));
+        for_each_run(first, count, [&](const PixelSegment& s) {
+            const int64_t width = winograd_outputs * s.count, h = winograd_outputs * s.i, w = winograd_outputs * s.j;
+            const int64_t columns = std::min(width, w_.positions - w);
+            if (columns < width || h + winograd_outputs > h_.positions || channels < mr)
+                std::fill(scratch.stage, scratch.stage + winograd_outputs * width * mr, T(0));
+            for (int64_t i = 0; i < std::min<int64_t>(winograd_outputs, h_.positions - h); ++i)
+                stage(scratch.stage + i * width * mr, mr, grad_.at(s.n, group * rows_ + channel, h + i, w),
+                      grad_.stride[1], grad_.stride[3], channels, columns);
+            kernels_.winograd_gradient_tiles({scratch.stage, width * mr, s.count,
+                                              gradients.data + panel * gradients.panel + s.lane * mr,
+                                              gradients.frequency});
+        });
+    }
+
+    void multiply(int64_t row, int64_t column, int64_t tiles, bool accumulate, const Shared<T>& shared,
+                  T* products) const {
+        const Products<T> layout(blocks_);
+        const Operand<T>&gradients = shared.gradients, &inputs = shared.inputs;
+        WinogradProducts<T> job{gradients.data + row / kernels_.mr * gradients.panel,
+                                gradients.panel,
+                                inputs.data + column / kernels_.nr * inputs.panel,
+                                inputs.panel,
+                                tiles,
+                                blocks_.chunk_tiles,
+                                std::min(blocks_.block_rows, rows_ - row),
+                                std::min(blocks_.block_columns, columns_ - column),
+                                products,
+                                layout.row,
+                                accumulate};
+        for (int64_t f = 0; f < winograd_frequencies; ++f) {
+            kernels_.winograd_products(job);
+            job.weights += gradients.frequency;
+            job.inputs += inputs.frequency;
+            job.products += layout.frequency;
+        }
+    }
+
+    void store_taps(int64_t group, int64_t first_row, int64_t first_column, const T* products, T* grad_weight,
+                    const Scratch<T>& scratch) const {
+        const Products<T> layout(blocks_);
+        const int64_t columns = std::min(blocks_.block_columns, columns_ - first_column);
+        const T* taps[9];
+        for (int64_t tap = 0; tap < 9; ++tap) taps[tap] = scratch.taps + tap * blocks_.block_columns;
+        for (int64_t row = 0; row < std::min(blocks_.block_rows, rows_ - first_row); ++row) {
+            kernels_.winograd_taps(
+                {products + row * layout.row, layout.frequency, columns, scratch.taps, blocks_.block_columns});
+            T* dest = grad_weight + ((group * rows_ + first_row + row) * columns_ + first_column) * 9;
+            kernels_.pack_transposed(dest, 9, taps, 9, columns);
+        }
+    }
+
+    const ConvProblem& problem_;
+    const KernelSet<T>& kernels_;
+    const TensorView<const T> grad_, input_;
+    const AxisTable h_, w_;
+    const Border border_;
+    const int64_t tile_rows_, tile_columns_, tiles_;
+    const int64_t rows_, columns_;
+    const WinogradGradWeightBlocks blocks_;
+    const std::vector<int64_t> input_row_, input_column_;
+};
+
+}  // namespace
+
+template <class T>
+PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks& blocks, int64_t groups, int64_t rows,
+                                         int64_t columns, const KernelSet<T>& kernels) {
+    return {Shared<T>(ScratchParts(), blocks, groups, rows, columns, kernels).bytes,
+            Scratch<T>(ScratchParts(), blocks, kernels).bytes};
+}
+
+template <class T>
+void winograd_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
+                          TensorView<T> grad_weight) {
+    Nest<T> nest(problem, grad_output, input, kernel_set<T>(active_kernels()));
+    if (nest.is_mixed()) return gemm_grad_weight(problem, grad_output, input, grad_weight);
+    nest.run(grad_weight.data);
+    if (!std::all_of(grad_weight.data, grad_weight.data + grad_weight.size(), [](T x) { return std::isfinite(x); }))
+        gemm_grad_weight(problem, grad_output, input, grad_weight);
+}
+
+template PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks&, int64_t, int64_t, int64_t,
+                                                  const KernelSet<float>&);
+template PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks&, int64_t, int64_t, int64_t,
+                                                  const KernelSet<double>&);
+template void winograd_grad_weight(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                                   TensorView<float>);
+template void winograd_grad_weight(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                                   TensorView<double>);
+
+}  // namespace convx
