@@ -25,6 +25,9 @@ bool same_method(const ConvProblem& whole, const Axis& h, ConvPass pass) {
 
 int64_t forward_band_rows(const FusedProblem& problem) {
     const int64_t rows = problem.conv.out_h(), band = fitting_rows(problem);
+    // It leaves an image with an inf, a NaN or an overflow to another method, which a band cannot know of its
+    // neighbours.
+    if (choose_method(problem.conv, ConvPass::forward) == ConvMethod::winograd) return rows;
     for (int64_t begin = 0; band < rows && begin < rows; begin += band) {
         const AxisPart part(problem.conv.h, begin, std::min(rows, begin + band));
         if (part.axis.input == 0 || !same_method(problem.conv, part.axis, ConvPass::forward)) return rows;

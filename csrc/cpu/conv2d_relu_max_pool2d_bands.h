@@ -55,7 +55,7 @@ TensorView<T> rows_of(TensorView<T> view, int64_t begin, int64_t end) {
 }
 
 // Rows of convolution output in a band: all of them where that fits, where a band could lie in the padding, or where
-// its method would not be that of the whole image.
+// its method would not be that of the whole image (Winograd: forward always).
 int64_t forward_band_rows(const FusedProblem& problem);
 
 // The rows of a band of the backward pass. Its weight gradient is that of convolution rows [begin, end); its rows
