@@ -37,9 +37,9 @@ struct Shared {
     Shared(ScratchParts parts, const PlaneLayout& layout, int64_t rows, int64_t channels)
         : weights(parts.take<T>(rows * channels * taps(layout))), bias(parts.take<T>(rows)), bytes(parts.bytes()) {}
     static int64_t taps(const PlaneLayout& layout) {
-        const auto of_axis = [](const StagedAxis& axis) {
+        const auto of_axis = [](const PhasedAxis& axis) {
             size_t count = 0;
-            for (const StagedAxis::Class& one : axis.classes) count += one.taps.size();
+            for (const PhasedAxis::Class& one : axis.classes) count += one.taps.size();
             return static_cast<int64_t>(count);
         };
         return of_axis(layout.h) * of_axis(layout.w);
@@ -99,7 +99,7 @@ public:
 private:
     // One destination class: the taps that hit it.
     struct Class {
-        const StagedAxis::Class *h, *w;
+        const PhasedAxis::Class *h, *w;
         int64_t taps;
         std::vector<int32_t> offsets;  // of the taps of a chunk
         const T* weights;
@@ -124,8 +124,8 @@ private:
 
     T* pack_panel(T* to, const Class& one, int64_t first_row, int64_t rows) const {
         for (int64_t c = 0; c < pass_.channels; ++c)
-            for (const StagedAxis::Tap& r : one.h->taps)
-                for (const StagedAxis::Tap& s : one.w->taps) {
+            for (const PhasedAxis::Tap& r : one.h->taps)
+                for (const PhasedAxis::Tap& s : one.w->taps) {
                     const T* from = pass_.weight + first_row * pass_.weight_row + c * pass_.weight_channel +
                                     r.kernel_index * pass_.weight_h + s.kernel_index * pass_.weight_w;
                     for (int64_t row = 0; row < rows; ++row) *to++ = from[row * pass_.weight_row];

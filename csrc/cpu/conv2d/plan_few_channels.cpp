@@ -41,9 +41,9 @@ double run_cycles(int64_t rows, int64_t count, int64_t lanes, int64_t limit, dou
     return cycles;
 }
 
-int64_t most_taps(const StagedAxis& axis) {
+int64_t most_taps(const PhasedAxis& axis) {
     size_t most = 1;
-    for (const StagedAxis::Class& one : axis.classes) most = std::max(most, one.taps.size());
+    for (const PhasedAxis::Class& one : axis.classes) most = std::max(most, one.taps.size());
     return static_cast<int64_t>(most);
 }
 
@@ -73,8 +73,8 @@ bool few_channels_pays(const ConvProblem& problem, ConvPass pass) {
 }
 
 PlaneLayout few_channels_layout(const ConvProblem& problem, bool forward) {
-    return forward ? PlaneLayout(staged_forward(problem.h), staged_forward(problem.w))
-                   : PlaneLayout(staged_adjoint(problem.h), staged_adjoint(problem.w));
+    return forward ? PlaneLayout(phases_of_forward(problem.h), phases_of_forward(problem.w))
+                   : PlaneLayout(phases_of_adjoint(problem.h), phases_of_adjoint(problem.w));
 }
 
 FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool channels_last, int64_t rows,

@@ -4,16 +4,16 @@
 
 namespace convx {
 
-int64_t StagedAxis::reach() const {
+int64_t PhasedAxis::reach() const {
     int64_t most = 0;
     for (const Class& one : classes)
         for (const Tap& tap : one.taps) most = std::max(most, tap.offset);
     return most;
 }
 
-StagedAxis staged_forward(const Axis& axis) {
+PhasedAxis phases_of_forward(const Axis& axis) {
     const AxisTable table = forward_table(axis);
-    StagedAxis staged;
+    PhasedAxis staged;
     staged.step = axis.stride;
     staged.classes.push_back({0, 1, table.positions, {}});
     std::vector<int64_t> residues;  // those that a tap falls on
@@ -28,7 +28,7 @@ StagedAxis staged_forward(const Axis& axis) {
     staged.cells = staged.reach() + table.positions;
     staged.source.assign(static_cast<size_t>(staged.phases * staged.cells), AxisTable::outside);
     for (size_t t = 0; t < table.taps.size(); ++t) {
-        const StagedAxis::Tap& tap = staged.classes[0].taps[t];
+        const PhasedAxis::Tap& tap = staged.classes[0].taps[t];
         for (int64_t i = 0; i < table.positions; ++i)
             staged.source[static_cast<size_t>(tap.phase * staged.cells + i + tap.offset)] =
                 table.at(static_cast<int64_t>(t), i);
@@ -36,13 +36,13 @@ StagedAxis staged_forward(const Axis& axis) {
     return staged;
 }
 
-StagedAxis staged_adjoint(const Axis& axis) {
-    StagedAxis staged;
+PhasedAxis phases_of_adjoint(const Axis& axis) {
+    PhasedAxis staged;
     const std::vector<AxisTable> tables = residue_classes(axis);
     int64_t least = 0, outputs = axis.output();
     for (size_t residue = 0; residue < tables.size(); ++residue) {
         const AxisTable& table = tables[residue];
-        StagedAxis::Class one{static_cast<int64_t>(residue), axis.stride, table.positions, {}};
+        PhasedAxis::Class one{static_cast<int64_t>(residue), axis.stride, table.positions, {}};
         for (size_t t = 0; t < table.taps.size(); ++t) {
             const AxisTable::Tap& tap = table.taps[t];
             if (tap.begin == tap.end) continue;  // finds nothing but the border
@@ -51,8 +51,8 @@ StagedAxis staged_adjoint(const Axis& axis) {
         }
         staged.classes.push_back(std::move(one));
     }
-    for (StagedAxis::Class& one : staged.classes)
-        for (StagedAxis::Tap& tap : one.taps) tap.offset -= least;
+    for (PhasedAxis::Class& one : staged.classes)
+        for (PhasedAxis::Tap& tap : one.taps) tap.offset -= least;
     staged.cells = staged.reach() + staged.positions();
     for (int64_t cell = 0; cell < staged.cells; ++cell) {
         const int64_t source = cell + least;
@@ -61,7 +61,7 @@ StagedAxis staged_adjoint(const Axis& axis) {
     return staged;
 }
 
-PlaneLayout::PlaneLayout(StagedAxis lines, StagedAxis columns)
+PlaneLayout::PlaneLayout(PhasedAxis lines, PhasedAxis columns)
     : h(std::move(lines)), w(std::move(columns)), reach(h.reach()) {
     // Cells outside the source at both ends of every phase, which two lines can share.
     int64_t shared = w.cells;
@@ -78,8 +78,8 @@ PlaneLayout::PlaneLayout(StagedAxis lines, StagedAxis columns)
 std::vector<int32_t> PlaneLayout::offsets(size_t class_h, size_t class_w, int64_t channels, int64_t plane) const {
     std::vector<int32_t> all;
     for (int64_t c = 0; c < channels; ++c)
-        for (const StagedAxis::Tap& r : h.classes[class_h].taps)
-            for (const StagedAxis::Tap& s : w.classes[class_w].taps)
+        for (const PhasedAxis::Tap& r : h.classes[class_h].taps)
+            for (const PhasedAxis::Tap& s : w.classes[class_w].taps)
                 all.push_back(static_cast<int32_t>(((c * h.phases + r.phase) * w.phases + s.phase) * plane +
                                                    r.offset * pitch + s.offset));
     return all;
@@ -88,7 +88,7 @@ std::vector<int32_t> PlaneLayout::offsets(size_t class_h, size_t class_w, int64_
 template <class T>
 Stager<T>::Stager(const PlaneLayout& layout, const Strides& source_stride, T pad, const KernelSet<T>& kernels)
     : layout_(layout), stride_(source_stride), pad_(pad), kernels_(kernels) {
-    const StagedAxis& w = layout.w;
+    const PhasedAxis& w = layout.w;
     for (int64_t phase = 0; phase < w.phases; ++phase) {
         std::vector<LaneRun> runs;
         for (int64_t cell = 0; cell < w.cells; ++cell) {
@@ -108,7 +108,7 @@ Stager<T>::Stager(const PlaneLayout& layout, const Strides& source_stride, T pad
 template <class T>
 void Stager<T>::stage(T* planes, int64_t plane, const T* source, int64_t channels, int64_t first_line,
                       int64_t lines) const {
-    const StagedAxis& h = layout_.h;
+    const PhasedAxis& h = layout_.h;
     const int64_t all_lines = lines + layout_.reach;
     for (int64_t phase = 0; phase < h.phases; ++phase) {
         T* to = planes + phase * layout_.w.phases * plane;

@@ -17,7 +17,7 @@
 namespace convx {
 
 // One axis, cut into phases. The adjoint of a strided axis has several classes of destinations instead.
-struct StagedAxis {
+struct PhasedAxis {
     struct Tap {
         int64_t kernel_index, phase, offset;  // position i reads cell i + offset
     };
@@ -38,13 +38,13 @@ struct StagedAxis {
     }
 };
 
-StagedAxis staged_forward(const Axis& axis);
-StagedAxis staged_adjoint(const Axis& axis);  // borders of zeros
+PhasedAxis phases_of_forward(const Axis& axis);
+PhasedAxis phases_of_adjoint(const Axis& axis);  // borders of zeros
 
 struct PlaneLayout {
-    PlaneLayout(StagedAxis lines, StagedAxis columns);
+    PlaneLayout(PhasedAxis lines, PhasedAxis columns);
 
-    StagedAxis h, w;
+    PhasedAxis h, w;
     int64_t pitch;  // from line to line
     int64_t width;  // written for each line, pitch or more
     int64_t reach;  // lines that a band needs beyond its own
