@@ -23,6 +23,37 @@ struct TileOutput {
     bool relu = false;
 };
 
+// A run of adjacent positions of a direct convolution (kernels/few_channels.inl.h): for each row i < rows and each
+// position x < count  dest = relu([dest +] sum over d < depth of weights[d * rows + i] * source[x + offsets[d]] +
+// bias).
+template <class T>
+struct FewChannelsRun {
+    const T* source;  // readable up to the last whole vector
+    const int32_t* offsets;
+    const T* weights;
+    int64_t depth;
+    int64_t count;
+    int rows;
+    T* dest;
+    int64_t dest_stride;  // between rows; positions are adjacent
+    bool accumulate;
+    const T* bias;  // one value per row, or null
+    bool relu;
+};
+
+// sums[i * sums_stride + t] += sum over p < count of grad[i * grad_stride + p] * source[p + offsets[t]].
+template <class T>
+struct FewChannelsDots {
+    const T* grad;
+    int64_t grad_stride;
+    const T* source;
+    const int32_t* offsets;
+    int64_t count;  // a multiple of lanes
+    int rows, taps;
+    T* sums;
+    int64_t sums_stride;
+};
+
 template <class T>
 struct KernelSet {
     int lanes;  // elements of one vector
@@ -41,6 +72,12 @@ struct KernelSet {
     int dot_rows, dot_columns;
     void (*dot_tile)(int rows, int columns, int64_t depth, const T* const* a, const T* const* b,
                      const TileOutput<T>& out);
+
+    // Direct convolution with few channels. Tiles of few_channels_limit accumulators: of rows r <= mr, limit / r
+    // vectors and 8 at most; of rows r <= 5 and taps, limit / r and 10 - r at most.
+    int few_channels_limit;
+    void (*few_channels_run)(const FewChannelsRun<T>& job);
+    void (*few_channels_dots)(const FewChannelsDots<T>& job);
 
     // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get
     // `pad`.

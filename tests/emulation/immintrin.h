@@ -224,6 +224,17 @@ inline __m512d _mm512_fmadd_pd(__m512d a, __m512d b, __m512d c) {
 }
 
 // The second operand where the first is not greater: of two zeros, and where one is a NaN.
+// Halves added until one lane is left.
+template <class T>
+inline T reduce_add(const void* a, int count) {
+    T sums[16];
+    for (int i = 0; i < count; ++i) sums[i] = emulation::get<T>(a, i);
+    for (int half = count / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+    return sums[0];
+}
+inline float _mm512_reduce_add_ps(__m512 a) { return reduce_add<float>(&a, 16); }
+inline double _mm512_reduce_add_pd(__m512d a) { return reduce_add<double>(&a, 8); }
 inline __m512 _mm512_max_ps(__m512 a, __m512 b) {
     return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
 }

@@ -16,6 +16,8 @@ void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, Tenso
             return winograd_forward(problem, input, weight, bias, output);
         case ConvMethod::grouped:
             return grouped_forward(problem, input, weight, bias, output);
+        case ConvMethod::few_channels:
+            return few_channels_forward(problem, input, weight, bias, output);
         default:
             return gemm_forward(problem, input, weight, bias, output);
     }
@@ -29,6 +31,8 @@ void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_outp
             return winograd_grad_input(problem, grad_output, weight, grad_input);
         case ConvMethod::grouped:
             return grouped_grad_input(problem, grad_output, weight, grad_input);
+        case ConvMethod::few_channels:
+            return few_channels_grad_input(problem, grad_output, weight, grad_input);
         default:
             return gemm_grad_input(problem, grad_output, weight, grad_input);
     }
@@ -45,6 +49,8 @@ void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_out
             return grouped_grad_weight(problem, grad_output, input, grad_weight);
         case ConvMethod::winograd:
             return winograd_grad_weight(problem, grad_output, input, grad_weight);
+        case ConvMethod::few_channels:
+            return few_channels_grad_weight(problem, grad_output, input, grad_weight);
         default:
             return gemm_grad_weight(problem, grad_output, input, grad_weight);
     }

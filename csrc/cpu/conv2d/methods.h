@@ -45,4 +45,15 @@ template <class T>
 void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                          TensorView<T> grad_weight);
 
+// few_channels: few input channels, no groups.
+template <class T>
+void few_channels_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                          TensorView<const T> bias, TensorView<T> output);
+template <class T>
+void few_channels_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                             TensorView<T> grad_input);
+template <class T>
+void few_channels_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
+                              TensorView<T> grad_weight);
+
 }  // namespace convx

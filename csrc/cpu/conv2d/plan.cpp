@@ -10,6 +10,7 @@ ConvMethod choose_method(const ConvProblem& problem, ConvPass pass) {
         if (problem.algorithm == Algorithm::winograd) return ConvMethod::winograd;
         if (problem.algorithm == Algorithm::automatic && prefers_winograd(problem, pass)) return ConvMethod::winograd;
     }
+    if (few_channels_pays(problem, pass)) return ConvMethod::few_channels;
     return grouped_can_run(problem, pass) ? ConvMethod::grouped : ConvMethod::gemm;
 }
 
@@ -41,6 +42,10 @@ void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const K
         case ConvMethod::grouped:
             if (pass == ConvPass::grad_weight) return describe_grouped_grad_weight(plan, problem, kernels, threads);
             return describe_grouped(plan, problem, forward, kernels, threads);
+        case ConvMethod::few_channels:
+            if (pass == ConvPass::grad_weight)
+                return describe_few_channels_grad_weight(plan, problem, kernels, threads);
+            return describe_few_channels(plan, problem, forward, kernels, threads);
         case ConvMethod::sum:
             return describe_grad_bias(plan, problem, threads);
     }

@@ -16,10 +16,11 @@ enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
 
 // The loop nest that runs a pass.
 enum class ConvMethod {
-    gemm,      // implicit_gemm.cpp, grad_weight.cpp
-    winograd,  // winograd.cpp
-    grouped,   // grouped.cpp, grouped_grad_weight.cpp
-    sum,       // grad_bias.cpp
+    gemm,          // implicit_gemm.cpp, grad_weight.cpp
+    winograd,      // winograd.cpp
+    grouped,       // grouped.cpp, grouped_grad_weight.cpp
+    few_channels,  // few_channels.cpp, few_channels_grad_weight.cpp
+    sum,           // grad_bias.cpp
 };
 
 // Depends on nothing but the problem of one image: never on the batch, the threads or the strides of arrays.
@@ -199,6 +200,15 @@ void describe_winograd_grad_weight(PassPlan& plan, const ConvProblem& problem, c
                                    int threads);
 template <class T>
 void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
+template <class T>
+void describe_few_channels(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                           int threads);
+template <class T>
+void describe_few_channels_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                       int threads);
+
+// Whether the passes of the problem run better without packing every tap (plan_few_channels.cpp).
+bool few_channels_pays(const ConvProblem& problem, ConvPass pass);
 
 template <class T>
 void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,

@@ -5,6 +5,7 @@
 #include "cpu/kernels/depthwise_pixels.inl.h"
 #include "cpu/kernels/depthwise_plane.inl.h"
 #include "cpu/kernels/dot_tile.inl.h"
+#include "cpu/kernels/few_channels.inl.h"
 #include "cpu/kernels/gemm_tile.inl.h"
 #include "cpu/kernels/grouped.inl.h"
 #include "cpu/kernels/grouped_grad_weight.inl.h"
@@ -29,6 +30,9 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.dot_rows = dot_rows;
     set.dot_columns = dot_columns;
     set.dot_tile = dot_tile<T, dot_rows, dot_columns>;
+    set.few_channels_limit = mr * vecs;
+    set.few_channels_run = few_channels_run<T, mr, mr * vecs>;
+    set.few_channels_dots = few_channels_dots<T, mr * vecs>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
     set.winograd_input = winograd_input<T, vecs>;

@@ -81,6 +81,15 @@ inline void stream(float* p, VecF a) { _mm256_stream_ps(p, a.v); }
 inline void stream(double* p, VecD a) { _mm256_stream_pd(p, a.v); }
 inline void stream_fence() { _mm_sfence(); }
 
+inline VecF in_register(VecF a) {
+    asm("" : "+x"(a.v));
+    return a;
+}
+inline VecD in_register(VecD a) {
+    asm("" : "+x"(a.v));
+    return a;
+}
+
 inline VecF add(VecF a, VecF b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline VecD add(VecD a, VecD b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline VecF sub(VecF a, VecF b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -111,6 +120,16 @@ inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm256_add_ps(sum.v, 
 inline VecD add_where(MaskD m, VecD sum, VecD a) { return {_mm256_add_pd(sum.v, _mm256_and_pd(m.m, a.v))}; }
 inline VecF select(MaskF m, VecF a, VecF b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
 inline VecD select(MaskD m, VecD a, VecD b) { return {_mm256_blendv_pd(b.v, a.v, m.m)}; }
+
+inline float sum_lanes(VecF a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline double sum_lanes(VecD a) {
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
 
 inline VecF even_lanes(VecF a, VecF b) {
     const __m256 pairs = _mm256_shuffle_ps(a.v, b.v, _MM_SHUFFLE(2, 0, 2, 0));

@@ -54,6 +54,10 @@ inline void stream(float* p, VecF a) { _mm512_stream_ps(p, a.v); }
 inline void stream(double* p, VecD a) { _mm512_stream_pd(p, a.v); }
 inline void stream_fence() { _mm_sfence(); }
 
+// 32 registers suffice without being told.
+inline VecF in_register(VecF a) { return a; }
+inline VecD in_register(VecD a) { return a; }
+
 inline VecF add(VecF a, VecF b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline VecD add(VecD a, VecD b) { return {_mm512_add_pd(a.v, b.v)}; }
 inline VecF sub(VecF a, VecF b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -92,6 +96,9 @@ inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm512_mask_add_ps(su
 inline VecD add_where(MaskD m, VecD sum, VecD a) { return {_mm512_mask_add_pd(sum.v, m.m, sum.v, a.v)}; }
 inline VecF select(MaskF m, VecF a, VecF b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
 inline VecD select(MaskD m, VecD a, VecD b) { return {_mm512_mask_blend_pd(m.m, b.v, a.v)}; }
+
+inline float sum_lanes(VecF a) { return _mm512_reduce_add_ps(a.v); }
+inline double sum_lanes(VecD a) { return _mm512_reduce_add_pd(a.v); }
 
 inline VecF even_lanes(VecF a, VecF b) {
     const __m512i places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);

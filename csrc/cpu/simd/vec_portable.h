@@ -72,6 +72,12 @@ void stream(T* p, Lanes<T, count> a) {
 }
 inline void stream_fence() {}
 
+// The same value, from a register: keeps the compiler from reading memory once more for every use.
+template <class T, int count>
+Lanes<T, count> in_register(Lanes<T, count> a) {
+    return a;
+}
+
 template <class T, int count>
 Lanes<T, count> add(Lanes<T, count> a, Lanes<T, count> b) {
     for (int i = 0; i < count; ++i) a.v[i] += b.v[i];
@@ -149,6 +155,14 @@ template <class T, int count>
 Lanes<T, count> select(LaneMask<T, count> m, Lanes<T, count> a, Lanes<T, count> b) {
     for (int i = 0; i < count; ++i) a.v[i] = m.m[i] ? a.v[i] : b.v[i];
     return a;
+}
+
+// All lanes, halves added until one is left.
+template <class T, int count>
+T sum_lanes(Lanes<T, count> a) {
+    for (int half = count / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+    return a.v[0];
 }
 
 // Of the 2 * lanes values in a, b: those at even (odd) places, in order.

@@ -1,0 +1,337 @@
+#include "cpu/conv2d/few_channels.h"
+
+#include <cmath>
+
+#include "common/rounding.h"
+#include "cpu/conv2d/methods.h"
+#include "cpu/registry.h"
+#include "cpu/scratch_parts.h"
+#include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
+
+namespace convx {
+
+namespace {
+
+// Both passes, as one sees the other: rows are what is written, channels what is summed over.
+template <class T>
+struct Pass {
+    int64_t batch, rows, channels;
+    const T* source;
+    Strides source_stride;
+    T pad;
+    const T* weight;
+    int64_t weight_row, weight_channel, weight_h, weight_w;  // strides
+    T* dest;
+    Strides dest_stride;
+    const T* bias;  // with stride bias_stride, or null
+    int64_t bias_stride;
+    bool relu;
+};
+
+Strides strides_of(const std::array<int64_t, 4>& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
+
+// What all workers share.
+template <class T>
+struct Shared {
+    Shared(ScratchParts parts, const PlaneLayout& layout, int64_t rows, int64_t channels)
+        : weights(parts.take<T>(rows * channels * taps(layout))), bias(parts.take<T>(rows)), bytes(parts.bytes()) {}
+    static int64_t taps(const PlaneLayout& layout) {
+        const auto of_axis = [](const PhasedAxis& axis) {
+            size_t count = 0;
+            for (const PhasedAxis::Class& one : axis.classes) count += one.taps.size();
+            return static_cast<int64_t>(count);
+        };
+        return of_axis(layout.h) * of_axis(layout.w);
+    }
+    T* weights;  // [class][panel][channel, tap][row]
+    T* bias;
+    int64_t bytes;
+};
+
+// What one worker works with.
+template <class T>
+struct Scratch {
+    Scratch(ScratchParts parts, const PlaneLayout& layout, const FewChannelsBlocks& blocks, int64_t rows,
+            int64_t channels, int lanes)
+        : plane(layout.plane_size(blocks.band_lines, lanes)), line_sums(blocks.band_lines * layout.pitch),
+          planes(parts.take<T>(std::min(blocks.chunk_channels, channels) * layout.planes() * plane)) {
+        // Sums that wait for another chunk wait for all classes and rows.
+        const bool one_chunk = blocks.chunk_channels >= channels;
+        const auto classes = static_cast<int64_t>(layout.h.classes.size() * layout.w.classes.size());
+        sums = parts.take<T>((one_chunk ? blocks.tile_rows : classes * rows) * line_sums);
+        bytes = parts.bytes();
+    }
+    int64_t plane;      // elements of a plane
+    int64_t line_sums;  // sums of one row of a band
+    T* planes;
+    T* sums;
+    int64_t bytes;
+};
+
+template <class T>
+class Nest {
+public:
+    Nest(const Pass<T>& pass, const PlaneLayout& layout, const FewChannelsBlocks& blocks, const KernelSet<T>& kernels)
+        : pass_(pass), layout_(layout), blocks_(blocks), kernels_(kernels),
+          stager_(layout, pass.source_stride, pass.pad, kernels),
+          plane_(layout.plane_size(blocks.band_lines, kernels.lanes)),
+          bands_(ceil_div(layout.h.positions(), blocks.band_lines)) {}
+
+    // False, and nothing done, if a weight is infinite or NaN.
+    bool run(int64_t flops) {
+        const PassScratch scratch = few_channels_scratch(layout_, blocks_, pass_.rows, pass_.channels, kernels_);
+        const int64_t tasks = pass_.batch * bands_;
+        const int width =
+            static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
+        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
+        const Shared<T> shared(ScratchParts(workspace.data()), layout_, pass_.rows, pass_.channels);
+        if (!pack(shared)) return false;
+        char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
+        parallel_for(tasks, width, [&](int64_t task, int worker) {
+            run_band(task / bands_, task % bands_ * blocks_.band_lines,
+                     Scratch<T>(ScratchParts(workers + worker * scratch.worker_bytes), layout_, blocks_, pass_.rows,
+                                pass_.channels, kernels_.lanes));
+        });
+        return true;
+    }
+
+private:
+    // One destination class: the taps that hit it.
+    struct Class {
+        const PhasedAxis::Class *h, *w;
+        int64_t taps;
+        std::vector<int32_t> offsets;  // of the taps of a chunk
+        const T* weights;
+    };
+
+    bool pack(const Shared<T>& shared) {
+        T* to = shared.weights;
+        for (size_t h = 0; h < layout_.h.classes.size(); ++h)
+            for (size_t w = 0; w < layout_.w.classes.size(); ++w) {
+                Class one{&layout_.h.classes[h], &layout_.w.classes[w], 0, {}, to};
+                one.taps = static_cast<int64_t>(one.h->taps.size() * one.w->taps.size());
+                one.offsets = layout_.offsets(h, w, std::min(blocks_.chunk_channels, pass_.channels), plane_);
+                for (int64_t row = 0; row < pass_.rows; row += blocks_.tile_rows)
+                    to = pack_panel(to, one, row, std::min(blocks_.tile_rows, pass_.rows - row));
+                classes_.push_back(std::move(one));
+            }
+        for (int64_t row = 0; pass_.bias && row < pass_.rows; ++row)
+            shared.bias[row] = pass_.bias[row * pass_.bias_stride];
+        bias_ = pass_.bias ? shared.bias : nullptr;
+        return std::all_of(shared.weights, to, [](T weight) { return std::isfinite(weight); });
+    }
+
+    T* pack_panel(T* to, const Class& one, int64_t first_row, int64_t rows) const {
+        for (int64_t c = 0; c < pass_.channels; ++c)
+            for (const PhasedAxis::Tap& r : one.h->taps)
+                for (const PhasedAxis::Tap& s : one.w->taps) {
+                    const T* from = pass_.weight + first_row * pass_.weight_row + c * pass_.weight_channel +
+                                    r.kernel_index * pass_.weight_h + s.kernel_index * pass_.weight_w;
+                    for (int64_t row = 0; row < rows; ++row) *to++ = from[row * pass_.weight_row];
+                }
+        return to;
+    }
+
+    void run_band(int64_t n, int64_t first_line, const Scratch<T>& scratch) const {
+        const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
+        for (int64_t c = 0; c < pass_.channels; c += blocks_.chunk_channels) {
+            const int64_t channels = std::min(blocks_.chunk_channels, pass_.channels - c);
+            stager_.stage(scratch.planes, plane_, pass_.source + n * pass_.source_stride.n + c * pass_.source_stride.c,
+                          channels, first_line, lines);
+            ReadAhead<T> ahead = ahead_of(n, first_line, c + blocks_.chunk_channels, channels);
+            T* sums = scratch.sums;
+            for (const Class& one : classes_) {
+                const int64_t class_lines = std::min(lines, one.h->positions - first_line);
+                for (int64_t row = 0; row < pass_.rows && class_lines > 0; row += blocks_.tile_rows)
+                    run_panel(one, n, first_line, class_lines, row, c, channels, scratch.planes,
+                              sums + (one_chunk() ? 0 : row * scratch.line_sums), ahead);
+                if (!one_chunk()) sums += pass_.rows * scratch.line_sums;
+            }
+        }
+    }
+
+    bool one_chunk() const { return blocks_.chunk_channels >= pass_.channels; }
+
+    // Positions that are computed between two shares of what is read ahead: whole tiles, about 500 cycles.
+    int64_t piece(int64_t depth) const {
+        const int64_t vecs = std::min<int64_t>(kernels_.few_channels_limit / blocks_.tile_rows, 8);
+        return vecs * kernels_.lanes * std::max<int64_t>(1, 80 / std::max<int64_t>(depth, 1));
+    }
+
+    // The channels from c on, or the first ones of the next band, if reading them weighs as much as writing rows.
+    ReadAhead<T> ahead_of(int64_t n, int64_t first_line, int64_t c, int64_t channels) const {
+        if (pass_.rows > pass_.channels) return {};
+        if (c >= pass_.channels) {
+            c = 0;
+            first_line += blocks_.band_lines;
+            if (first_line >= layout_.h.positions()) {
+                first_line = 0;
+                if (++n == pass_.batch) return {};
+            }
+        }
+        const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
+        int64_t shares = 0;
+        for (const Class& one : classes_)
+            shares += ceil_div(pass_.rows, blocks_.tile_rows) * lines *
+                      ceil_div(one.w->positions, piece(channels * one.taps));
+        return stager_.read_ahead(pass_.source + n * pass_.source_stride.n + c * pass_.source_stride.c,
+                                  std::min(blocks_.chunk_channels, pass_.channels - c), first_line, lines, shares);
+    }
+
+    void run(FewChannelsRun<T> job, ReadAhead<T>& ahead) const {
+        if (!ahead) return kernels_.few_channels_run(job);
+        const int64_t width = piece(job.depth);
+        for (int64_t left = job.count; left > 0; left -= width) {
+            job.count = std::min(width, left);
+            ahead.next();
+            kernels_.few_channels_run(job);
+            job.source += width;
+            job.dest += width;
+        }
+    }
+
+    void run_panel(const Class& one, int64_t n, int64_t first_line, int64_t lines, int64_t row, int64_t c,
+                   int64_t channels, const T* planes, T* sums, ReadAhead<T>& ahead) const {
+        const bool last = c + channels == pass_.channels;
+        const int64_t rows = std::min(blocks_.tile_rows, pass_.rows - row);
+        FewChannelsRun<T> job{};
+        job.source = planes;
+        job.offsets = one.offsets.data();
+        job.weights = one.weights + (row * pass_.channels + c * rows) * one.taps;
+        job.depth = channels * one.taps;
+        job.rows = static_cast<int>(rows);
+        job.accumulate = c > 0;
+        job.bias = last && bias_ ? bias_ + row : nullptr;
+        job.relu = last && pass_.relu;
+        const Strides& to = pass_.dest_stride;
+        T* dest =
+            pass_.dest + n * to.n + row * to.c + (one.h->first + first_line * one.h->step) * to.h + one.w->first * to.w;
+        const int64_t line_step = one.h->step * to.h, step = one.w->step * to.w;
+        if (!blocks_.whole_band && step == 1) {
+            job.count = one.w->positions;
+            job.dest_stride = to.c;
+            for (int64_t line = 0; line < lines; ++line, job.source += layout_.pitch) {
+                job.dest = dest + line * line_step;
+                run(job, ahead);
+            }
+            return;
+        }
+        const int64_t row_sums = blocks_.band_lines * layout_.pitch;
+        job.dest_stride = row_sums;
+        job.dest = sums;
+        job.count = blocks_.whole_band ? (lines - 1) * layout_.pitch + one.w->positions : one.w->positions;
+        for (int64_t line = 0; line < (blocks_.whole_band ? 1 : lines); ++line) {
+            run(job, ahead);
+            job.source += layout_.pitch;
+            job.dest += layout_.pitch;
+        }
+        if (!last) return;
+        for (int64_t line = 0; line < lines; ++line)
+            write_line(dest + line * line_step, step, sums + line * layout_.pitch, row_sums, rows, one.w->positions);
+    }
+
+    void write_line(T* dest, int64_t step, const T* sums, int64_t row_sums, int64_t rows, int64_t count) const {
+        const int64_t to_row = pass_.dest_stride.c;
+        if (step != 1 && to_row == 1) {
+            const T* row[64];
+            for (int64_t i = 0; i < rows; ++i) row[i] = sums + i * row_sums;
+            return kernels_.pack_transposed(dest, step, row, static_cast<int>(rows), count);
+        }
+        for (int64_t i = 0; i < rows; ++i, dest += to_row, sums += row_sums) {
+            if (step == 1)
+                std::copy_n(sums, count, dest);
+            else
+                for (int64_t j = 0; j < count; ++j) dest[j * step] = sums[j];
+        }
+    }
+
+    const Pass<T>& pass_;
+    const PlaneLayout& layout_;
+    const FewChannelsBlocks& blocks_;
+    const KernelSet<T>& kernels_;
+    const Stager<T> stager_;
+    const int64_t plane_, bands_;
+    std::vector<Class> classes_;
+    const T* bias_ = nullptr;
+};
+
+template <class T>
+bool run_pass(const Pass<T>& pass, const ConvProblem& problem, bool forward) {
+    const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    const PlaneLayout layout = few_channels_layout(problem, forward);
+    const FewChannelsBlocks blocks =
+        plan_few_channels_blocks(layout, problem.channels_last, pass.rows, pass.channels, sizeof(T), kernels.lanes,
+                                 kernels.mr, kernels.few_channels_limit);
+    return Nest<T>(pass, layout, blocks, kernels).run(problem.flops());
+}
+
+}  // namespace
+
+template <class T>
+PassScratch few_channels_scratch(const PlaneLayout& layout, const FewChannelsBlocks& blocks, int64_t rows,
+                                 int64_t channels, const KernelSet<T>& kernels) {
+    return {Shared<T>(ScratchParts(), layout, rows, channels).bytes,
+            Scratch<T>(ScratchParts(), layout, blocks, rows, channels, kernels.lanes).bytes};
+}
+
+template <class T>
+void few_channels_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                          TensorView<const T> bias, TensorView<T> output) {
+    const Border border = border_of(problem, forward_table(problem.h), forward_table(problem.w));
+    const Pass<T> pass{problem.batch,
+                       problem.out_channels,
+                       problem.in_channels,
+                       input.data,
+                       strides_of(input.stride),
+                       static_cast<T>(border.value),
+                       weight.data,
+                       weight.stride[0],
+                       weight.stride[1],
+                       weight.stride[2],
+                       weight.stride[3],
+                       output.data,
+                       strides_of(output.stride),
+                       bias.data,
+                       bias.stride[1],
+                       problem.relu};
+    // What the border must not multiply is the implicit GEMM's to skip.
+    if (border.mixed || !run_pass(pass, problem, true)) gemm_forward(problem, input, weight, bias, output);
+}
+
+template <class T>
+void few_channels_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                             TensorView<T> grad_input) {
+    const Pass<T> pass{problem.batch,
+                       problem.in_channels,
+                       problem.out_channels,
+                       grad_output.data,
+                       strides_of(grad_output.stride),
+                       T(0),
+                       weight.data,
+                       weight.stride[1],
+                       weight.stride[0],
+                       weight.stride[2],
+                       weight.stride[3],
+                       grad_input.data,
+                       strides_of(grad_input.stride),
+                       nullptr,
+                       0,
+                       false};
+    if (!run_pass(pass, problem, false)) gemm_grad_input(problem, grad_output, weight, grad_input);
+}
+
+template PassScratch few_channels_scratch(const PlaneLayout&, const FewChannelsBlocks&, int64_t, int64_t,
+                                          const KernelSet<float>&);
+template PassScratch few_channels_scratch(const PlaneLayout&, const FewChannelsBlocks&, int64_t, int64_t,
+                                          const KernelSet<double>&);
+template void few_channels_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                                   TensorView<const float>, TensorView<float>);
+template void few_channels_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                                   TensorView<const double>, TensorView<double>);
+template void few_channels_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                                      TensorView<float>);
+template void few_channels_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                                      TensorView<double>);
+
+}  // namespace convx

@@ -1,0 +1,48 @@
+// Direct convolution for few channels on one side: forward with few input or output channels and the input gradient
+// with few input channels, where an implicit GEMM would pack every pixel once a tap for a handful of rows.
+//
+//   dest[n, row, i, j] = sum over channel, tap of weight[row, channel, tap] * plane[channel, tap][i * pitch + j]
+//
+// Work: a task owns a band of lines of one image. It stages the lines (staged_planes.h) some channels at a time and
+// runs the weights of a few rows over them; neither operand is packed by taps. Every sum
+// is one chain of FMA in the order of channels and taps: neither chunks nor bands show in it.
+#pragma once
+
+#include "cpu/conv2d/plan.h"
+#include "cpu/conv2d/staged_planes.h"
+
+namespace convx {
+
+struct FewChannelsBlocks {
+    int64_t tile_rows = 1;       // rows of a tile
+    bool whole_band = false;     // a run is the whole band instead of one line
+    int64_t chunk_channels = 1;  // staged, and summed in registers, in one go
+    int64_t band_lines = 1;
+};
+
+FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool channels_last, int64_t rows,
+                                           int64_t channels, int64_t item_bytes, int lanes, int mr, int limit);
+
+// Planes and borders of a pass of the problem.
+PlaneLayout few_channels_layout(const ConvProblem& problem, bool forward);
+
+// Counted where it is carved up (few_channels.cpp).
+template <class T>
+PassScratch few_channels_scratch(const PlaneLayout& layout, const FewChannelsBlocks& blocks, int64_t rows,
+                                 int64_t channels, const KernelSet<T>& kernels);
+
+// The weight gradient (few_channels_grad_weight.cpp).
+struct FewChannelsGradWeightBlocks {
+    int64_t tile_rows = 1, tile_taps = 1;  // weights of a tile: output channels, (input channel, tap) pairs
+    int64_t block_rows = 1;                // output channels staged in one go
+    int64_t band_lines = 1;                // lines of the output that are summed in registers in one go
+    int64_t splits = 1;                    // parts of the batch's bands, added in order at the end
+};
+
+FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& layout, int64_t batch, int64_t rows,
+                                                          int64_t channels, int64_t item_bytes, int limit);
+template <class T>
+PassScratch few_channels_grad_weight_scratch(const PlaneLayout& layout, const FewChannelsGradWeightBlocks& blocks,
+                                             int64_t rows, int64_t channels, const KernelSet<T>& kernels);
+
+}  // namespace convx

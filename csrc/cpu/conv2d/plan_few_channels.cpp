@@ -1,0 +1,205 @@
+// The blocks of the direct convolution with few channels, and their description.
+#include <algorithm>
+
+#include "common/rounding.h"
+#include "cpu/conv2d/few_channels.h"
+
+namespace convx {
+
+namespace {
+
+// Channels that are summed over, up to which forward and the weight gradient gain from not packing taps (an implicit
+// GEMM packs them once for all rows), and rows up to which they are too few to pay for the packing. At 56x56 and 3x3
+// both methods are equal at 12 to 16.
+constexpr int64_t few_channels = 8;
+constexpr int64_t few_rows = 16;
+
+// Depth of the sums in registers: enough that their way to memory and back does not count.
+constexpr int64_t target_depth = 256;
+// Staged lines of a band, in L2 (512 KiB and more) beside the sums and the weights.
+constexpr int64_t band_bytes = 96 * 1024;
+// Weight gradient: positions of a band, and grad_output beside it in L2.
+constexpr int64_t run_positions = 1536;
+constexpr int64_t grad_bytes = 96 * 1024;
+// A band is no more than this part of an image, so that one image already makes work for some threads,
+// unless it is small: a band has this many flops (20 us) if the image does.
+constexpr int64_t bands_of_image = 8;
+constexpr int64_t band_flops = 1'000'000;
+
+// Cycles of a tap: loads (2 a cycle, every second vector crosses a line and counts twice, one
+// for the offset) or FMA (2 a cycle, 4 late).
+double tile_cycles(int64_t rows, int64_t vecs) {
+    return std::max({(1.5 * static_cast<double>(vecs) + static_cast<double>(rows) + 1) / 2,
+                     static_cast<double>(rows * vecs) / 2, 4.0});
+}
+
+// Cycles of a run of `count` positions, per tap; `fixed` is what a tile costs beside its taps.
+double run_cycles(int64_t rows, int64_t count, int64_t lanes, int64_t limit, double fixed) {
+    const int64_t vecs = std::min<int64_t>(limit / rows, 8), vectors = ceil_div(count, lanes);
+    double cycles = static_cast<double>(vectors / vecs) * (tile_cycles(rows, vecs) + fixed);
+    if (vectors % vecs > 0) cycles += tile_cycles(rows, vectors % vecs) + fixed;
+    return cycles;
+}
+
+int64_t most_taps(const PhasedAxis& axis) {
+    size_t most = 1;
+    for (const PhasedAxis::Class& one : axis.classes) most = std::max(most, one.taps.size());
+    return static_cast<int64_t>(most);
+}
+
+int64_t even_part(int64_t size, int64_t most) { return ceil_div(size, ceil_div(size, std::max<int64_t>(most, 1))); }
+
+std::string describe_band(const PlaneLayout& layout, int64_t lines) {
+    return std::to_string(std::min(lines, layout.h.positions())) + " lines of " + std::to_string(layout.w.positions());
+}
+
+}  // namespace
+
+bool few_channels_pays(const ConvProblem& problem, ConvPass pass) {
+    // Below 4 taps an implicit GEMM packs as little as this would stage.
+    if (problem.groups != 1 || problem.in_channels == 0 || problem.taps() < 4) return false;
+    const int64_t rows = pass == ConvPass::grad_input ? problem.in_channels : problem.out_channels;
+    const int64_t channels = pass == ConvPass::grad_input ? problem.out_channels : problem.in_channels;
+    if (channels > few_channels && (rows > few_rows || pass == ConvPass::grad_weight)) return false;
+    const auto mirrors = [](const Axis& axis) {
+        const bool mirrored = axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant;
+        return mirrored && (axis.pad_before > 0 || axis.pad_after > 0);
+    };
+    // The adjoint of a mirrored border is folded by the implicit GEMM.
+    if (pass == ConvPass::grad_input && (mirrors(problem.h) || mirrors(problem.w))) return false;
+    // Whole lines are staged: a few MiB at most.
+    const int64_t line = item_size(problem.dtype) * problem.in_channels * problem.w.padded();
+    return line * problem.h.extent() <= int64_t{4} << 20;
+}
+
+PlaneLayout few_channels_layout(const ConvProblem& problem, bool forward) {
+    return forward ? PlaneLayout(phases_of_forward(problem.h), phases_of_forward(problem.w))
+                   : PlaneLayout(phases_of_adjoint(problem.h), phases_of_adjoint(problem.w));
+}
+
+FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool channels_last, int64_t rows,
+                                           int64_t channels, int64_t item_bytes, int lanes, int mr, int limit) {
+    FewChannelsBlocks blocks;
+    const int64_t taps = most_taps(layout.h) * most_taps(layout.w);
+    blocks.chunk_channels = even_part(channels, std::clamp(target_depth / taps, int64_t{1}, channels));
+
+    if (blocks.chunk_channels > 16) blocks.chunk_channels = blocks.chunk_channels / 16 * 16;  // whole vectors
+    // Fewer channels at a time where a band would stage more lines beyond its own than a quarter; but whole cache lines
+    // of adjacent channels.
+    const auto fitting = [&] {
+        return band_bytes / (blocks.chunk_channels * layout.planes() * layout.pitch * item_bytes) - layout.reach;
+    };
+    while (blocks.chunk_channels > (channels_last ? 64 / item_bytes : 1) &&
+           fitting() < std::min(4 * layout.reach, layout.h.positions()))
+        blocks.chunk_channels = even_part(channels, blocks.chunk_channels / 2);
+    const int64_t fit = std::max(fitting(), layout.reach / 2 + 1);
+    const int64_t lines = layout.h.positions(), line_flops = 2 * rows * channels * taps * layout.w.positions();
+    blocks.band_lines =
+        even_part(lines, std::min(fit, std::max(ceil_div(lines, bands_of_image), ceil_div(band_flops, line_flops))));
+
+    const double depth = static_cast<double>(blocks.chunk_channels * taps);
+    const int64_t positions = layout.w.positions();
+    double best = 0;
+    for (int64_t most_rows = 1; most_rows <= std::min<int64_t>(rows, mr); ++most_rows) {
+        const int64_t tile_rows = even_part(rows, most_rows);
+        const int64_t last_rows = rows - (ceil_div(rows, tile_rows) - 1) * tile_rows;
+        for (const bool whole_band : {false, true}) {
+            // Cycles: 20 a tile, 4 a vector that is written to dest apart.
+            const auto cycles = [&](int64_t r) {
+                const int64_t lines = blocks.band_lines;
+                const double fixed = 20 / depth;
+                if (!whole_band) return static_cast<double>(lines) * run_cycles(r, positions, lanes, limit, fixed);
+                return run_cycles(r, (lines - 1) * layout.pitch + positions, lanes, limit, fixed) +
+                       4 / depth * static_cast<double>(r * lines * ceil_div(positions, lanes));
+            };
+            const double total =
+                static_cast<double>(ceil_div(rows, tile_rows) - 1) * cycles(tile_rows) + cycles(last_rows);
+            if (best > 0 && total >= best) continue;
+            best = total;
+            blocks.tile_rows = tile_rows;
+            blocks.whole_band = whole_band;
+        }
+    }
+    return blocks;
+}
+
+FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& layout, int64_t batch, int64_t rows,
+                                                          int64_t channels, int64_t item_bytes, int limit) {
+    FewChannelsGradWeightBlocks blocks;
+    const int64_t columns = channels * most_taps(layout.h) * most_taps(layout.w);
+    double best = 0;
+    for (int64_t most_rows = 1; most_rows <= std::min<int64_t>(rows, 5); ++most_rows) {
+        const int64_t tile_rows = even_part(rows, most_rows);
+        const int64_t most_columns = std::max<int64_t>(1, std::min<int64_t>(limit / tile_rows, 10 - tile_rows));
+        const int64_t tile_taps = even_part(columns, most_columns);
+        // Loads: one a row, one and a half a tap.
+        const double cycles = tile_cycles(tile_rows, tile_taps) *
+                              static_cast<double>(ceil_div(rows, tile_rows) * ceil_div(columns, tile_taps));
+        if (best > 0 && cycles >= best) continue;
+        best = cycles;
+        blocks.tile_rows = tile_rows;
+        blocks.tile_taps = tile_taps;
+    }
+    // Long runs, since the lanes of every tile are added up behind them; then the rows that fit in L2 beside the
+    // planes.
+    const int64_t line_bytes = layout.pitch * item_bytes;
+    const int64_t fit = band_bytes / (channels * layout.planes() * line_bytes) - layout.reach;
+    const int64_t wanted = std::max(ceil_div(run_positions, layout.pitch), 4 * layout.reach);
+    blocks.band_lines = even_part(layout.h.positions(), std::min(wanted, std::max(fit, layout.reach / 2 + 1)));
+    blocks.block_rows = std::clamp(grad_bytes / (blocks.band_lines * line_bytes) / blocks.tile_rows * blocks.tile_rows,
+                                   blocks.tile_rows, round_up(rows, blocks.tile_rows));
+    const int64_t bands = batch * ceil_div(layout.h.positions(), blocks.band_lines);
+    blocks.splits = std::min<int64_t>(bands, 32);
+    return blocks;
+}
+
+template <class T>
+void describe_few_channels(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                           int threads) {
+    const PlaneLayout layout = few_channels_layout(problem, forward);
+    const int64_t rows = forward ? problem.out_channels : problem.in_channels;
+    const int64_t channels = forward ? problem.in_channels : problem.out_channels;
+    const FewChannelsBlocks blocks = plan_few_channels_blocks(layout, problem.channels_last, rows, channels, sizeof(T),
+                                                              kernels.lanes, kernels.mr, kernels.few_channels_limit);
+    const PassScratch scratch = few_channels_scratch(layout, blocks, rows, channels, kernels);
+    const int64_t vecs = std::min<int64_t>(kernels.few_channels_limit / blocks.tile_rows, 8);
+    plan.algorithm = "few channels";
+    plan.tile = std::to_string(blocks.tile_rows) + " channels x " + std::to_string(vecs * kernels.lanes) + " pixels";
+    plan.block = describe_band(layout, blocks.band_lines) + " pixels, sums of " +
+                 std::to_string(blocks.chunk_channels) + " channels x " +
+                 std::to_string(most_taps(layout.h) * most_taps(layout.w)) + " taps";
+    plan.tasks = problem.batch * ceil_div(layout.h.positions(), blocks.band_lines);
+    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
+    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+    plan.reason = forward ? "few channels in: packing every tap would cost more than staging whole lines"
+                          : "few channels in: vectors over pixels, tiles as wide as the few rows allow";
+    plan.reason += "; implicit GEMM if a weight is inf or NaN";
+}
+
+template <class T>
+void describe_few_channels_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                       int threads) {
+    const PlaneLayout layout = few_channels_layout(problem, true);
+    const FewChannelsGradWeightBlocks blocks = plan_few_channels_grad_weight(
+        layout, problem.batch, problem.out_channels, problem.in_channels, sizeof(T), kernels.few_channels_limit);
+    const PassScratch scratch =
+        few_channels_grad_weight_scratch(layout, blocks, problem.out_channels, problem.in_channels, kernels);
+    plan.algorithm = "few channels";
+    plan.tile = std::to_string(blocks.tile_rows) + " x " + std::to_string(blocks.tile_taps) + " weights";
+    plan.block = std::to_string(std::min(blocks.block_rows, problem.out_channels)) + " output channels, sums of " +
+                 describe_band(layout, blocks.band_lines) + " pixels, " + std::to_string(blocks.splits) +
+                 (blocks.splits == 1 ? " part" : " parts");
+    plan.tasks = blocks.splits;
+    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
+    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+    plan.reason =
+        "few channels in: vectors over pixels, so that neither operand is packed by taps; "
+        "bands of lines are shared out and their sums added in order";
+}
+
+template void describe_few_channels(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
+template void describe_few_channels(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
+template void describe_few_channels_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);
+template void describe_few_channels_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<double>&, int);
+
+}  // namespace convx
