@@ -100,6 +100,7 @@ struct WinogradTaps {
     int64_t columns;
     T* dest;  // [tap][column]
     int64_t dest_tap;
+    T* faults;  // a vector that stays 0 while all taps are finite
 };
 
 }  // namespace convx

@@ -136,6 +136,10 @@ void check_arithmetic(const T* a, const T* b, const T* c) {
 
     begin<T>("add");
     expect_lanes<T>(add(va, vb), [&](int i) { return a[i] + b[i]; }, same_or_both_nan<T>);
+    begin<T>("sub");
+    expect_lanes<T>(sub(va, vb), [&](int i) { return a[i] - b[i]; }, same_or_both_nan<T>);
+    begin<T>("mul");
+    expect_lanes<T>(mul(va, vb), [&](int i) { return a[i] * b[i]; }, same_or_both_nan<T>);
     begin<T>("fma");
     expect_lanes<T>(
         fma(va, vb, vc), [&](int i) { return fused ? std::fma(a[i], b[i], c[i]) : a[i] * b[i] + c[i]; },
@@ -207,6 +211,35 @@ void check_all_arithmetic() {
             c[i] = random.number<T>();
         }
         check_arithmetic(a, b, c);
+    }
+}
+
+// Four elements at places that lie in no order, and back to other places.
+template <class T>
+void check_quads() {
+    constexpr int lanes = VecOf<T>::lanes;
+    Random random;
+    T from[8 * lanes + 8], to[8 * lanes + 8] = {};
+    for (T& x : from) x = random.number<T>();
+    const T* sources[lanes];
+    T* targets[lanes];
+    for (int i = 0; i < lanes; ++i) {
+        sources[i] = from + (5 * i + 3) % lanes * 8;
+        targets[i] = to + (3 * i + 1) % lanes * 8;
+    }
+    Vec<T> columns[4];
+    load_quads(sources, 2, columns);
+    for (int j = 0; j < 4; ++j) {
+        begin<T>("load_quads, column", j);
+        expect_lanes<T>(columns[j], [&](int i) { return sources[i][2 + j]; }, same_bits<T>);
+    }
+    store_quads(targets, 1, columns);
+    for (int j = 0; j < 6; ++j) {
+        begin<T>("store_quads, column", j);
+        for (int i = 0; i < lanes; ++i) {
+            const T expected = j >= 1 && j < 5 ? sources[i][1 + j] : T(0);
+            if (!same_bits(targets[i][j], expected)) report(i, targets[i][j], expected);
+        }
     }
 }
 
@@ -400,6 +433,7 @@ void check_all() {
     check_indices<T>(page);
     check_load_transposed<T>();
     check_transpose<T>();
+    check_quads<T>();
     check_all_arithmetic<T>();
 }
 

@@ -10,7 +10,7 @@
 // An inf or NaN smears over what it is multiplied with, as does an overflow in a transform; where the result has one,
 // the direct method computes it again.
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 #include <vector>
 
 #include "common/rounding.h"
@@ -69,10 +69,11 @@ struct Scratch {
     Scratch(ScratchParts parts, const WinogradGradWeightBlocks& blocks, const KernelSet<T>& kernels)
         : stage(parts.take<T>(winograd_inputs * (winograd_outputs * segment_tiles + 2) * kernels.nr + kernels.lanes)),
           products(blocks.blocks > 1 ? nullptr : parts.take<T>(Products<T>(blocks).size())),
-          taps(parts.take<T>(9 * blocks.block_columns)), bytes(parts.bytes()) {}
+          taps(parts.take<T>(9 * blocks.block_columns)), faults(parts.take<T>(kernels.lanes)), bytes(parts.bytes()) {}
     T* stage;     // [row][column][width]
     T* products;  // [frequency][row][column]
     T* taps;      // [tap][column]
+    T* faults;
     int64_t bytes;
 };
 
@@ -90,6 +91,7 @@ public:
           input_row_(read_order(h_, tile_rows_)), input_column_(read_order(w_, tile_columns_)) {}
 
     bool is_mixed() const { return border_.mixed; }
+    bool is_faulty() const { return faulty_; }
 
     void run(T* grad_weight) {
         const PassScratch size = winograd_grad_weight_scratch(blocks_, problem_.groups, rows_, columns_, kernels_);
@@ -226,17 +228,20 @@ private:
     }
 
     void store_taps(int64_t group, int64_t first_row, int64_t first_column, const T* products, T* grad_weight,
-                    const Scratch<T>& scratch) const {
+                    const Scratch<T>& scratch) {
         const Products<T> layout(blocks_);
         const int64_t columns = std::min(blocks_.block_columns, columns_ - first_column);
+        std::fill(scratch.faults, scratch.faults + kernels_.lanes, T(0));
         const T* taps[9];
         for (int64_t tap = 0; tap < 9; ++tap) taps[tap] = scratch.taps + tap * blocks_.block_columns;
         for (int64_t row = 0; row < std::min(blocks_.block_rows, rows_ - first_row); ++row) {
-            kernels_.winograd_taps(
-                {products + row * layout.row, layout.frequency, columns, scratch.taps, blocks_.block_columns});
+            kernels_.winograd_taps({products + row * layout.row, layout.frequency, columns, scratch.taps,
+                                    blocks_.block_columns, scratch.faults});
             T* dest = grad_weight + ((group * rows_ + first_row + row) * columns_ + first_column) * 9;
             kernels_.pack_transposed(dest, 9, taps, 9, columns);
         }
+        if (!std::all_of(scratch.faults, scratch.faults + kernels_.lanes, [](T x) { return x == T(0); }))
+            faulty_ = true;
     }
 
     const ConvProblem& problem_;
@@ -248,6 +253,7 @@ private:
     const int64_t rows_, columns_;
     const WinogradGradWeightBlocks blocks_;
     const std::vector<int64_t> input_row_, input_column_;
+    std::atomic<bool> faulty_{false};
 };
 
 }  // namespace
@@ -265,8 +271,7 @@ void winograd_grad_weight(const ConvProblem& problem, TensorView<const T> grad_o
     Nest<T> nest(problem, grad_output, input, kernel_set<T>(active_kernels()));
     if (nest.is_mixed()) return gemm_grad_weight(problem, grad_output, input, grad_weight);
     nest.run(grad_weight.data);
-    if (!std::all_of(grad_weight.data, grad_weight.data + grad_weight.size(), [](T x) { return std::isfinite(x); }))
-        gemm_grad_weight(problem, grad_output, input, grad_weight);
+    if (nest.is_faulty()) gemm_grad_weight(problem, grad_output, input, grad_weight);
 }
 
 template PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks&, int64_t, int64_t, int64_t,

@@ -320,6 +320,7 @@ void winograd_gradient_tiles(const convx::WinogradTiles<T>& job) {
 template <class T>
 void winograd_taps(const convx::WinogradTaps<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
+    Vec<T> faults = load(job.faults);
     for (int64_t column = 0; column < job.columns; column += lanes) {
         Vec<T> half[3][6];
         for (int j = 0; j < 6; ++j) {
@@ -331,9 +332,11 @@ void winograd_taps(const convx::WinogradTaps<T>& job) {
         for (int i = 0; i < 3; ++i) {
             Vec<T> y[3];
             transform_taps<T>(half[i], y);
+            faults = fma(add(add(y[0], y[1]), y[2]), broadcast(T(0)), faults);
             for (int j = 0; j < 3; ++j) store(job.dest + (3 * i + j) * job.dest_tap + column, y[j]);
         }
     }
+    store(job.faults, faults);
 }
 
 }  // namespace
