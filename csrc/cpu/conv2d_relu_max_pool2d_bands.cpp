@@ -67,7 +67,8 @@ BackwardBand backward_band(const FusedProblem& problem, int64_t begin, int64_t e
 std::vector<BackwardBand> backward_bands(const FusedProblem& problem) {
     const Axis& h = problem.conv.h;
     const int64_t rows = problem.conv.out_h(), step = fitting_rows(problem);
-    const BackwardBand whole = backward_band(problem, 0, rows, 0, h.input);
+    BackwardBand whole = backward_band(problem, 0, rows, 0, h.input);
+    whole.halo_begin = 0;  // rows in the border that no input is read by stay part of the problem
     std::vector<BackwardBand> bands;
     for (int64_t begin = 0, input_begin = 0, k = 1; begin < rows; ++k) {
         int64_t end = k * step + (h.stride == 1 ? h.pad_before : 0), input_end = end * h.stride - h.pad_before;
@@ -87,6 +88,7 @@ std::vector<BackwardBand> backward_bands(const FusedProblem& problem) {
         begin = end;
         input_begin = input_end;
     }
+    if (bands.size() == 1) return {whole};
     return bands;
 }
 
