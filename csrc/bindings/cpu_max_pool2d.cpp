@@ -1,5 +1,5 @@
 #include "bindings/cpu_ops.h"
-#include "cpu/max_pool2d.h"
+#include "cpu/max_pool2d/max_pool2d.h"
 
 namespace convx {
 

@@ -8,7 +8,7 @@
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/packed_weight.h"
 #include "cpu/conv2d_relu_max_pool2d_bands.h"
-#include "cpu/max_pool2d.h"
+#include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
 

@@ -1,12 +1,12 @@
 // The gradient of max-pooling by codes, as a gather over one kernel (kernels/max_pool2d_backward.inl.h), in the nests
-// of max_pool2d_channels.cpp and max_pool2d_planes.cpp. Residues (max_pool2d_residues.h) are summed one by one, or for
+// of channels.cpp and planes.cpp. Residues (residues.h) are summed one by one, or for
 // stride 2 both at once. In planes the codes are staged, padded with one that no tap has, unless every window that the
 // taps name exists; gradients are read as they lie, with whatever stands beside a row, because the codes decide.
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/max_pool2d_nest.h"
-#include "cpu/max_pool2d_residues.h"
+#include "cpu/max_pool2d/nest.h"
+#include "cpu/max_pool2d/residues.h"
 
 namespace convx {
 

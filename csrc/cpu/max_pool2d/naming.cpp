@@ -3,7 +3,7 @@
 #include <atomic>
 #include <vector>
 
-#include "cpu/max_pool2d_nest.h"
+#include "cpu/max_pool2d/nest.h"
 
 namespace convx {
 

@@ -1,11 +1,11 @@
-#include "cpu/max_pool2d_chosen.h"
+#include "cpu/max_pool2d/chosen.h"
 
 #include <atomic>
 #include <cstdlib>
 
 #include "common/rounding.h"
-#include "cpu/max_pool2d.h"
-#include "cpu/pool_axis.h"
+#include "cpu/max_pool2d/max_pool2d.h"
+#include "cpu/max_pool2d/pool_axis.h"
 #include "cpu/thread_pool.h"
 
 namespace convx {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/rounding.h"
-#include "cpu/pool_axis.h"
+#include "cpu/max_pool2d/pool_axis.h"
 
 namespace convx {
 

@@ -5,9 +5,9 @@
 #include <limits>
 
 #include "common/rounding.h"
-#include "cpu/max_pool2d_methods.h"
+#include "cpu/max_pool2d/methods.h"
+#include "cpu/max_pool2d/pool_axis.h"
 #include "cpu/memory_bound.h"
-#include "cpu/pool_axis.h"
 #include "cpu/registry.h"
 #include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"

@@ -1,10 +1,10 @@
-// The gradient of max-pooling of narrow dense planes by codes, a vector of planes in lanes like max_pool2d_narrow.cpp.
+// The gradient of max-pooling of narrow dense planes by codes, a vector of planes in lanes like narrow.cpp.
 // Codes become numbers on the way, so that a tap is a comparison, a mask and an addition.
 #include <atomic>
 #include <cstdlib>
 
-#include "cpu/max_pool2d_nest.h"
-#include "cpu/max_pool2d_residues.h"
+#include "cpu/max_pool2d/nest.h"
+#include "cpu/max_pool2d/residues.h"
 
 namespace convx {
 
@@ -172,7 +172,7 @@ bool max_pool2d_gather_is_narrow(const PoolProblem& problem, const TensorView<co
                                  const TensorView<const uint8_t>& codes, const TensorView<T>& grad_input) {
     const int64_t lanes = kernel_set<T>(active_kernels()).lanes;
     const int64_t bytes = problem.h.input * problem.w.input * lanes * int64_t{sizeof(T)};
-    // Measured in NCHW against max_pool2d_gather.cpp: 3x3 windows gain at 28x28, at stride 2 lose from 35x35 on; where
+    // Measured in NCHW against gather.cpp: 3x3 windows gain at 28x28, at stride 2 lose from 35x35 on; where
     // windows do not overlap only rows of less than two vectors gain.
     const bool overlap = problem.h.kernel > problem.h.stride || problem.w.kernel > problem.w.stride;
     if (overlap ? problem.h.input * problem.w.input > 1024 : problem.w.input > 16) return false;

@@ -3,10 +3,10 @@
 //  - channels: the channels of a pixel are adjacent (NHWC) and at least a vector.
 //  - narrow: dense planes so small that their rows would be mostly tails; a vector of planes is transposed into lanes.
 //  - planes: everything else.
-#include "cpu/max_pool2d.h"
+#include "cpu/max_pool2d/max_pool2d.h"
 
-#include "cpu/max_pool2d_methods.h"
-#include "cpu/pool_axis.h"
+#include "cpu/max_pool2d/methods.h"
+#include "cpu/max_pool2d/pool_axis.h"
 #include "cpu/registry.h"
 
 namespace convx {

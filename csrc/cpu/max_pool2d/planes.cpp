@@ -9,7 +9,7 @@
 // comparisons instead of R * S - 1.
 #include <cstdlib>
 
-#include "cpu/max_pool2d_nest.h"
+#include "cpu/max_pool2d/nest.h"
 
 namespace convx {
 

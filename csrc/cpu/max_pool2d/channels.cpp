@@ -1,6 +1,6 @@
 // Max-pooling of adjacent channels. A block is pixels x channels, a stream is the pixel under one tap, nothing is
 // copied, and windows at the border leave out the taps that they lack.
-#include "cpu/max_pool2d_nest.h"
+#include "cpu/max_pool2d/nest.h"
 
 namespace convx {
 

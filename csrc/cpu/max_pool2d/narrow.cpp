@@ -1,7 +1,7 @@
 // Max-pooling of narrow dense planes. Rows of 7 or 14 elements are mostly tails and borders to vectors along them, so a
 // vector of planes is transposed into lanes (one shuffle an element, in L1 and L2), pooled like adjacent channels,
 // where windows at the border leave out the taps that they lack, and transposed back.
-#include "cpu/max_pool2d_nest.h"
+#include "cpu/max_pool2d/nest.h"
 
 namespace convx {
 

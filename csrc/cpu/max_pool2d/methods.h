@@ -1,7 +1,7 @@
-// The loop nests behind max_pool2d.h: each gives the same bits, max_pool2d.cpp and max_pool2d_backward.cpp choose.
+// The loop nests behind max_pool2d.h: each gives the same bits, max_pool2d.cpp and backward.cpp choose.
 #pragma once
 
-#include "cpu/max_pool2d.h"
+#include "cpu/max_pool2d/max_pool2d.h"
 
 namespace convx {
 

@@ -4,7 +4,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cpu/max_pool2d_nest.h"
+#include "cpu/max_pool2d/nest.h"
 
 namespace convx {
 

@@ -4,11 +4,11 @@
 // By codes: a gather, of narrow planes a vector at a time; where windows overlap so much that looking at all of them
 // costs more, a scatter. By indices: the same with the codes of their taps, or, where one points elsewhere in the
 // plane, a scatter.
-#include "cpu/max_pool2d.h"
+#include "cpu/max_pool2d/max_pool2d.h"
 
-#include "cpu/max_pool2d_chosen.h"
-#include "cpu/max_pool2d_methods.h"
-#include "cpu/max_pool2d_nest.h"
+#include "cpu/max_pool2d/chosen.h"
+#include "cpu/max_pool2d/methods.h"
+#include "cpu/max_pool2d/nest.h"
 
 namespace convx {
 
