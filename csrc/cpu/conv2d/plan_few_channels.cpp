@@ -106,11 +106,11 @@ FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool chann
         for (const bool whole_band : {false, true}) {
             // Cycles: 20 a tile, 4 a vector that is written to dest apart.
             const auto cycles = [&](int64_t r) {
-                const int64_t lines = blocks.band_lines;
+                const int64_t band = blocks.band_lines;
                 const double fixed = 20 / depth;
-                if (!whole_band) return static_cast<double>(lines) * run_cycles(r, positions, lanes, limit, fixed);
-                return run_cycles(r, (lines - 1) * layout.pitch + positions, lanes, limit, fixed) +
-                       4 / depth * static_cast<double>(r * lines * ceil_div(positions, lanes));
+                if (!whole_band) return static_cast<double>(band) * run_cycles(r, positions, lanes, limit, fixed);
+                return run_cycles(r, (band - 1) * layout.pitch + positions, lanes, limit, fixed) +
+                       4 / depth * static_cast<double>(r * band * ceil_div(positions, lanes));
             };
             const double total =
                 static_cast<double>(ceil_div(rows, tile_rows) - 1) * cycles(tile_rows) + cycles(last_rows);

@@ -34,8 +34,8 @@ template <class T>
 struct Operand {
     int64_t width, panel, frequency;
     T* data = nullptr;
-    Operand(int64_t tiles, int64_t channels, int64_t width)
-        : width(width), panel(tiles * width), frequency(ceil_div(channels, width) * panel + frequency_padding) {}
+    Operand(int64_t tiles, int64_t channels, int64_t panel_width)
+        : width(panel_width), panel(tiles * width), frequency(ceil_div(channels, width) * panel + frequency_padding) {}
     int64_t size() const { return winograd_frequencies * frequency; }
 };
 
