@@ -6,6 +6,7 @@
     {"do": "release"}                                         -> {"ok": null}
     {"do": "peaks", "seconds": s, "bytes": b}                 -> {"ok": {"fma": ..., "copy": ...}}, by convx's runner
     {"do": "burst", "seconds": s, "dtype": "float32"}         -> {"ok": FLOP/s}, by convx's runner
+    {"do": "copy", "seconds": s, "bytes": b}                  -> {"ok": bytes/s}, by convx's runner
 
 A failure is answered with {"error": what}; the process lives on. session.py starts it as
 `python -m benchmarks.child NAME THREADS`.
@@ -60,6 +61,11 @@ class Server:
         from benchmarks.machine import burst
 
         return burst(seconds, dtype)
+
+    def copy(self, seconds: float, bytes: int) -> float:
+        from benchmarks.machine import copy
+
+        return copy(seconds, bytes)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

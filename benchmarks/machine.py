@@ -93,6 +93,13 @@ def burst(seconds: float, dtype: str) -> float:
     return _cpu.fma_peak(dtype, seconds)
 
 
+def copy(seconds: float, bytes: int) -> float:
+    """Bytes/s (read + written) of a copy around the caches on all threads of convx, for a moment."""
+    from convx import _cpu
+
+    return _cpu.copy_bandwidth(bytes, seconds)
+
+
 def measure_peaks(seconds: float, bytes: int) -> dict[str, Any]:
     """FLOP/s of independent fused multiply-adds, and bytes/s (read + written) of a copy, on one and on all threads."""
     from convx import _cpu

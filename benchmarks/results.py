@@ -28,6 +28,8 @@ class Cell:
     # FLOP/s of bursts of FMA between the turns of this cell: {"min", "median", "max", "count"}; none were taken where
     # nothing is multiplied.
     peak: dict[str, float] | None = None
+    # The same in bytes/s of copies, taken where nothing is multiplied and the arrays exceed the cache.
+    copy: dict[str, float] | None = None
 
     def seconds(self, runner: str) -> float | None:
         """Median seconds of a call; None where the runner has no time, or a result that differs from the others'."""
@@ -86,7 +88,8 @@ class Results:
         return cell.case.flops / seconds / peak if seconds and peak and cell.case.flops else None
 
     def of_bandwidth(self, cell: Cell, runner: str = "convx") -> float | None:
-        seconds, bandwidth = cell.seconds(runner), self.bandwidth
+        """Share of the copy bandwidth: of that measured next to the cell, else of the run's highest."""
+        seconds, bandwidth = cell.seconds(runner), cell.copy["median"] if cell.copy else self.bandwidth
         return cell.case.bytes / seconds / bandwidth if seconds and bandwidth else None
 
     def by_class(self) -> dict[str, list[Cell]]:
@@ -110,7 +113,14 @@ class Results:
     def load(path: Path) -> Results:
         about = json.loads(path.read_text())
         cells = [
-            Cell(Case.from_json(cell["case"]), cell["timings"], cell["copies"], cell["together"], cell.get("peak"))
+            Cell(
+                Case.from_json(cell["case"]),
+                cell["timings"],
+                cell["copies"],
+                cell["together"],
+                cell.get("peak"),
+                cell.get("copy"),
+            )
             for cell in about.pop("cells", [])
         ]
         return Results(about, cells)

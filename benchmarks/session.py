@@ -219,20 +219,21 @@ class Session:
         together = size * len(self.children) < machine.available_memory() / 2
         cell = Cell(case, {}, copies, together)
         bursts: list[float] = []
+        copies_per_second: list[float] = []
         probes: dict[str, list[float]] = {}
         names = list(self.children)
         for group in [names] if together else [[name] for name in names]:
-            self.time_group(cell, group, probes, bursts)
-        if bursts:
-            low, middle, high = min(bursts), statistics.median(bursts), max(bursts)
-            cell.peak = {"min": low, "median": middle, "max": high, "count": len(bursts)}
+            self.time_group(cell, group, probes, bursts, copies_per_second)
+        cell.peak, cell.copy = spread_of(bursts), spread_of(copies_per_second)
         cell.timings = {name: cell.timings[name] for name in names if name in cell.timings}
         for name, difference in differences(probes).items():
             cell.timings[name]["difference"] = difference
             cell.timings[name]["agrees"] = difference <= TOLERANCE[case.dtype]
         return cell
 
-    def time_group(self, cell: Cell, names: Sequence[str], probes: dict[str, list[float]], bursts: list[float]) -> None:
+    def time_group(
+        self, cell: Cell, names: Sequence[str], probes: dict[str, list[float]], bursts: list[float], copied: list[float]
+    ) -> None:
         rounds: dict[str, list[list[float]]] = {}
         faults: dict[str, float] = {}
         limit = self.settings.warm_up
@@ -248,6 +249,11 @@ class Session:
             if cell.case.flops:
                 answer = self.ask("convx", "burst", seconds=self.settings.burst_seconds, dtype=cell.case.dtype)
                 bursts += [answer["ok"]] if "ok" in answer else []
+            elif cell.case.bytes > 2 * self.cache:
+                answer = self.ask(
+                    "convx", "copy", seconds=self.settings.burst_seconds, bytes=max(4 * self.cache, 256 << 20)
+                )
+                copied += [answer["ok"]] if "ok" in answer else []
             for name in order[turn % max(1, len(order)) :] + order[: turn % max(1, len(order))]:
                 self.display.busy(name)
                 time.sleep(PAUSE_SECONDS)
@@ -284,6 +290,12 @@ def instruction_sets(settings: Settings) -> list[str]:
         return list(child.ask("describe").get("ok", {}).get("isas", []))
     finally:
         child.close()
+
+
+def spread_of(bursts: Sequence[float]) -> dict[str, float] | None:
+    if not bursts:
+        return None
+    return {"min": min(bursts), "median": statistics.median(bursts), "max": max(bursts), "count": len(bursts)}
 
 
 def differences(probes: dict[str, list[float]]) -> dict[str, float]:
