@@ -94,9 +94,9 @@ def figures(results: Results) -> list[Figure]:
 
     found = []
     for passname, bound in LEAST_SHARE.items():
-        for kernel in KERNELS:
-            layers = cells_of("conv2d", passname, partial(counts, kernels=(kernel,)))
-            what = f"conv2d {passname} {kernel[0]}x{kernel[1]}, share of the FMA peak"
+        for kernels in (KERNELS, *((kernel,) for kernel in KERNELS)):  # all layers, then each kind alone
+            layers = cells_of("conv2d", passname, partial(counts, kernels=kernels))
+            what = f"conv2d {passname} {' and '.join(f'{r}x{s}' for r, s in kernels)}, share of the FMA peak"
             found.append(Figure(what, median_over(layers, results.of_peak), bound, "%"))
     everything = [cell for passname in LEAST_SHARE for cell in cells_of("conv2d", passname, counts)]
     found.append(Figure("conv2d, AVX2's speed over AVX-512's", avx2(results, everything), LEAST_AVX2, "x"))
