@@ -87,6 +87,27 @@ void winograd_forward(const ConvProblem& problem, TensorView<const T> input, Ten
     describe_and(run, problem, input, weight, bias, output);
 }
 
+template <class T>
+void winograd_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed) {
+    const auto pack = [&](const ImplicitGemm<T>& gemm, const GemmBlocks&, const KernelSet<T>& kernels) {
+        if (&kernels != &kernel_set<T>(*packed.form.kernels)) return;
+        packed.data =
+            Workspace(static_cast<size_t>(winograd_weight_bytes(gemm.groups, gemm.channels, gemm.rows, kernels)));
+        transform_winograd_weights(gemm, kernels, static_cast<T*>(packed.data.data()));
+    };
+    describe_and<T>(pack, problem, {}, weight, {}, {});
+}
+
+template <class T>
+void winograd_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                             TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed) {
+    const auto run = [&](const ImplicitGemm<T>& gemm, const GemmBlocks& direct, const KernelSet<T>& kernels) {
+        const bool fits = &kernels == &kernel_set<T>(*packed.form.kernels);
+        run_winograd(gemm, false, direct, kernels, fits ? packed.weights() : nullptr);
+    };
+    describe_and(run, problem, input, weight, bias, output);
+}
+
 template void gemm_forward(const ConvProblem&, TensorView<const float>, TensorView<const float>,
                            TensorView<const float>, TensorView<float>);
 template void gemm_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
@@ -102,5 +123,11 @@ template void winograd_forward(const ConvProblem&, TensorView<const float>, Tens
                                TensorView<const float>, TensorView<float>);
 template void winograd_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                                TensorView<const double>, TensorView<double>);
+template void winograd_pack_weight(const ConvProblem&, TensorView<const float>, PackedWeight<float>&);
+template void winograd_pack_weight(const ConvProblem&, TensorView<const double>, PackedWeight<double>&);
+template void winograd_forward_packed(const ConvProblem&, TensorView<const float>, TensorView<const float>,
+                                      TensorView<const float>, TensorView<float>, const PackedWeight<float>&);
+template void winograd_forward_packed(const ConvProblem&, TensorView<const double>, TensorView<const double>,
+                                      TensorView<const double>, TensorView<double>, const PackedWeight<double>&);
 
 }  // namespace convx

@@ -28,6 +28,11 @@ template <class T>
 void winograd_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                       TensorView<const T> bias, TensorView<T> output);
 template <class T>
+void winograd_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed);
+template <class T>
+void winograd_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                             TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed);
+template <class T>
 void winograd_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
                          TensorView<T> grad_input);
 template <class T>

@@ -22,6 +22,9 @@ PackedWeight<T> pack_weight(const ConvProblem& problem, TensorView<const T> weig
         case ConvMethod::gemm:
             gemm_pack_weight(problem, weight, packed);
             break;
+        case ConvMethod::winograd:
+            winograd_pack_weight(problem, weight, packed);
+            break;
         default:
             break;
     }
@@ -35,6 +38,8 @@ void conv2d_forward_packed(const ConvProblem& problem, TensorView<const T> input
         switch (packed.form.method) {
             case ConvMethod::gemm:
                 return gemm_forward_packed(problem, input, weight, bias, output, packed);
+            case ConvMethod::winograd:
+                return winograd_forward_packed(problem, input, weight, bias, output, packed);
             default:
                 break;
         }

@@ -25,17 +25,33 @@ int64_t stage_columns(const KernelSet<T>& kernels) {
     return winograd_inputs * kernels.nr;  // at most, when no two tiles are neighbours
 }
 
-// Transformed inputs or weights: [frequency][panel][channel][nr or mr].
+// Panels of [channel][nr or mr].
 template <class T>
 struct Operand {
     T* data;
     int64_t panel, frequency;  // strides
+};
 
-    static int64_t size(int64_t panels, int64_t channels, int64_t width) {
-        return winograd_frequencies * (panels * channels * width + frequency_padding);
-    }
-    Operand(T* memory, int64_t panels, int64_t channels, int64_t width)
-        : data(memory), panel(channels * width), frequency(panels * panel + frequency_padding) {}
+// Transformed inputs or weights of one task: [frequency][panel].
+template <class T>
+Operand<T> task_operand(T* memory, int64_t panels, int64_t channels, int64_t width) {
+    return {memory, channels * width, panels * channels * width + frequency_padding};
+}
+int64_t task_operand_size(int64_t panels, int64_t channels, int64_t width) {
+    return winograd_frequencies * (panels * channels * width + frequency_padding);
+}
+
+// Transformed weights of all tasks: [group][panel][frequency][channel][mr], whatever the blocks are, so that prepared
+// ones serve any batch.
+template <class T>
+struct SharedWeights {
+    int64_t panels;            // of a group
+    int64_t frequency, panel;  // strides
+
+    SharedWeights(int64_t channels, int64_t rows, const KernelSet<T>& kernels)
+        : panels(ceil_div(rows, kernels.mr)), frequency(channels * kernels.mr + frequency_padding),
+          panel(winograd_frequencies * frequency) {}
+    int64_t size(int64_t groups) const { return groups * panels * panel; }
 };
 
 // What one worker works with.
@@ -44,9 +60,9 @@ struct Scratch {
     Scratch(ScratchParts parts, const WinogradBlocks& blocks, int64_t channels, const KernelSet<T>& kernels)
         : product_row(blocks.block_panels * kernels.nr),
           product_frequency(blocks.block_rows * product_row + frequency_padding),
-          operand(parts.take<T>(
-              blocks.shares_inputs ? Operand<T>::size(blocks.block_rows / kernels.mr, blocks.chunk_channels, kernels.mr)
-                                   : Operand<T>::size(blocks.block_panels, channels, kernels.nr))),
+          operand(parts.take<T>(blocks.shares_inputs ? task_operand_size(blocks.block_rows / kernels.mr,
+                                                                         blocks.chunk_channels, kernels.mr)
+                                                     : task_operand_size(blocks.block_panels, channels, kernels.nr))),
           products(parts.take<T>(winograd_frequencies * product_frequency)),
           stage(parts.take<T>(std::max(staged_adjacent_channels * winograd_inputs * stage_columns(kernels),
                                        stored_rows * winograd_outputs * winograd_outputs * kernels.nr))),
@@ -73,12 +89,13 @@ using TileSegment = PixelSegment;
 template <class T>
 class Nest {
 public:
-    Nest(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels)
+    Nest(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const T* prepared)
         : gemm_(gemm), mirrored_(mirrored), kernels_(kernels),
           tile_rows_(ceil_div(gemm.h->positions, winograd_outputs)),
           tile_columns_(ceil_div(gemm.w->positions, winograd_outputs)), tiles_(gemm.batch * tile_rows_ * tile_columns_),
           blocks_(
               plan_winograd_blocks(tiles_, gemm.groups, gemm.channels, gemm.rows, sizeof(T), kernels.mr, kernels.nr)),
+          shared_weights_(gemm.channels, gemm.rows, kernels), weights_(prepared),
           row_of_(read_order(*gemm.h, tile_rows_)), column_of_(read_order(*gemm.w, tile_columns_)),
           faulty_(static_cast<size_t>(gemm.batch)) {
         if (gemm.bias)
@@ -94,13 +111,24 @@ public:
                                      : gemm_.groups * ceil_div(ceil_div(tiles_, kernels_.nr), blocks_.block_panels);
         width_ = static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), together}));
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width_ * scratch.worker_bytes));
-        shared_ = static_cast<T*>(workspace.data());
+        T* shared = static_cast<T*>(workspace.data());
         workers_ = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
         worker_bytes_ = scratch.worker_bytes;
-        if (blocks_.shares_inputs)
-            run_blocks_of_rows();
-        else
-            run_blocks_of_tiles();
+        if (blocks_.shares_inputs) return run_blocks_of_rows(shared);
+        if (!weights_) transform_all_weights(shared);
+        weights_ = weights_ ? weights_ : shared;
+        run_blocks_of_tiles();
+    }
+
+    // For all later runs.
+    void prepare(T* weights) {
+        constexpr int64_t weight_flops = 180;  // of the transform
+        const PassScratch scratch = winograd_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, kernels_);
+        width_ = std::min(parallel_width(weight_flops * gemm_.groups * gemm_.rows * gemm_.channels), num_threads());
+        const Workspace workspace(static_cast<size_t>(width_ * scratch.worker_bytes));
+        workers_ = static_cast<char*>(workspace.data());
+        worker_bytes_ = scratch.worker_bytes;
+        transform_all_weights(weights);
     }
 
     bool is_faulty(int64_t n) const { return faulty_[static_cast<size_t>(n)]; }
@@ -121,52 +149,48 @@ private:
         return Scratch<T>(ScratchParts(workers_ + worker * worker_bytes_), blocks_, gemm_.channels, kernels_);
     }
 
-    // Weights in blocks of rows, each in the order in which a task reads it.
-    Operand<T> shared_weights(int64_t group, int64_t row) const {
-        const int64_t blocks = ceil_div(gemm_.rows, blocks_.block_rows);
-        const int64_t panels = blocks_.block_rows / kernels_.mr;
-        return Operand<T>(shared_ + (group * blocks + row / blocks_.block_rows) *
-                                        Operand<T>::size(panels, gemm_.channels, kernels_.mr),
-                          panels, gemm_.channels, kernels_.mr);
+    void transform_all_weights(T* dest) {
+        const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
+        parallel_for(gemm_.groups * shared_weights_.panels * chunks, width_, [&](int64_t task, int worker) {
+            const int64_t panel = task / chunks, first_channel = task % chunks * blocks_.chunk_channels;
+            transform_weights(panel / shared_weights_.panels, panel % shared_weights_.panels * kernels_.mr,
+                              first_channel, dest + panel * shared_weights_.panel + first_channel * kernels_.mr,
+                              shared_weights_.frequency, scratch_of(worker));
+        });
+    }
+
+    Operand<const T> weights_of(int64_t group, int64_t row, int64_t channel) const {
+        return {weights_ + (group * shared_weights_.panels + row / kernels_.mr) * shared_weights_.panel +
+                    channel * kernels_.mr,
+                shared_weights_.panel, shared_weights_.frequency};
     }
 
     void run_blocks_of_tiles() {
-        const int64_t row_panels = ceil_div(gemm_.rows, kernels_.mr);
-        const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
-        parallel_for(gemm_.groups * row_panels * chunks, width_, [&](int64_t task, int worker) {
-            const int64_t group = task / chunks / row_panels, row = task / chunks % row_panels * kernels_.mr;
-            const int64_t first_channel = task % chunks * blocks_.chunk_channels;
-            const Operand<T> weights = shared_weights(group, row);
-            transform_weights(
-                group, row, first_channel,
-                weights.data + row % blocks_.block_rows / kernels_.mr * weights.panel + first_channel * kernels_.mr,
-                weights.frequency, scratch_of(worker));
-        });
         const int64_t panels = ceil_div(tiles_, kernels_.nr), tile_blocks = ceil_div(panels, blocks_.block_panels);
         parallel_for(gemm_.groups * tile_blocks, width_, [&](int64_t task, int worker) {
             const Scratch<T> scratch = scratch_of(worker);
             const int64_t group = task / tile_blocks, first = task % tile_blocks * blocks_.block_panels;
             const int64_t count = std::min(blocks_.block_panels, panels - first);
-            const Operand<T> inputs(scratch.operand, count, gemm_.channels, kernels_.nr);
+            const Operand<T> inputs = task_operand(scratch.operand, count, gemm_.channels, kernels_.nr);
             for (int64_t panel = 0; panel < count; ++panel)
                 transform_panel(group, first + panel, 0, gemm_.channels, inputs.data + panel * inputs.panel,
                                 inputs.frequency, scratch);
             for (int64_t row = 0; row < gemm_.rows; row += blocks_.block_rows) {
                 const int64_t rows = std::min(blocks_.block_rows, gemm_.rows - row);
-                multiply(shared_weights(group, row), rows, inputs, first, count, 0, gemm_.channels, scratch);
+                multiply(weights_of(group, row, 0), rows, inputs, first, count, 0, gemm_.channels, scratch);
                 store_block(group, first, count, row, rows, scratch);
             }
         });
     }
 
-    void run_blocks_of_rows() {
+    void run_blocks_of_rows(T* shared) {
         const int64_t panels = ceil_div(tiles_, kernels_.nr);
         const int64_t parts = ceil_div(gemm_.channels, shared_part),
                       row_blocks = ceil_div(gemm_.rows, blocks_.block_rows);
         for (int64_t block = 0; block < gemm_.groups * ceil_div(panels, blocks_.block_panels); ++block) {
             const int64_t group = block % gemm_.groups, first = block / gemm_.groups * blocks_.block_panels;
             const int64_t count = std::min(blocks_.block_panels, panels - first);
-            const Operand<T> inputs(shared_, count, gemm_.channels, kernels_.nr);
+            const Operand<T> inputs = task_operand(shared, count, gemm_.channels, kernels_.nr);
             parallel_for(count * parts, width_, [&](int64_t task, int worker) {
                 const int64_t panel = task / parts, c = task % parts * shared_part;
                 transform_panel(group, first + panel, c, std::min(shared_part, gemm_.channels - c),
@@ -178,11 +202,17 @@ private:
                 const int64_t row = task * blocks_.block_rows, rows = std::min(blocks_.block_rows, gemm_.rows - row);
                 for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
                     const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
-                    const Operand<T> weights(scratch.operand, ceil_div(rows, kernels_.mr), channels, kernels_.mr);
+                    if (weights_) {
+                        multiply(weights_of(group, row, c), rows, inputs, first, count, c, channels, scratch);
+                        continue;
+                    }
+                    const Operand<T> weights =
+                        task_operand(scratch.operand, ceil_div(rows, kernels_.mr), channels, kernels_.mr);
                     for (int64_t i = 0; i < rows; i += kernels_.mr)
                         transform_weights(group, row + i, c, weights.data + i / kernels_.mr * weights.panel,
                                           weights.frequency, scratch);
-                    multiply(weights, rows, inputs, first, count, c, channels, scratch);
+                    multiply({weights.data, weights.panel, weights.frequency}, rows, inputs, first, count, c, channels,
+                             scratch);
                 }
                 store_block(group, first, count, row, rows, scratch);
             });
@@ -291,7 +321,7 @@ private:
     }
 
     // Channels [c, c + channels) of rows x panels of tiles; the weights are of these channels alone.
-    void multiply(const Operand<T>& weights, int64_t rows, const Operand<T>& inputs, int64_t first_panel,
+    void multiply(const Operand<const T>& weights, int64_t rows, const Operand<T>& inputs, int64_t first_panel,
                   int64_t panels, int64_t c, int64_t channels, const Scratch<T>& scratch) {
         const int64_t nr = kernels_.nr, tiles = std::min(panels * nr, tiles_ - first_panel * nr);
         WinogradProducts<T> job{
@@ -387,7 +417,8 @@ private:
     const int64_t tile_rows_, tile_columns_, tiles_;
     const WinogradBlocks blocks_;
     const std::vector<int64_t> row_of_, column_of_;
-    T* shared_ = nullptr;  // the transformed operand that all tasks read
+    const SharedWeights<T> shared_weights_;
+    const T* weights_;  // transformed ones of all rows, or null
     char* workers_ = nullptr;
     int64_t worker_bytes_ = 0;
     int width_ = 1;
@@ -400,21 +431,30 @@ private:
 template <class T>
 PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64_t channels, int64_t rows,
                              const KernelSet<T>& kernels) {
-    const int64_t shared = blocks.shares_inputs
-                               ? Operand<T>::size(blocks.block_panels, channels, kernels.nr)
-                               : groups * ceil_div(rows, blocks.block_rows) *
-                                     Operand<T>::size(blocks.block_rows / kernels.mr, channels, kernels.mr);
+    const int64_t shared = blocks.shares_inputs ? task_operand_size(blocks.block_panels, channels, kernels.nr)
+                                                : SharedWeights<T>(channels, rows, kernels).size(groups);
     return {cache_lines(shared * static_cast<int64_t>(sizeof(T))),
             Scratch<T>(ScratchParts(), blocks, channels, kernels).bytes};
 }
 
 template <class T>
-void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& direct, const KernelSet<T>& kernels) {
+int64_t winograd_weight_bytes(int64_t groups, int64_t channels, int64_t rows, const KernelSet<T>& kernels) {
+    return SharedWeights<T>(channels, rows, kernels).size(groups) * static_cast<int64_t>(sizeof(T));
+}
+
+template <class T>
+void transform_winograd_weights(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels, T* transformed) {
+    Nest<T>(gemm, false, kernels, nullptr).prepare(transformed);
+}
+
+template <class T>
+void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& direct, const KernelSet<T>& kernels,
+                  const T* transformed) {
     // Nothing to multiply, or one axis skips and the other one pads with a number.
     if (gemm.pixels() == 0 || gemm.rows == 0 || gemm.channels == 0 ||
         (gemm.pad != T(0) && (gemm.skips_h() || gemm.skips_w())))
         return run_implicit_gemm(gemm, direct, kernels);
-    Nest<T> nest(gemm, mirrored, kernels);
+    Nest<T> nest(gemm, mirrored, kernels, transformed);
     nest.run();
     for (int64_t n = 0; n < gemm.batch; ++n) {
         if (!nest.is_faulty(n)) continue;
@@ -428,7 +468,12 @@ void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& 
 
 template PassScratch winograd_scratch(const WinogradBlocks&, int64_t, int64_t, int64_t, const KernelSet<float>&);
 template PassScratch winograd_scratch(const WinogradBlocks&, int64_t, int64_t, int64_t, const KernelSet<double>&);
-template void run_winograd(const ImplicitGemm<float>&, bool, const GemmBlocks&, const KernelSet<float>&);
-template void run_winograd(const ImplicitGemm<double>&, bool, const GemmBlocks&, const KernelSet<double>&);
+template int64_t winograd_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<float>&);
+template int64_t winograd_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<double>&);
+template void transform_winograd_weights(const ImplicitGemm<float>&, const KernelSet<float>&, float*);
+template void transform_winograd_weights(const ImplicitGemm<double>&, const KernelSet<double>&, double*);
+template void run_winograd(const ImplicitGemm<float>&, bool, const GemmBlocks&, const KernelSet<float>&, const float*);
+template void run_winograd(const ImplicitGemm<double>&, bool, const GemmBlocks&, const KernelSet<double>&,
+                           const double*);
 
 }  // namespace convx

@@ -18,7 +18,15 @@ namespace convx {
 
 // The problem as for the implicit GEMM, with 3 x 3 taps and step 1. `mirrored`: tap r reads position + 2 - r, as in the
 // adjoint, instead of position + r (from the first row or column that is read).
+// `transformed` weights, as transform_winograd_weights makes them, or null: made for this run.
 template <class T>
-void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& direct, const KernelSet<T>& kernels);
+void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& direct, const KernelSet<T>& kernels,
+                  const T* transformed = nullptr);
+
+// U for every run over the same weights, not mirrored, into winograd_weight_bytes(...) bytes.
+template <class T>
+int64_t winograd_weight_bytes(int64_t groups, int64_t channels, int64_t rows, const KernelSet<T>& kernels);
+template <class T>
+void transform_winograd_weights(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels, T* transformed);
 
 }  // namespace convx
