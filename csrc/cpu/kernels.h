@@ -92,6 +92,10 @@ struct KernelSet {
     void (*winograd_products)(const WinogradProducts<T>& job);
     void (*winograd_input)(const WinogradInput<T>& job);
     void (*winograd_weights)(const WinogradWeights<T>& job);
+    void (*winograd_wide_weights)(const WinogradWeights<T>& job);  // panels of nr rows
+    void (*winograd_input_pixels)(const WinogradPixelInput<T>& job);
+    void (*winograd_tile_products)(const WinogradTileProducts<T>& job);
+    void (*winograd_output_pixels)(const WinogradPixelOutput<T>& job);
     void (*winograd_output)(const WinogradOutput<T>& job);
     void (*winograd_input_tiles)(const WinogradTiles<T>& job);
     void (*winograd_gradient_tiles)(const WinogradTiles<T>& job);

@@ -54,15 +54,15 @@ struct WinogradInput {
     int64_t dest_frequency;
 };
 
-// A panel of mr rows of weights, channel by channel: tap (r, s) of row i at source[tap[3 * r + s] + i]. A whole vector
-// can be read behind the last tap.
+// A panel of mr (or nr) rows of weights, channel by channel: tap (r, s) of row i at source[tap[3 * r + s] + i]. A whole
+// vector can be read behind the last tap.
 template <class T>
 struct WinogradWeights {
     const T* source;
     int64_t source_channel;
     int64_t tap[9];
     int64_t channels;
-    T* dest;  // [frequency][channel][mr]
+    T* dest;  // [frequency][channel][mr or nr]
     int64_t dest_frequency;
 };
 
@@ -79,6 +79,41 @@ struct WinogradOutput {
     const T* bias;  // one value per row, or null
     bool relu;
     T* faults;  // per tile: stays 0 while all outputs are finite, becomes NaN otherwise
+};
+
+// The same three steps with vectors over channels (winograd_channels.cpp). One tile: its 36 pixels, row by row, each
+// with `channels` adjacent ones.
+template <class T>
+struct WinogradPixelInput {
+    const T* const* pixels;
+    int64_t channels;
+    T* dest;  // [frequency][channel], written in whole vectors
+    int64_t dest_frequency;
+};
+
+// products[tile][nr] (+)= sum over channels of tiles[tile][channel] * weights[channel][nr].
+template <class T>
+struct WinogradTileProducts {
+    const T* tiles;
+    int64_t tile_stride, count;
+    const T* weights;
+    int64_t channels;
+    T* products;
+    bool accumulate;
+};
+
+// One tile's height x width outputs (4, or less where the plane ends or the tile is a short one) of `rows` channels.
+template <class T>
+struct WinogradPixelOutput {
+    const T* source;  // [frequency][row], readable in whole vectors
+    int64_t source_frequency;
+    int height, width;
+    int64_t rows;
+    T* dest;
+    int64_t dest_row, dest_pixel;
+    const T* bias;  // one value per row, or null
+    bool relu;
+    T* faults;  // a vector that stays 0 while all outputs are finite
 };
 
 // The weight gradient, F(3 x 3, 4 x 4), has vectors over channels: adjacent tiles of one image row, `width` (nr or mr)

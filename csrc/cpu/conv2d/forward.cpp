@@ -91,8 +91,7 @@ template <class T>
 void winograd_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed) {
     const auto pack = [&](const ImplicitGemm<T>& gemm, const GemmBlocks&, const KernelSet<T>& kernels) {
         if (&kernels != &kernel_set<T>(*packed.form.kernels)) return;
-        packed.data =
-            Workspace(static_cast<size_t>(winograd_weight_bytes(gemm.groups, gemm.channels, gemm.rows, kernels)));
+        packed.data = Workspace(static_cast<size_t>(winograd_weight_bytes(gemm, kernels)));
         transform_winograd_weights(gemm, kernels, static_cast<T*>(packed.data.data()));
     };
     describe_and<T>(pack, problem, {}, weight, {}, {});

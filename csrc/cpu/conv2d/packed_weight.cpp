@@ -10,7 +10,8 @@ namespace convx {
 namespace {
 
 PackedForm form_of(const ConvProblem& problem) {
-    return {choose_method(problem, ConvPass::forward), &active_kernels(), problem.groups, problem.channels_last};
+    return {choose_method(problem, ConvPass::forward), &active_kernels(), problem.groups, problem.channels_last,
+            winograd_by_channels(problem.out_h(), problem.out_w())};
 }
 
 }  // namespace

@@ -16,10 +16,11 @@ struct PackedForm {
     const Kernels* kernels;  // the tile is the width of panels
     int64_t groups;
     bool channels_last;  // which operand has the rows of the tile
+    bool few_tiles;      // which nest of Winograd's method reads them
 
     bool operator==(const PackedForm& other) const {
         return method == other.method && kernels == other.kernels && groups == other.groups &&
-               channels_last == other.channels_last;
+               channels_last == other.channels_last && few_tiles == other.few_tiles;
     }
 };
 

@@ -103,6 +103,23 @@ WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t chann
 template <class T>
 PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64_t channels, int64_t rows,
                              const KernelSet<T>& kernels);
+// Whether an image of this output (grad_input: input) size has so few tiles that vectors had better run over channels
+// (winograd_channels.h), and the blocks of that nest.
+bool winograd_by_channels(int64_t height, int64_t width);
+constexpr int64_t winograd_most_panels = 2;
+int64_t winograd_chunk_channels(int64_t channels, int lanes);
+struct WinogradChannelBlocks {
+    int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go
+    int64_t chunks = 1;
+    int64_t tiles = 1;         // of an image
+    int64_t block_images = 1;  // whose transformed inputs are kept
+    int64_t block_panels = 1;  // of nr output channels, of one task
+    int64_t source_pixels = 1, dest_pixels = 1;
+};
+WinogradChannelBlocks plan_winograd_channel_blocks(int64_t batch, int64_t height, int64_t width, int64_t channels,
+                                                   int64_t rows, int lanes, int nr);
+template <class T>
+PassScratch winograd_channels_scratch(const WinogradChannelBlocks& blocks, const KernelSet<T>& kernels);
 // Blocks of Winograd's weight gradient (winograd_grad_weight.cpp).
 struct WinogradGradWeightBlocks {
     int64_t block_tiles = 1;    // tiles transformed at a time, for all channels

@@ -69,6 +69,29 @@ WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t chann
     return blocks;
 }
 
+bool winograd_by_channels(int64_t height, int64_t width) {
+    return ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs) <= 16;
+}
+
+int64_t winograd_chunk_channels(int64_t channels, int lanes) {
+    constexpr int64_t target = 64;  // with 16 rows 144 KiB of transformed weights
+    channels = std::max<int64_t>(channels, 1);
+    return round_up(ceil_div(channels, ceil_div(channels, target)), lanes);
+}
+
+WinogradChannelBlocks plan_winograd_channel_blocks(int64_t batch, int64_t height, int64_t width, int64_t channels,
+                                                   int64_t rows, int lanes, int nr) {
+    WinogradChannelBlocks blocks;
+    blocks.chunk_channels = winograd_chunk_channels(channels, lanes);
+    blocks.chunks = ceil_div(std::max<int64_t>(channels, 1), blocks.chunk_channels);
+    blocks.tiles = std::max<int64_t>(ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs), 1);
+    blocks.block_images = std::clamp<int64_t>(few_tiles / blocks.tiles, 1, std::max<int64_t>(batch, 1));
+    blocks.block_panels = ceil_div(rows, nr) >= wanted_tasks * winograd_most_panels ? winograd_most_panels : 1;
+    blocks.source_pixels = (height + 2) * (width + 2);
+    blocks.dest_pixels = height * width;
+    return blocks;
+}
+
 WinogradGradWeightBlocks plan_winograd_grad_weight_blocks(int64_t tiles, int64_t groups, int64_t rows, int64_t columns,
                                                           int64_t item_bytes, int mr, int nr) {
     WinogradGradWeightBlocks blocks;
@@ -96,6 +119,26 @@ void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward,
     const int64_t rows = forward ? problem.group_out() : problem.group_in();
     const int64_t height = forward ? problem.out_h() : problem.h.input;
     const int64_t width = forward ? problem.out_w() : problem.w.input;
+    if (winograd_by_channels(height, width)) {
+        const WinogradChannelBlocks blocks =
+            plan_winograd_channel_blocks(problem.batch, height, width, channels, rows, kernels.lanes, kernels.nr);
+        const PassScratch scratch = winograd_channels_scratch(blocks, kernels);
+        plan.algorithm = "winograd";
+        plan.tile = "4 x 4 and 3 x 3 outputs, " + std::to_string(kernels.mr) + " tiles of a frequency x " +
+                    std::to_string(kernels.nr) + " channels";
+        plan.block = std::to_string(blocks.block_images * blocks.tiles) + " tiles x " +
+                     std::to_string(std::min(blocks.block_panels * kernels.nr, rows)) + " channels, sums of " +
+                     std::to_string(blocks.chunk_channels) + " channels";
+        const int64_t together = ceil_div(std::max<int64_t>(rows, 1), blocks.block_panels * kernels.nr);
+        plan.tasks = problem.groups * ceil_div(problem.batch, blocks.block_images) * together;
+        plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, together});
+        plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+        plan.reason =
+            "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144; few tiles, so vectors over "
+            "channels, and a task makes the transformed weights that it needs in L2; images with inf, NaN or "
+            "an overflow by the direct method";
+        return;
+    }
     const int64_t tiles = problem.batch * ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs);
     const WinogradBlocks blocks =
         plan_winograd_blocks(tiles, problem.groups, channels, rows, sizeof(T), kernels.mr, kernels.nr);

@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/winograd_channels.h"
+#include "cpu/conv2d/winograd_parts.h"
 #include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
@@ -89,15 +91,16 @@ using TileSegment = PixelSegment;
 template <class T>
 class Nest {
 public:
-    Nest(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const T* prepared)
+    Nest(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const T* prepared,
+         std::atomic<bool>* faulty)
         : gemm_(gemm), mirrored_(mirrored), kernels_(kernels),
           tile_rows_(ceil_div(gemm.h->positions, winograd_outputs)),
           tile_columns_(ceil_div(gemm.w->positions, winograd_outputs)), tiles_(gemm.batch * tile_rows_ * tile_columns_),
           blocks_(
               plan_winograd_blocks(tiles_, gemm.groups, gemm.channels, gemm.rows, sizeof(T), kernels.mr, kernels.nr)),
           shared_weights_(gemm.channels, gemm.rows, kernels), weights_(prepared),
-          row_of_(read_order(*gemm.h, tile_rows_)), column_of_(read_order(*gemm.w, tile_columns_)),
-          faulty_(static_cast<size_t>(gemm.batch)) {
+          row_of_(winograd_read_order(*gemm.h, mirrored, tile_rows_ * winograd_outputs + 2)),
+          column_of_(winograd_read_order(*gemm.w, mirrored, tile_columns_ * winograd_outputs + 2)), faulty_(faulty) {
         if (gemm.bias)
             for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row)
                 bias_.push_back(gemm.bias[row * gemm.bias_stride]);
@@ -131,20 +134,7 @@ public:
         transform_all_weights(weights);
     }
 
-    bool is_faulty(int64_t n) const { return faulty_[static_cast<size_t>(n)]; }
-
 private:
-    // Source index of every row (column) that the tiles read, in order; `outside` also behind the last position's taps.
-    std::vector<int64_t> read_order(const AxisTable& table, int64_t tiles) const {
-        std::vector<int64_t> order(static_cast<size_t>(tiles * winograd_outputs + 2), AxisTable::outside);
-        for (int64_t p = 0; p < table.positions + 2; ++p) {
-            const int64_t position = std::min(p, table.positions - 1);
-            const int64_t tap = mirrored_ ? 2 - (p - position) : p - position;
-            order[static_cast<size_t>(p)] = table.at(tap, position);
-        }
-        return order;
-    }
-
     Scratch<T> scratch_of(int worker) const {
         return Scratch<T>(ScratchParts(workers_ + worker * worker_bytes_), blocks_, gemm_.channels, kernels_);
     }
@@ -223,34 +213,8 @@ private:
     void transform_weights(int64_t group, int64_t first_row, int64_t first_channel, T* dest, int64_t dest_frequency,
                            const Scratch<T>& scratch) {
         const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
-        const int64_t mr = kernels_.mr;
-        const int rows = static_cast<int>(std::min(mr, gemm_.rows - first_row));
-        T* packed = scratch.taps;
-        const T* source = gemm_.weight + group * gemm_.weight_group + first_row * gemm_.weight_row +
-                          first_channel * gemm_.weight_channel;
-        if (rows < mr) std::fill(packed, packed + channels * 9 * mr, T(0));
-        const bool dense_taps = gemm_.weight_h == 3 && gemm_.weight_w == 1;
-        const T* row[64];
-        if (dense_taps && gemm_.weight_channel == 9) {
-            for (int i = 0; i < rows; ++i) row[i] = source + i * gemm_.weight_row;
-            kernels_.pack_transposed(packed, mr, row, rows, channels * 9);
-        } else if (dense_taps) {
-            for (int64_t c = 0; c < channels; ++c) {
-                for (int i = 0; i < rows; ++i) row[i] = source + i * gemm_.weight_row + c * gemm_.weight_channel;
-                // A few lines on a page of their own, which no hardware prefetcher foresees.
-                for (int i = 0; i < rows; i += 2) __builtin_prefetch(row[i] + 8 * gemm_.weight_channel);
-                kernels_.pack_transposed(packed + c * 9 * mr, mr, row, rows, 9);
-            }
-        } else {
-            const LaneRun run{0, rows, 0};
-            for (int64_t tap = 0; tap < 9; ++tap)
-                kernels_.pack_lanes(packed + tap * mr, 9 * mr,
-                                    source + tap / 3 * gemm_.weight_h + tap % 3 * gemm_.weight_w, gemm_.weight_channel,
-                                    channels, &run, 1, rows, gemm_.weight_row, T(0));
-        }
-        WinogradWeights<T> job{packed, 9 * mr, {}, channels, dest, dest_frequency};
-        for (int64_t tap = 0; tap < 9; ++tap) job.tap[tap] = (mirrored_ ? 8 - tap : tap) * mr;
-        kernels_.winograd_weights(job);
+        transform_weight_panel(gemm_, mirrored_, kernels_, kernels_.mr, {group, first_row, first_channel, channels},
+                               scratch.taps, dest, dest_frequency);
     }
 
     int64_t panel_tiles(int64_t panel) const { return std::min<int64_t>(kernels_.nr, tiles_ - panel * kernels_.nr); }
@@ -386,7 +350,7 @@ private:
         }
         for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
             for (int64_t t = 0; t < s.count; ++t)
-                if (!(scratch.faults[s.lane + t] == T(0))) faulty_[static_cast<size_t>(s.n)] = true;
+                if (!(scratch.faults[s.lane + t] == T(0))) faulty_[s.n] = true;
         });
     }
 
@@ -423,7 +387,7 @@ private:
     int64_t worker_bytes_ = 0;
     int width_ = 1;
     std::vector<T> bias_;
-    std::vector<std::atomic<bool>> faulty_;
+    std::atomic<bool>* faulty_;
 };
 
 }  // namespace
@@ -438,13 +402,18 @@ PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64
 }
 
 template <class T>
-int64_t winograd_weight_bytes(int64_t groups, int64_t channels, int64_t rows, const KernelSet<T>& kernels) {
-    return SharedWeights<T>(channels, rows, kernels).size(groups) * static_cast<int64_t>(sizeof(T));
+int64_t winograd_weight_bytes(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels) {
+    if (winograd_by_channels(gemm.h->positions, gemm.w->positions))
+        return winograd_channels_weight_bytes(gemm.groups, gemm.channels, gemm.rows, kernels);
+    return SharedWeights<T>(gemm.channels, gemm.rows, kernels).size(gemm.groups) * static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
 void transform_winograd_weights(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels, T* transformed) {
-    Nest<T>(gemm, false, kernels, nullptr).prepare(transformed);
+    if (winograd_by_channels(gemm.h->positions, gemm.w->positions))
+        transform_winograd_channels_weights(gemm, kernels, transformed);
+    else
+        Nest<T>(gemm, false, kernels, nullptr, nullptr).prepare(transformed);
 }
 
 template <class T>
@@ -454,10 +423,13 @@ void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& 
     if (gemm.pixels() == 0 || gemm.rows == 0 || gemm.channels == 0 ||
         (gemm.pad != T(0) && (gemm.skips_h() || gemm.skips_w())))
         return run_implicit_gemm(gemm, direct, kernels);
-    Nest<T> nest(gemm, mirrored, kernels, transformed);
-    nest.run();
+    std::vector<std::atomic<bool>> faulty(static_cast<size_t>(gemm.batch));
+    if (winograd_by_channels(gemm.h->positions, gemm.w->positions))
+        run_winograd_channels(gemm, mirrored, kernels, transformed, faulty.data());
+    else
+        Nest<T>(gemm, mirrored, kernels, transformed, faulty.data()).run();
     for (int64_t n = 0; n < gemm.batch; ++n) {
-        if (!nest.is_faulty(n)) continue;
+        if (!faulty[static_cast<size_t>(n)]) continue;
         ImplicitGemm<T> image = gemm;
         image.batch = 1;
         image.source += n * gemm.source_stride.n;
@@ -468,8 +440,8 @@ void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& 
 
 template PassScratch winograd_scratch(const WinogradBlocks&, int64_t, int64_t, int64_t, const KernelSet<float>&);
 template PassScratch winograd_scratch(const WinogradBlocks&, int64_t, int64_t, int64_t, const KernelSet<double>&);
-template int64_t winograd_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<float>&);
-template int64_t winograd_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<double>&);
+template int64_t winograd_weight_bytes(const ImplicitGemm<float>&, const KernelSet<float>&);
+template int64_t winograd_weight_bytes(const ImplicitGemm<double>&, const KernelSet<double>&);
 template void transform_winograd_weights(const ImplicitGemm<float>&, const KernelSet<float>&, float*);
 template void transform_winograd_weights(const ImplicitGemm<double>&, const KernelSet<double>&, double*);
 template void run_winograd(const ImplicitGemm<float>&, bool, const GemmBlocks&, const KernelSet<float>&, const float*);

@@ -25,7 +25,7 @@ void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& 
 
 // U for every run over the same weights, not mirrored, into winograd_weight_bytes(...) bytes.
 template <class T>
-int64_t winograd_weight_bytes(int64_t groups, int64_t channels, int64_t rows, const KernelSet<T>& kernels);
+int64_t winograd_weight_bytes(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels);
 template <class T>
 void transform_winograd_weights(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels, T* transformed);
 

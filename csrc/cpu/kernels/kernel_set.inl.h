@@ -16,6 +16,7 @@
 #include "cpu/kernels/residues.inl.h"
 #include "cpu/kernels/roofline.inl.h"
 #include "cpu/kernels/winograd.inl.h"
+#include "cpu/kernels/winograd_channels.inl.h"
 
 namespace {
 
@@ -39,6 +40,10 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.winograd_stage = winograd_stage<T>;
     set.winograd_products = winograd_products<T, mr, vecs>;
     set.winograd_weights = winograd_weights<T, mr>;
+    set.winograd_wide_weights = winograd_weights<T, vecs * VecOf<T>::lanes>;
+    set.winograd_input_pixels = winograd_input_pixels<T>;
+    set.winograd_tile_products = winograd_tile_products<T, mr, vecs>;
+    set.winograd_output_pixels = winograd_output_pixels<T>;
     set.winograd_output = winograd_output<T, vecs>;
     set.depthwise_pixels = depthwise_pixels<T>;
     set.depthwise_plane = depthwise_plane<T>;

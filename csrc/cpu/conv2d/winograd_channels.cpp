@@ -1,0 +1,370 @@
+#include "cpu/conv2d/winograd_channels.h"
+
+#include "common/rounding.h"
+#include "cpu/conv2d/winograd_parts.h"
+#include "cpu/scratch_parts.h"
+#include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
+
+namespace convx {
+
+namespace {
+
+constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
+
+// The tiles of one axis: long ones first.
+struct TileAxis {
+    int64_t positions, tiles, longs;
+
+    explicit TileAxis(int64_t size)
+        : positions(size), tiles(ceil_div(size, winograd_outputs)),
+          longs(std::max<int64_t>(size - (winograd_outputs - 1) * tiles, 0)) {}
+    int64_t start(int64_t tile) const { return winograd_outputs * tile - std::max<int64_t>(tile - longs, 0); }
+    int64_t outputs(int64_t tile) const {
+        return std::min<int64_t>(tile < longs ? winograd_outputs : winograd_outputs - 1, positions - start(tile));
+    }
+    int64_t read() const { return start(tiles - 1) + winograd_inputs; }
+};
+
+// Tiles of a block of images, in four classes one behind the other: (h short, w long), (long, long), (long, short),
+// (short, short). The first two have the last column frequency, the middle two the last row frequency.
+struct TileOrder {
+    const TileAxis &h, &w;
+    int64_t images;
+    int64_t first[5];
+
+    TileOrder(const TileAxis& axis_h, const TileAxis& axis_w, int64_t image_count)
+        : h(axis_h), w(axis_w), images(image_count) {
+        const int64_t h_shorts = h.tiles - h.longs, w_shorts = w.tiles - w.longs;
+        const int64_t count[4] = {h_shorts * w.longs, h.longs * w.longs, h.longs * w_shorts, h_shorts * w_shorts};
+        first[0] = 0;
+        for (int i = 0; i < 4; ++i) first[i + 1] = first[i] + images * count[i];
+    }
+    int64_t tiles() const { return first[4]; }
+    int64_t index(int64_t n, int64_t i, int64_t j) const {
+        const bool h_short = i >= h.longs, w_short = j >= w.longs;
+        const int which = h_short ? (w_short ? 3 : 0) : (w_short ? 2 : 1);
+        const int64_t columns = w_short ? w.tiles - w.longs : w.longs;
+        return first[which] + n * (first[which + 1] - first[which]) / images + (h_short ? i - h.longs : i) * columns +
+               (w_short ? j - w.longs : j);
+    }
+    int64_t begin(int64_t frequency) const { return frequency / winograd_inputs == 5 ? first[1] : 0; }
+    int64_t end(int64_t frequency) const {
+        const bool last_h = frequency / winograd_inputs == 5, last_w = frequency % winograd_inputs == 5;
+        return last_w ? first[2] : last_h ? first[3] : first[4];
+    }
+};
+
+// Source rows or columns [begin, end) are all that is read.
+struct ReadRange {
+    int64_t begin = 0, end = 0;
+
+    explicit ReadRange(const std::vector<int64_t>& order) {
+        for (const int64_t index : order)
+            if (index != AxisTable::outside) {
+                begin = end == 0 ? index : std::min(begin, index);
+                end = std::max(end, index + 1);
+            }
+    }
+    int64_t size() const { return end - begin; }
+};
+
+// Transformed weights of all tasks: [group][panel][chunk][frequency][channel][nr].
+struct WeightLayout {
+    int64_t panels, chunks, frequency, chunk;
+
+    WeightLayout(int64_t chunk_channels, int64_t channels, int64_t rows, int64_t nr)
+        : panels(ceil_div(rows, nr)), chunks(ceil_div(channels, chunk_channels)),
+          frequency(chunk_channels * nr + frequency_padding), chunk(winograd_frequencies * frequency) {}
+    int64_t size(int64_t groups) const { return groups * panels * chunks * chunk; }
+    int64_t at(int64_t group, int64_t panel, int64_t c) const {
+        return ((group * panels + panel) * chunks + c) * chunk;
+    }
+};
+
+// Transformed inputs: [chunk][frequency][tile][channel].
+struct InputLayout {
+    int64_t frequency, chunk;
+    InputLayout(int64_t tiles, int64_t chunk_channels)
+        : frequency(tiles * chunk_channels + frequency_padding), chunk(winograd_frequencies * frequency) {}
+};
+
+template <class T>
+struct Scratch {
+    Scratch(ScratchParts parts, const WinogradChannelBlocks& blocks, const KernelSet<T>& kernels)
+        : product_frequency(blocks.block_images * blocks.tiles * kernels.nr + frequency_padding),
+          product_panel(winograd_frequencies * product_frequency),
+          weights(parts.take<T>(blocks.block_panels *
+                                WeightLayout(blocks.chunk_channels, blocks.chunk_channels, 1, kernels.nr).chunk)),
+          products(parts.take<T>(blocks.block_panels * product_panel)),
+          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.nr + kernels.lanes)),
+          stage(parts.take<T>(std::max(blocks.source_pixels * blocks.chunk_channels, blocks.dest_pixels * kernels.nr))),
+          rows(parts.take<const T*>(std::max(blocks.chunk_channels, blocks.dest_pixels))),
+          pad(parts.take<T>(blocks.chunk_channels)), bias(parts.take<T>(kernels.nr)),
+          faults(parts.take<T>(kernels.lanes)), bytes(parts.bytes()) {}
+    int64_t product_frequency, product_panel;
+    T* weights;   // U of a chunk: [panel][frequency][channel][nr]
+    T* products;  // M: [panel][frequency][tile][nr]
+    T* taps;
+    T* stage;  // a chunk of channels of an image's source, or a panel of its outputs: [pixel][channel]
+    const T** rows;
+    T* pad;  // the channels of a pixel outside
+    T* bias;
+    T* faults;
+    int64_t bytes;
+};
+
+template <class T>
+class Nest {
+public:
+    Nest(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const T* transformed,
+         std::atomic<bool>* faulty)
+        : gemm_(gemm), mirrored_(mirrored), kernels_(kernels), h_(gemm.h->positions), w_(gemm.w->positions),
+          row_of_(winograd_read_order(*gemm.h, mirrored, h_.read())),
+          column_of_(winograd_read_order(*gemm.w, mirrored, w_.read())), source_h_(row_of_), source_w_(column_of_),
+          blocks_(plan_winograd_channel_blocks(gemm.batch, h_.positions, w_.positions, gemm.channels, gemm.rows,
+                                               kernels.lanes, kernels.nr)),
+          weight_layout_(blocks_.chunk_channels, gemm.channels, gemm.rows, kernels.nr), weights_(transformed),
+          faulty_(faulty) {}
+
+    void run() {
+        const PassScratch scratch = winograd_channels_scratch(blocks_, kernels_);
+        const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * gemm_.taps() * gemm_.pixels();
+        const int64_t tasks = ceil_div(weight_layout_.panels, blocks_.block_panels);
+        const int width = static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), tasks}));
+        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
+        T* inputs = static_cast<T*>(workspace.data());
+        workers_ = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
+        worker_bytes_ = scratch.worker_bytes;
+        for (int64_t n = 0; n < gemm_.batch; n += blocks_.block_images) {
+            const TileOrder order(h_, w_, std::min(blocks_.block_images, gemm_.batch - n));
+            for (int64_t group = 0; group < gemm_.groups; ++group) {
+                parallel_for(order.images * weight_layout_.chunks, width, [&](int64_t task, int worker) {
+                    transform_inputs(order, group, n, task % order.images, task / order.images, inputs,
+                                     scratch_of(worker));
+                });
+                parallel_for(tasks, width, [&](int64_t task, int worker) {
+                    const int64_t panel = task * blocks_.block_panels;
+                    const int64_t panels = std::min(blocks_.block_panels, weight_layout_.panels - panel);
+                    const Scratch<T> own = scratch_of(worker);
+                    for (int64_t chunk = 0; chunk < weight_layout_.chunks; ++chunk)
+                        multiply(order, group, panel, panels, chunk, inputs, own);
+                    for (int64_t p = 0; p < panels; ++p)
+                        for (int64_t image = 0; image < order.images; ++image)
+                            store_image(order, group, panel + p, n + image, image, own.products + p * own.product_panel,
+                                        own);
+                });
+            }
+        }
+    }
+
+    // For all later runs.
+    void prepare(T* weights) {
+        constexpr int64_t weight_flops = 180;  // of the transform
+        const PassScratch scratch = winograd_channels_scratch(blocks_, kernels_);
+        const int64_t flops = weight_flops * gemm_.groups * gemm_.rows * gemm_.channels;
+        const int width = std::min(parallel_width(flops), num_threads());
+        const Workspace workspace(static_cast<size_t>(width * scratch.worker_bytes));
+        workers_ = static_cast<char*>(workspace.data());
+        worker_bytes_ = scratch.worker_bytes;
+        parallel_for(gemm_.groups * weight_layout_.panels * weight_layout_.chunks, width,
+                     [&](int64_t task, int worker) {
+                         const int64_t chunk = task % weight_layout_.chunks, panel = task / weight_layout_.chunks;
+                         transform_weights(panel / weight_layout_.panels, panel % weight_layout_.panels, chunk,
+                                           weights + task * weight_layout_.chunk, scratch_of(worker));
+                     });
+    }
+
+private:
+    Scratch<T> scratch_of(int worker) const {
+        return Scratch<T>(ScratchParts(workers_ + worker * worker_bytes_), blocks_, kernels_);
+    }
+    int64_t chunk_channels(int64_t chunk) const {
+        return std::min(blocks_.chunk_channels, gemm_.channels - chunk * blocks_.chunk_channels);
+    }
+
+    void transform_weights(int64_t group, int64_t panel, int64_t chunk, T* dest, const Scratch<T>& scratch) const {
+        transform_weight_panel(gemm_, mirrored_, kernels_, kernels_.nr,
+                               {group, panel * kernels_.nr, chunk * blocks_.chunk_channels, chunk_channels(chunk)},
+                               scratch.taps, dest, weight_layout_.frequency);
+    }
+
+    // One chunk of channels of one image.
+    void transform_inputs(const TileOrder& order, int64_t group, int64_t first_image, int64_t image, int64_t chunk,
+                          T* inputs, const Scratch<T>& scratch) const {
+        const InputLayout layout(order.tiles(), blocks_.chunk_channels);
+        const int64_t channels = chunk_channels(chunk);
+        const Strides& from = gemm_.source_stride;
+        const T* source = gemm_.source + (first_image + image) * from.n + source_h_.begin * from.h +
+                          source_w_.begin * from.w + (group * gemm_.channels + chunk * blocks_.chunk_channels) * from.c;
+        int64_t row_stride = from.h, column_stride = from.w;
+        if (from.c != 1) {
+            stage_channels(source, channels, scratch);
+            source = scratch.stage;
+            column_stride = blocks_.chunk_channels;
+            row_stride = source_w_.size() * column_stride;
+        }
+        std::fill(scratch.pad, scratch.pad + channels, gemm_.pad);
+        for (int64_t i = 0; i < h_.tiles; ++i)
+            for (int64_t j = 0; j < w_.tiles; ++j) {
+                const T* pixels[winograd_frequencies];
+                for (int64_t p = 0; p < winograd_inputs; ++p)
+                    for (int64_t q = 0; q < winograd_inputs; ++q) {
+                        const int64_t h = row_of_[static_cast<size_t>(h_.start(i) + p)];
+                        const int64_t w = column_of_[static_cast<size_t>(w_.start(j) + q)];
+                        const bool outside = h == AxisTable::outside || w == AxisTable::outside;
+                        pixels[winograd_inputs * p + q] = outside ? scratch.pad
+                                                                  : source + (h - source_h_.begin) * row_stride +
+                                                                        (w - source_w_.begin) * column_stride;
+                    }
+                kernels_.winograd_input_pixels(
+                    {pixels, channels,
+                     inputs + chunk * layout.chunk + order.index(image, i, j) * blocks_.chunk_channels,
+                     layout.frequency});
+            }
+    }
+
+    // What the tiles read of an image, to [pixel][channel].
+    void stage_channels(const T* source, int64_t channels, const Scratch<T>& scratch) const {
+        const Strides& from = gemm_.source_stride;
+        const int64_t width = source_w_.size(), height = source_h_.size(), step = blocks_.chunk_channels;
+        if (from.w == 1) {
+            const bool flat = from.h == width;
+            for (int64_t i = 0; i < (flat ? 1 : height); ++i) {
+                for (int64_t c = 0; c < channels; ++c) scratch.rows[c] = source + i * from.h + c * from.c;
+                kernels_.pack_transposed(scratch.stage + i * width * step, step, scratch.rows,
+                                         static_cast<int>(channels), flat ? height * width : width);
+            }
+            return;
+        }
+        const LaneRun lanes{0, static_cast<int32_t>(channels), 0};
+        for (int64_t i = 0; i < height; ++i)
+            kernels_.pack_lanes(scratch.stage + i * width * step, step, source + i * from.h, from.w, width, &lanes, 1,
+                                static_cast<int>(channels), from.c, T(0));
+    }
+
+    void multiply(const TileOrder& order, int64_t group, int64_t panel, int64_t panels, int64_t chunk, const T* inputs,
+                  const Scratch<T>& scratch) const {
+        const InputLayout layout(order.tiles(), blocks_.chunk_channels);
+        const T* weights[winograd_most_panels];
+        for (int64_t p = 0; p < panels; ++p) {
+            T* own = scratch.weights + p * weight_layout_.chunk;
+            if (!weights_) transform_weights(group, panel + p, chunk, own, scratch);
+            weights[p] = weights_ ? weights_ + weight_layout_.at(group, panel + p, chunk) : own;
+        }
+        for (int64_t f = 0; f < winograd_frequencies; ++f) {
+            const int64_t begin = order.begin(f);
+            for (int64_t p = 0; p < panels; ++p)
+                kernels_.winograd_tile_products(
+                    {inputs + chunk * layout.chunk + f * layout.frequency + begin * blocks_.chunk_channels,
+                     blocks_.chunk_channels, order.end(f) - begin, weights[p] + f * weight_layout_.frequency,
+                     chunk_channels(chunk),
+                     scratch.products + p * scratch.product_panel + f * scratch.product_frequency + begin * kernels_.nr,
+                     chunk > 0});
+        }
+    }
+
+    // A panel of rows of an image: A' m A.
+    void store_image(const TileOrder& order, int64_t group, int64_t panel, int64_t n, int64_t image, const T* products,
+                     const Scratch<T>& scratch) const {
+        const Strides& to = gemm_.dest_stride;
+        const int64_t nr = kernels_.nr, rows = std::min(nr, gemm_.rows - panel * nr);
+        const int64_t channel = group * gemm_.rows + panel * nr;
+        T* dest = gemm_.dest + n * to.n + channel * to.c;
+        const bool direct = to.c == 1;
+        WinogradPixelOutput<T> job{};
+        job.source_frequency = scratch.product_frequency;
+        job.rows = direct ? rows : nr;
+        job.dest_row = direct ? to.h : w_.positions * nr;
+        job.dest_pixel = direct ? to.w : nr;
+        if (gemm_.bias) {
+            std::fill(scratch.bias, scratch.bias + nr, T(0));
+            for (int64_t i = 0; i < rows; ++i) scratch.bias[i] = gemm_.bias[(channel + i) * gemm_.bias_stride];
+            job.bias = scratch.bias;
+        }
+        job.relu = gemm_.relu;
+        job.faults = scratch.faults;
+        std::fill(scratch.faults, scratch.faults + kernels_.lanes, T(0));
+        for (int64_t i = 0; i < h_.tiles; ++i)
+            for (int64_t j = 0; j < w_.tiles; ++j) {
+                job.source = products + order.index(image, i, j) * nr;
+                job.height = static_cast<int>(h_.outputs(i));
+                job.width = static_cast<int>(w_.outputs(j));
+                job.dest = (direct ? dest : scratch.stage) + h_.start(i) * job.dest_row + w_.start(j) * job.dest_pixel;
+                kernels_.winograd_output_pixels(job);
+            }
+        if (!direct) scatter(dest, rows, scratch);
+        if (!std::all_of(scratch.faults, scratch.faults + kernels_.lanes, [](T x) { return x == T(0); }))
+            faulty_[n] = true;
+    }
+
+    // [pixel][row], staged, to planes.
+    void scatter(T* dest, int64_t rows, const Scratch<T>& scratch) const {
+        const Strides& to = gemm_.dest_stride;
+        const int64_t nr = kernels_.nr, height = h_.positions, width = w_.positions;
+        if (to.w == 1) {
+            const bool flat = to.h == width;
+            for (int64_t i = 0; i < height * width; ++i) scratch.rows[i] = scratch.stage + i * nr;
+            for (int64_t i = 0; i < (flat ? 1 : height); ++i)
+                kernels_.pack_transposed(dest + i * to.h, to.c, scratch.rows + i * width,
+                                         static_cast<int>(flat ? height * width : width), rows);
+            return;
+        }
+        for (int64_t i = 0; i < height; ++i)
+            for (int64_t j = 0; j < width; ++j)
+                for (int64_t k = 0; k < rows; ++k)
+                    dest[k * to.c + i * to.h + j * to.w] = scratch.stage[(i * width + j) * nr + k];
+    }
+
+    const ImplicitGemm<T>& gemm_;
+    const bool mirrored_;
+    const KernelSet<T>& kernels_;
+    const TileAxis h_, w_;
+    const std::vector<int64_t> row_of_, column_of_;
+    const ReadRange source_h_, source_w_;
+    const WinogradChannelBlocks blocks_;
+    const WeightLayout weight_layout_;
+    const T* weights_;
+    std::atomic<bool>* faulty_;
+    char* workers_ = nullptr;
+    int64_t worker_bytes_ = 0;
+};
+
+}  // namespace
+
+template <class T>
+PassScratch winograd_channels_scratch(const WinogradChannelBlocks& blocks, const KernelSet<T>& kernels) {
+    const InputLayout inputs(blocks.block_images * blocks.tiles, blocks.chunk_channels);
+    return {cache_lines(blocks.chunks * inputs.chunk * static_cast<int64_t>(sizeof(T))),
+            Scratch<T>(ScratchParts(), blocks, kernels).bytes};
+}
+
+template <class T>
+int64_t winograd_channels_weight_bytes(int64_t groups, int64_t channels, int64_t rows, const KernelSet<T>& kernels) {
+    const int64_t chunk = winograd_chunk_channels(channels, kernels.lanes);
+    return WeightLayout(chunk, channels, rows, kernels.nr).size(groups) * static_cast<int64_t>(sizeof(T));
+}
+
+template <class T>
+void transform_winograd_channels_weights(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels, T* transformed) {
+    Nest<T>(gemm, false, kernels, nullptr, nullptr).prepare(transformed);
+}
+
+template <class T>
+void run_winograd_channels(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels,
+                           const T* transformed, std::atomic<bool>* faulty) {
+    Nest<T>(gemm, mirrored, kernels, transformed, faulty).run();
+}
+
+template PassScratch winograd_channels_scratch(const WinogradChannelBlocks&, const KernelSet<float>&);
+template PassScratch winograd_channels_scratch(const WinogradChannelBlocks&, const KernelSet<double>&);
+template int64_t winograd_channels_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<float>&);
+template int64_t winograd_channels_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<double>&);
+template void transform_winograd_channels_weights(const ImplicitGemm<float>&, const KernelSet<float>&, float*);
+template void transform_winograd_channels_weights(const ImplicitGemm<double>&, const KernelSet<double>&, double*);
+template void run_winograd_channels(const ImplicitGemm<float>&, bool, const KernelSet<float>&, const float*,
+                                    std::atomic<bool>*);
+template void run_winograd_channels(const ImplicitGemm<double>&, bool, const KernelSet<double>&, const double*,
+                                    std::atomic<bool>*);
+
+}  // namespace convx
