@@ -87,6 +87,13 @@ struct KernelSet {
     // dst[d * dst_stride + i] = rows[i][d] for d < depth, i < row_count.
     void (*pack_transposed)(T* dst, int64_t dst_stride, const T* const* rows, int row_count, int64_t depth);
 
+    // Panels of adjacent channels, mr or nr wide: dst[c / width * panel_stride + p * width + c % width] = src[p *
+    // src_stride + c] for p < pixels, c < channels. Whole vectors are written, a vector behind each panel too.
+    void (*pack_row_panels)(T* dst, int64_t panel_stride, const T* src, int64_t src_stride, int64_t pixels,
+                            int64_t channels);
+    void (*pack_column_panels)(T* dst, int64_t panel_stride, const T* src, int64_t src_stride, int64_t pixels,
+                               int64_t channels);
+
     // Winograd transforms and what lies between them (winograd_jobs.h).
     void (*winograd_stage)(const WinogradStage<T>& job);
     void (*winograd_products)(const WinogradProducts<T>& job);

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/grad_weight_channels.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/pixels.h"
 #include "cpu/conv2d/plain.h"
@@ -58,6 +59,9 @@ public:
           blocks_(plan_grad_weight_blocks(problem, kernels)), pad_(static_cast<T>(border_.value)) {}
 
     const Border& border() const { return border_; }
+    const AxisTable& h() const { return h_; }
+    const AxisTable& w() const { return w_; }
+    T pad() const { return pad_; }
 
     void run(T* grad_weight) {
         const int64_t row_blocks = ceil_div(rows_, blocks_.block_rows);
@@ -254,9 +258,14 @@ template <class T>
 void gemm_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                       TensorView<T> grad_weight) {
     const int64_t size = grad_weight.size();
-    Nest<T> nest(problem, grad_output, input, kernel_set<T>(active_kernels()));
+    const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    Nest<T> nest(problem, grad_output, input, kernels);
     if (nest.border().mixed) return plain_grad_weight(problem, grad_output, input, grad_weight);
-    nest.run(grad_weight.data);
+    if (grad_weight_by_channels(problem))
+        run_grad_weight_channels(problem, nest.h(), nest.w(), nest.pad(), grad_output, input, kernels,
+                                 grad_weight.data);
+    else
+        nest.run(grad_weight.data);
     // An infinite or NaN gradient over the border has become 0 * inf = NaN, where it should have added nothing.
     if (nest.border().skips &&
         std::any_of(grad_weight.data, grad_weight.data + size, [](T value) { return std::isnan(value); }))

@@ -85,6 +85,22 @@ GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const Kerne
 template <class T>
 PassScratch grad_weight_scratch(const GradWeightBlocks& blocks, int64_t weights);
 
+// Whether vectors run over channels instead, and the blocks of that nest (grad_weight_channels.h).
+inline bool grad_weight_by_channels(const ConvProblem& problem) { return problem.channels_last && problem.taps() == 1; }
+struct GradWeightChannelBlocks {
+    int64_t block_rows = 1;     // output channels of one task
+    int64_t block_columns = 1;  // input channels of one task
+    int64_t chunk_pixels = 1;   // pixels of the batch that are summed in registers in one go
+    int64_t pixels = 0;
+    int64_t chunks = 0;
+    int64_t splits = 1;  // parts of the pixel sum, added in order at the end
+};
+template <class T>
+GradWeightChannelBlocks plan_grad_weight_channel_blocks(const ConvProblem& problem, const KernelSet<T>& kernels);
+template <class T>
+PassScratch grad_weight_channels_scratch(const GradWeightChannelBlocks& blocks, int64_t weights,
+                                         const KernelSet<T>& kernels);
+
 // Blocks of Winograd's method (winograd.cpp).
 struct WinogradBlocks {
     int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go

@@ -61,6 +61,17 @@ GemmBlocks plan_gemm_blocks(bool channels_last, int64_t pixels, int64_t groups, 
     return blocks;
 }
 
+namespace {
+
+// `size` in blocks of about the same number of panels, `most` at most.
+int64_t even_blocks(int64_t size, int64_t most, int64_t width) {
+    const int64_t panels = ceil_div(std::max<int64_t>(size, 1), width);
+    const int64_t parts = ceil_div(panels * width, most);
+    return ceil_div(panels, parts) * width;
+}
+
+}  // namespace
+
 template <class T>
 GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
     GradWeightBlocks blocks;
@@ -85,15 +96,26 @@ GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const Kerne
     // In L2 (512 KiB): 96 lines of rows (192 KiB), 64 staged columns (128 KiB) and 96 x 192 partial sums (72 KiB).
     // Columns that have to be staged are worth more rows, though these then come from L3.
     const bool staged = problem.taps() > 1 || problem.h.stride > 1 || problem.w.stride > 1;
-    const auto even_blocks = [](int64_t size, int64_t most, int64_t width) {
-        const int64_t panels = ceil_div(std::max<int64_t>(size, 1), width);
-        const int64_t parts = ceil_div(panels * width, most);
-        return ceil_div(panels, parts) * width;
-    };
     blocks.block_rows = even_blocks(rows, staged ? 192 : 96, kernels.dot_rows);
     blocks.pass_rows = even_blocks(blocks.block_rows, 96, kernels.dot_rows);
     blocks.block_columns = even_blocks(columns, 192, kernels.dot_columns);
     blocks.stage_columns = even_blocks(blocks.block_columns, 64, 2 * kernels.dot_columns);
+    const int64_t tiles = problem.groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
+    blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
+    return blocks;
+}
+
+// In L2 (512 KiB): panels of rows (192 KiB) and of columns (128 KiB), 192 x 128 sums (96 KiB).
+template <class T>
+GradWeightChannelBlocks plan_grad_weight_channel_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
+    GradWeightChannelBlocks blocks;
+    const int64_t rows = problem.group_out(), columns = problem.group_in();
+    blocks.pixels = problem.batch * problem.out_pixels();
+    const int64_t pixels = std::max<int64_t>(blocks.pixels, 1), most = 1024 / static_cast<int64_t>(sizeof(T));
+    blocks.chunk_pixels = ceil_div(pixels, ceil_div(pixels, most));
+    blocks.chunks = ceil_div(pixels, blocks.chunk_pixels);
+    blocks.block_rows = even_blocks(rows, 192, kernels.mr);
+    blocks.block_columns = even_blocks(columns, 128, kernels.nr);
     const int64_t tiles = problem.groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
     blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
     return blocks;
@@ -145,6 +167,22 @@ void describe_gemm(PassPlan& plan, const ConvProblem& problem, bool forward, con
 template <class T>
 void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads) {
     const int64_t rows = problem.group_out(), columns = problem.group_in() * problem.taps();
+    if (grad_weight_by_channels(problem)) {
+        const GradWeightChannelBlocks blocks = plan_grad_weight_channel_blocks(problem, kernels);
+        const PassScratch scratch = grad_weight_channels_scratch(blocks, problem.groups * rows * columns, kernels);
+        plan.algorithm = "direct";
+        plan.tile = std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) + " weights";
+        plan.block = std::to_string(std::min(blocks.block_rows, rows)) + " output channels x " +
+                     std::to_string(std::min(blocks.block_columns, columns)) + " input channels, sums of " +
+                     std::to_string(blocks.chunk_pixels) + " pixels, " + std::to_string(blocks.splits) +
+                     (blocks.splits == 1 ? " part" : " parts");
+        plan.tasks = problem.groups * ceil_div(rows, blocks.block_rows) *
+                     ceil_div(std::max<int64_t>(columns, 1), blocks.block_columns) * blocks.splits;
+        plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
+        plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+        plan.reason = "rank-1 updates pixel by pixel, vectors over channels because the layout is NHWC";
+        return;
+    }
     const GradWeightBlocks blocks = plan_grad_weight_blocks(problem, kernels);
     const PassScratch scratch = grad_weight_scratch<T>(blocks, problem.groups * rows * columns);
     plan.algorithm = "direct";
@@ -165,6 +203,8 @@ void describe_gemm_grad_weight(PassPlan& plan, const ConvProblem& problem, const
 
 template GradWeightBlocks plan_grad_weight_blocks(const ConvProblem&, const KernelSet<float>&);
 template GradWeightBlocks plan_grad_weight_blocks(const ConvProblem&, const KernelSet<double>&);
+template GradWeightChannelBlocks plan_grad_weight_channel_blocks(const ConvProblem&, const KernelSet<float>&);
+template GradWeightChannelBlocks plan_grad_weight_channel_blocks(const ConvProblem&, const KernelSet<double>&);
 template void describe_gemm(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
 template void describe_gemm(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
 template void describe_gemm_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);

@@ -28,17 +28,15 @@ bool supports_winograd(const ConvProblem& problem, ConvPass pass) {
     return pass != ConvPass::grad_bias && fits(problem.h) && fits(problem.w);
 }
 
-// Against the direct method on Zen 3, one thread: 2.3 to 3.3 times as fast at 28 x 28 and above, 1.5 to 2.7 at 14 x 14;
-// at 7 x 7 twice as fast for a batch of 8 but 0.9 times for a single image, whose few tiles do not pay for the
-// transformed weights. Planes that fill few of their tiles' outputs, or few channels, lose the gain.
+// Against the direct method on Zen 3, one thread: 2.3 to 3.3 times as fast at 28 x 28 and above, 1.9 to 3 at 14 x 14;
+// at 7 x 7 with 512 channels 2.5 times for a batch of 8, 1.3 for a single image, whose few tiles hardly pay for the
+// transformed weights; weight gradients 1.9 times for one image of 7 x 7, 2.2 of 14 x 14. Planes that fill few of their
+// tiles' outputs, or few channels, lose the gain.
 bool prefers_winograd(const ConvProblem& problem, ConvPass pass) {
     const bool forward = pass != ConvPass::grad_input;
     const int64_t height = forward ? problem.out_h() : problem.h.input;
     const int64_t width = forward ? problem.out_w() : problem.w.input;
     const int64_t tile_pixels = round_up(height, winograd_outputs) * round_up(width, winograd_outputs);
-    // A weight gradient sums over the tiles of the batch; with few of them its sums are too short.
-    const int64_t tiles = problem.batch * tile_pixels / (winograd_outputs * winograd_outputs);
-    if (pass == ConvPass::grad_weight && tiles < 24) return false;
     return std::min(problem.group_in(), problem.group_out()) >= 16 && height * width >= 49 &&
            5 * tile_pixels <= 9 * height * width;
 }

@@ -36,6 +36,8 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.few_channels_dots = few_channels_dots<T, mr * vecs>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
+    set.pack_row_panels = pack_panels<T, mr>;
+    set.pack_column_panels = pack_panels<T, vecs * VecOf<T>::lanes>;
     set.winograd_input = winograd_input<T, vecs>;
     set.winograd_stage = winograd_stage<T>;
     set.winograd_products = winograd_products<T, mr, vecs>;

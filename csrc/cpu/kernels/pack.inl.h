@@ -119,4 +119,23 @@ void pack_transposed(T* dst, int64_t dst_stride, const T* const* rows, int row_c
     }
 }
 
+// Pixel by pixel, as memory has them. Where the width is no multiple of the lanes, a vector's end is overwritten by the
+// next pixel, which comes later.
+template <class T, int width>
+void pack_panels(T* dst, int64_t panel_stride, const T* src, int64_t src_stride, int64_t pixels, int64_t channels) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const int64_t whole = channels >= width + lanes ? (channels - lanes) / width : 0;  // panels that read no further
+    for (int64_t p = 0; p < pixels; ++p, src += src_stride, dst += width) {
+        T* to = dst;
+        int64_t c = 0;
+        for (int64_t panel = 0; panel < whole; ++panel, c += width, to += panel_stride)
+#pragma GCC unroll 4
+            for (int v = 0; v < width; v += lanes) store(to + v, load(src + c + v));
+        for (; c < channels; c += width, to += panel_stride)
+            for (int v = 0; v < width && c + v < channels; v += lanes)
+                store(to + v, channels - c - v < lanes ? load(src + c + v, static_cast<int>(channels - c - v))
+                                                       : load(src + c + v));
+    }
+}
+
 }  // namespace
