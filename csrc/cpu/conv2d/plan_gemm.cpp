@@ -105,19 +105,21 @@ GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const Kerne
     return blocks;
 }
 
-// In L2 (512 KiB): panels of rows (192 KiB) and of columns (128 KiB), 192 x 128 sums (96 KiB).
+// Rows as many as 264 and columns as many as 256, so that most layers read whole pixels, in the order of memory (reading
+// halves of them costs 10 %); for 192 pixels at a time that is 200 KiB of each operand's panels.
 template <class T>
 GradWeightChannelBlocks plan_grad_weight_channel_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
+    constexpr int64_t wanted_parts = 16;  // each adds all weights once more
     GradWeightChannelBlocks blocks;
     const int64_t rows = problem.group_out(), columns = problem.group_in();
     blocks.pixels = problem.batch * problem.out_pixels();
-    const int64_t pixels = std::max<int64_t>(blocks.pixels, 1), most = 1024 / static_cast<int64_t>(sizeof(T));
+    const int64_t pixels = std::max<int64_t>(blocks.pixels, 1), most = 768 / static_cast<int64_t>(sizeof(T));
     blocks.chunk_pixels = ceil_div(pixels, ceil_div(pixels, most));
     blocks.chunks = ceil_div(pixels, blocks.chunk_pixels);
-    blocks.block_rows = even_blocks(rows, 192, kernels.mr);
-    blocks.block_columns = even_blocks(columns, 128, kernels.nr);
+    blocks.block_rows = even_blocks(rows, 264, kernels.mr);
+    blocks.block_columns = even_blocks(columns, 256, kernels.nr);
     const int64_t tiles = problem.groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
-    blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
+    blocks.splits = std::clamp(wanted_parts / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
     return blocks;
 }
 
