@@ -42,6 +42,42 @@ def test_same_bits(name, isa, dtype, layout):
     assert (ready.algorithm, ready.isa) == (plan.algorithm, isa)
 
 
+WINOGRAD_PROBLEMS = {
+    "few-tiles": Conv(n=1, c=70, h=7, w=14, k=40, padding=1),
+    "shared-inputs": Conv(n=1, c=150, h=20, w=20, k=200, padding=1),
+    "shared-weights": Conv(n=2, c=33, h=33, w=34, k=20, padding=1),
+    "groups": Conv(n=2, c=36, h=20, w=19, k=44, groups=2, padding=1),
+}
+
+
+@pytest.mark.parametrize("name", WINOGRAD_PROBLEMS)
+def test_winograd(name, isa, dtype, layout):
+    """The transformed weights are kept, 36 / 9 of the weight's size, for any batch; one with NaN goes the direct way."""
+    problem = WINOGRAD_PROBLEMS[name]
+    _, w, b = arrays(problem, dtype)
+    options = {**problem.options, "layout": layout, "algorithm": "winograd"}
+    images = {n: to_layout(arrays(problem.replace(n=n), dtype)[0], layout) for n in (problem.n, 9)}
+    ready = convx.prepare_weight(w, images[9].shape, **options)
+    assert 5 * w.nbytes <= ready.nbytes <= 9 * w.nbytes
+    for x in images.values():
+        assert_same_bits(convx.conv2d(x, ready, b, **options), convx.conv2d(x, w, b, **options))
+    w[3, 2, 0, 1] = np.nan
+    ready = convx.prepare_weight(w, images[9].shape, **options)
+    x = images[problem.n]
+    assert_same_bits(convx.conv2d(x, ready, b, **options), convx.conv2d(x, w, b, **options))
+
+
+def test_other_size_by_winograd(isa, dtype):
+    """Small and large planes keep different forms."""
+    small, large = (Conv(n=2, c=20, h=size, w=size, k=18, padding=1) for size in (8, 21))
+    _, w, b = arrays(small, dtype)
+    for made_for, used_for in ((small, large), (large, small)):
+        x = arrays(used_for, dtype)[0]
+        options = {**used_for.options, "algorithm": "winograd"}
+        ready = prepare(made_for, w, algorithm="winograd")
+        assert_same_bits(convx.conv2d(x, ready, b, **options), convx.conv2d(x, w, b, **options))
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize("padding", [0, 1])
 def test_weights_that_are_no_numbers(value, padding, isa, dtype):

@@ -45,7 +45,12 @@ PROBLEMS = {
     "mixed-border": Conv(c=5, h=6, w=7, k=6, padding=2, padding_mode=("zeros", "constant"), padding_value=2.0),
     **{mode: Conv(n=2, c=5, h=6, w=7, k=6, padding=2, padding_mode=mode, padding_value=-1.5) for mode in PADDING_MODES},
     **{f"reduction-{c}": Conv(n=1, c=c, h=5, w=6, k=c, padding=1) for c in (127, 128, 129, 257)},
-    "shared-inputs": Conv(n=1, c=150, h=8, w=8, k=200, padding=1),
+    "shared-inputs": Conv(n=1, c=150, h=20, w=20, k=200, padding=1),
+    "few-tiles": Conv(n=3, c=150, h=7, w=14, k=200, padding=1),
+    "few-tiles-of-all-kinds": Conv(n=2, c=67, h=13, w=11, k=35, padding=1),
+    "few-tiles-groups": Conv(n=2, c=36, h=16, w=15, k=44, groups=2, padding=1),
+    "one-tile-too-many": Conv(n=2, c=18, h=16, w=17, k=20, padding=1),
+    "many-small-images": Conv(n=70, c=17, h=7, w=8, k=18, padding=1),
     "shared-weights": Conv(n=2, c=65, h=33, w=70, k=50, padding=1),
 }
 
@@ -97,7 +102,9 @@ def test_channels_straddle_tiles(isa, dtype, layout):
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("name", ["panel-spans-rows-and-images", "complete-tiles", "groups", "shared-inputs"])
+@pytest.mark.parametrize(
+    "name", ["panel-spans-rows-and-images", "complete-tiles", "groups", "shared-inputs", "few-tiles"]
+)
 def test_fused_bias_and_relu(name, with_bias, activation, isa, dtype, layout):
     problem = PROBLEMS[name]
     expected = conv_expected(problem)
@@ -125,7 +132,16 @@ def test_the_error_that_the_documentation_states(c, bound, isa, dtype):
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    "name", ["panel-spans-rows-and-images", "complete-tiles", "groups", "shared-inputs", "reflect"]
+    "name",
+    [
+        "panel-spans-rows-and-images",
+        "many-panels",
+        "groups",
+        "shared-inputs",
+        "few-tiles",
+        "few-tiles-groups",
+        "reflect",
+    ],
 )
 def test_same_bits(name, isa, dtype):
     """Any layout, strides and threads, alone or in a batch."""
@@ -195,7 +211,7 @@ def test_no_images(isa, dtype):
     assert convx.conv2d(np.ones((0, 18, 9, 9), dtype), w, algorithm="winograd").shape == (0, 20, 7, 7)
 
 
-@pytest.mark.parametrize("name", ["shared-inputs", "shared-weights"])
+@pytest.mark.parametrize("name", ["shared-inputs", "shared-weights", "few-tiles"])
 def test_the_scratch_is_what_a_call_takes(name, layout, isa):
     from convx import _cpu
 

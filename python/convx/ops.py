@@ -171,6 +171,12 @@ def prepare_weight(
     quarter to half of the time where one small image meets many channels. What this returns holds the weight as
     `conv2d` reads it, and is passed to `conv2d` in place of the weight. Results have the same bits.
 
+    It holds the weight twice: once as given, for all other uses, and once made ready. For the direct algorithm that is
+    about the same size again; for Winograd's, the transformed weights take 36/9, four times the weight's size
+    (9 MiB for 256 channels, 36 MiB for 512 in float32), and serve any batch. One image gains 1.1 to 1.4 times, a batch
+    of 8 up to 1.1 times. Layers of few channels, grouped ones included, keep nothing: their weights are made ready in
+    3 us or less, 0.3 % of a first layer.
+
     Parameters
     ----------
     weight : ndarray of float32 or float64, shape (K, C/G, R, S)
