@@ -52,7 +52,7 @@ WINOGRAD_PROBLEMS = {
 
 @pytest.mark.parametrize("name", WINOGRAD_PROBLEMS)
 def test_winograd(name, isa, dtype, layout):
-    """The transformed weights are kept, 36 / 9 of the weight's size, for any batch; one with NaN goes the direct way."""
+    """The transformed weights are kept, 36 / 9 of the weight's size, for any batch; NaN goes the direct way."""
     problem = WINOGRAD_PROBLEMS[name]
     _, w, b = arrays(problem, dtype)
     options = {**problem.options, "layout": layout, "algorithm": "winograd"}

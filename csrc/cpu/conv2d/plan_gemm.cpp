@@ -105,8 +105,8 @@ GradWeightBlocks plan_grad_weight_blocks(const ConvProblem& problem, const Kerne
     return blocks;
 }
 
-// Rows as many as 264 and columns as many as 256, so that most layers read whole pixels, in the order of memory (reading
-// halves of them costs 10 %); for 192 pixels at a time that is 200 KiB of each operand's panels.
+// Rows as many as 264 and columns as many as 256, so that most layers read whole pixels, in the order of memory
+// (reading halves of them costs 10 %); for 192 pixels at a time that is 200 KiB of each operand's panels.
 template <class T>
 GradWeightChannelBlocks plan_grad_weight_channel_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
     constexpr int64_t wanted_parts = 16;  // each adds all weights once more
