@@ -7,6 +7,8 @@
 
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d_bands.h"
+#include "cpu/conv2d_relu_max_pool2d_grad_weight.h"
+#include "cpu/max_pool2d/chosen.h"
 #include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"
@@ -196,6 +198,12 @@ bool conv2d_relu_max_pool2d_backward(const FusedProblem& problem, TensorView<con
         if (grad_weight.data) std::fill_n(grad_weight.data, grad_weight.size(), T(0));
         if (grad_bias) std::fill_n(grad_bias, problem.conv.out_channels, T(0));
         return true;
+    }
+    if ((grad_weight.data || grad_bias) && sums_chosen_pixels(problem)) {
+        if (!codes_are_legal(problem.pool, codes, num_threads())) return false;
+        if (chosen_pixels_grad_weight(problem, grad_output, input, codes, grad_weight, grad_bias)) grad_weight = {};
+        grad_bias = nullptr;
+        if (!grad_input.data && !grad_weight.data) return true;
     }
     return Backward<T>(problem, grad_output, input, weight, codes, grad_input, grad_weight, grad_bias).run();
 }

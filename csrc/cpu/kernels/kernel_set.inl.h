@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/chosen_products.inl.h"
 #include "cpu/kernels/depthwise_pixels.inl.h"
 #include "cpu/kernels/depthwise_plane.inl.h"
 #include "cpu/kernels/dot_tile.inl.h"
@@ -33,6 +34,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.few_channels_limit = mr * vecs;
     set.few_channels_run = few_channels_run<T, mr, mr * vecs>;
     set.few_channels_dots = few_channels_dots<T, mr * vecs>;
+    set.chosen_products = chosen_products<T, mr * vecs>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
     set.winograd_input = winograd_input<T, vecs>;
