@@ -21,7 +21,6 @@ namespace {
 // With more weights than this the sums of several tasks would cost more than they save: one task, whose passes share
 // themselves out, with as many images at a time as this.
 constexpr int64_t most_weights = int64_t{128} << 10;
-constexpr int64_t large_block_bytes = int64_t{8} << 20;
 constexpr int64_t least_flops = 1'000'000;
 
 template <class T>
@@ -36,8 +35,7 @@ public:
         const int64_t weights = weight.size(), batch = problem.conv.batch;
         const bool one_task = weights > most_weights;
         if (one_task) {
-            images_ =
-                std::clamp<int64_t>(large_block_bytes / std::max<int64_t>(conv_image_bytes(problem), 1), 1, batch);
+            images_ = std::clamp<int64_t>(most_group_bytes / std::max<int64_t>(conv_image_bytes(problem), 1), 1, batch);
             bands_ = {whole_image(problem)};
         } else {
             bands_ = backward_bands(problem);

@@ -1,8 +1,9 @@
-// The weight gradient where few pixels of a plane have a gradient (conv2d_relu_max_pool2d_grad_weight.cpp): each of them
-// adds its gradient times the window of inputs that it has seen. The sums stay in registers while the pixels pass by.
+// The weight gradient where few pixels of a plane have a gradient (conv2d_relu_max_pool2d_grad_weight.cpp): each of
+// them adds its gradient times the window of inputs that it has seen. The sums stay in registers while the pixels pass
+// by.
 //
-// Per pixel and tile: a broadcast, a place, and an FMA with an operand in memory for each accumulator, so that two loads
-// a cycle bound it: 12 accumulators take 7 cycles.
+// Per pixel and tile: a broadcast, a place, and an FMA with an operand in memory for each accumulator, so that two
+// loads a cycle bound it: 12 accumulators take 7 cycles.
 #pragma once
 
 namespace {
