@@ -29,6 +29,7 @@ constexpr int64_t block_rows = 64;      // output channels of one task
 constexpr int64_t wanted_tasks = 16;
 constexpr int64_t most_sum_bytes = int64_t{32} << 20;  // of all tasks
 constexpr int64_t bias_lanes = 8;
+constexpr int64_t largest_window = int64_t{1} << 20;  // elements that one window sees
 
 // Rows or columns of the padded input that `windows` adjacent windows of the pooling see through the convolution.
 int64_t seen(const Axis& conv, const Axis& pool, int64_t windows) {
@@ -102,8 +103,8 @@ class ChosenPixels {
 public:
     ChosenPixels(const FusedProblem& problem, const TensorView<const T>& grad_output, const TensorView<const T>& input,
                  const TensorView<const uint8_t>& codes, const TensorView<T>& grad_weight, T* grad_bias)
-        : problem_(problem), conv_(problem.conv), pool_(problem.pool), grad_output_(grad_output), input_(input),
-          codes_(codes), grad_weight_(grad_weight), grad_bias_(grad_bias) {
+        : conv_(problem.conv), pool_(problem.pool), grad_output_(grad_output), input_(input), codes_(codes),
+          grad_weight_(grad_weight), grad_bias_(grad_bias) {
         const int64_t taps_w = conv_.w.kernel;
         sums_row_ = window_.vectors * kernels_.lanes;
         plan_blocks();
@@ -125,19 +126,33 @@ public:
         if (!grad_weight.data) block_sums_ = 0;
     }
 
+    int64_t tasks() const { return parts_ * row_blocks_; }
+    int width(int threads) const {
+        return conv_.flops() < least_flops ? 1 : static_cast<int>(std::min<int64_t>(threads, tasks()));
+    }
+
+    void describe(PassPlan& plan) const {
+        plan.algorithm = "chosen pixels";
+        plan.tile = std::to_string(std::min(window_.vectors, int64_t{12})) + " vectors of a row of taps";
+        plan.block = std::to_string(windows_h_) + " x " + std::to_string(windows_w_) + " windows, " +
+                     std::to_string(std::min(block_rows, conv_.out_channels)) + " output channels x " +
+                     std::to_string(chunk_) + " input channels";
+        plan.tasks = tasks();
+        plan.threads = width(static_cast<int>(plan.threads));
+        plan.scratch_bytes = shared_bytes() + plan.threads * Scratch(ScratchParts(), *this).bytes;
+        plan.reason = "sums over the pixels that the pooling chose; over all of them where an array has inf or NaN";
+    }
+
     bool run() {
-        const int64_t tasks = parts_ * row_blocks_, rows = conv_.out_channels;
-        const int width = conv_.flops() < least_flops ? 1 : static_cast<int>(std::min<int64_t>(num_threads(), tasks));
-        const int64_t worker_bytes = Scratch(ScratchParts(), *this).bytes;
-        const int64_t sum_bytes = cache_lines(parts_ * rows * block_sums_ * int64_t{sizeof(T)});
-        const int64_t bias_bytes = cache_lines(parts_ * rows * bias_lanes * int64_t{sizeof(double)});
-        const Workspace workspace(static_cast<size_t>(sum_bytes + bias_bytes + width * worker_bytes));
+        const int64_t rows = conv_.out_channels, worker_bytes = Scratch(ScratchParts(), *this).bytes;
+        const int width = this->width(num_threads());
+        const Workspace workspace(static_cast<size_t>(shared_bytes() + width * worker_bytes));
         char* const memory = static_cast<char*>(workspace.data());
         sums_ = reinterpret_cast<T*>(memory);
-        bias_sums_ = reinterpret_cast<double*>(memory + sum_bytes);
-        parallel_for(tasks, width, [&](int64_t task, int worker) {
+        bias_sums_ = reinterpret_cast<double*>(memory + sum_bytes());
+        parallel_for(tasks(), width, [&](int64_t task, int worker) {
             run_task(task / row_blocks_, task % row_blocks_,
-                     Scratch(ScratchParts(memory + sum_bytes + bias_bytes + worker * worker_bytes), *this));
+                     Scratch(ScratchParts(memory + shared_bytes() + worker * worker_bytes), *this));
         });
         parallel_for(rows, width, [&](int64_t k, int) { add_parts(k); });
         return finite_.load();
@@ -161,6 +176,10 @@ private:
     };
 
     int64_t block_windows() const { return windows_h_ * windows_w_; }
+    int64_t sum_bytes() const { return cache_lines(parts_ * conv_.out_channels * block_sums_ * int64_t{sizeof(T)}); }
+    int64_t shared_bytes() const {
+        return sum_bytes() + cache_lines(parts_ * conv_.out_channels * bias_lanes * int64_t{sizeof(double)});
+    }
 
     // Windows of a block: as many as fit L1, in the shape that shares most of what they see.
     void plan_blocks() {
@@ -343,7 +362,6 @@ private:
         }
     }
 
-    const FusedProblem& problem_;
     const ConvProblem& conv_;
     const PoolProblem& pool_;
     const TensorView<const T> grad_output_, input_;
@@ -376,6 +394,7 @@ bool sums_chosen_pixels(const FusedProblem& problem) {
     };
     if (conv.groups != 1 || conv.in_channels == 0 || !is_zero_padded(conv.h) || !is_zero_padded(conv.w)) return false;
     const Window window(conv, 8);
+    if (seen(conv.h, problem.pool.h, 1) * seen(conv.w, problem.pool.w, 1) * window.chunk > largest_window) return false;
     const int64_t products = conv.in_channels * conv.taps();
     const int64_t windows = problem.pool.out_h() * problem.pool.out_w();
     const double vectors = static_cast<double>(window.chunks * window.lines * window.vectors);
@@ -390,6 +409,16 @@ template <class T>
 bool chosen_pixels_grad_weight(const FusedProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                                TensorView<const uint8_t> codes, TensorView<T> grad_weight, T* grad_bias) {
     return ChosenPixels<T>(problem, grad_output, input, codes, grad_weight, grad_bias).run();
+}
+
+void describe_chosen_pixels(const FusedProblem& problem, PassPlan& plan) {
+    const auto describe = [&](auto number) {
+        using T = decltype(number);
+        TensorView<T> weight;
+        weight.data = &number;  // wanted; nothing is read or written
+        ChosenPixels<T>(problem, {}, {}, {}, weight, nullptr).describe(plan);
+    };
+    problem.conv.dtype == DType::float32 ? describe(0.0f) : describe(0.0);
 }
 
 template bool chosen_pixels_grad_weight(const FusedProblem&, TensorView<const float>, TensorView<const float>,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/pass_plan.h"
 
 namespace convx {
 
@@ -15,5 +16,8 @@ bool sums_chosen_pixels(const FusedProblem& problem);
 template <class T>
 bool chosen_pixels_grad_weight(const FusedProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                                TensorView<const uint8_t> codes, TensorView<T> grad_weight, T* grad_bias);
+
+// Turns the plan of the dense gradient, made for plan.threads, into that of this one.
+void describe_chosen_pixels(const FusedProblem& problem, PassPlan& plan);
 
 }  // namespace convx

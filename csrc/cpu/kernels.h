@@ -144,6 +144,7 @@ struct KernelSet {
     void (*pool_stage_pairs)(const PoolStage<T>& even, const PoolStage<T>& odd);
     void (*pool_max)(const PoolMax<T>& job);
     void (*pool_sum)(const PoolSum<T>& job);
+    void (*pool_spread)(const PoolSpread<T>& job);
     void (*pool_sum_pairs)(const PoolSum<T>& even, const PoolSum<T>& odd);
     // Narrow planes, `lanes` of them at a time: values and codes, which become numbers, are packed (as whole vectors,
     // the last ones past `count`), pooled or summed, and unpacked. The planes that come next lie `ahead` elements

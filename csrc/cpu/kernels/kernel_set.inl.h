@@ -61,6 +61,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.pool_stage_pairs = pool_stage_pairs<T>;
     set.pool_max = pool_max<T>;
     set.pool_sum = pool_sum<T>;
+    set.pool_spread = pool_spread<T>;
     set.pool_sum_pairs = pool_sum_pairs<T>;
     set.pool_pack = pool_pack<T>;
     set.pool_max_numbers = pool_max_numbers<T>;
