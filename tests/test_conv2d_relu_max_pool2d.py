@@ -56,6 +56,7 @@ PROBLEMS = {
     "groups": (Conv(c=12, h=8, w=10, k=20, groups=4, padding=1), pool()),
     "depthwise": (Conv(c=17, h=10, w=12, k=17, groups=17, padding=1), pool()),
     "photo": (Conv(n=1, c=1, h=21, w=43, k=1, padding=1), pool()),
+    "many-channels-5x5": (Conv(n=2, c=40, h=9, w=10, k=70, r=5, s=5, padding=2), pool()),
     "reduction-57": (Conv(n=1, c=57, h=6, w=6, k=9, padding=1), pool()),
 }
 
@@ -227,7 +228,7 @@ def test_channels_and_pixels_straddle_tiles(isa, dtype, layout):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", ["vgg", "depthwise", "pool-3x3-stride2"])
+@pytest.mark.parametrize("name", ["vgg", "depthwise", "pool-3x3-stride2", "lenet", "many-channels-5x5"])
 def test_output_mask_and_no_bias(name, isa, dtype, layout):
     problem, pooling = PROBLEMS[name]
     x, w, _ = (a.astype(dtype) for a in conv_data(problem))
@@ -304,6 +305,50 @@ def test_dead_windows_stop_every_gradient(isa, dtype, layout):
     assert np.count_nonzero(grad_input) == grad_input[:, :, ::2, :18:2].size
     assert (grad_weight == 4 * 9).all()
     assert (grad_bias == 4 * 9).all()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["lenet", "first-layer", "many-channels-5x5", "conv-dilation"])
+@pytest.mark.parametrize("where", ["input", "grad_output"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_inf_and_nan_meet_pixels_that_were_not_chosen(value, where, name, isa, layout):
+    """Their gradient is zero, and zero times inf is NaN; but nothing comes out of a border."""
+    problem, pooling = PROBLEMS[name]
+    x, w, b = (a.astype("float32") for a in conv_data(problem))
+    output, saved = fused(problem, pooling, to_layout(x, layout), w, b, layout)
+    g = from_layout(np.ones_like(output), layout).copy()
+    if where == "input":
+        x[0, 0, 4, 5] = value
+        output, saved = fused(problem, pooling, to_layout(x, layout), w, b, layout)
+    else:
+        g[0, :, 0, 0] = value
+    size, stride, padding = pooling.values()
+    conv_shape = convx.conv2d(x, w, b, **problem.options).shape
+    grad = convx.max_pool2d_backward(g, from_layout(saved.codes, layout), conv_shape, size, stride, padding)
+    wanted = convx.conv2d_backward(grad, x, w, **problem.options)
+    actual = convx.conv2d_relu_max_pool2d_backward(to_layout(g, layout), saved)
+    for position in (1, 2):
+        assert_equal(np.isnan(actual[position]), np.isnan(wanted[position]), GRADIENTS[position])
+        assert_equal(np.isinf(actual[position]), np.isinf(wanted[position]), GRADIENTS[position])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", ["lenet", "first-layer", "many-channels-5x5"])
+def test_gradients_whatever_the_batch_and_threads(name, isa, dtype, layout):
+    problem, pooling = PROBLEMS[name]
+    problem = problem.replace(n=19)
+    x, w, b = (a.astype(dtype) for a in conv_data(problem))
+    output, saved = fused(problem, pooling, to_layout(x, layout), w, b, layout)
+    g = numbers(output.shape, "normal", 8).astype(dtype)
+    results = []
+    for threads in (1, 2, 4):
+        with convx.threads(threads):
+            results.append(convx.conv2d_relu_max_pool2d_backward(g, saved))
+    assert_same_bits(results[1], results[0], f"{name}, 2 threads")
+    assert_same_bits(results[2], results[0], f"{name}, 4 threads")
+    _, saved_one = fused(problem.replace(n=1), pooling, to_layout(x, layout)[7:8], w, b, layout)
+    one = convx.conv2d_relu_max_pool2d_backward(g[7:8], saved_one)
+    assert_same_bits(one[0], results[0][0][7:8], f"{name}, one image, grad_input")
 
 
 @pytest.mark.core

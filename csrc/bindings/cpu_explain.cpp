@@ -2,6 +2,7 @@
 #include "bindings/cpu_ops.h"
 #include "cpu/conv2d/plan.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/conv2d_relu_max_pool2d_grad_weight.h"
 #include "cpu/memory_bound.h"
 #include "cpu/registry.h"
 #include "cpu/thread_pool.h"
@@ -87,10 +88,19 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
             const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
             check_codes_fit(op, pooling);
             PassPlan plan = plan_max_pool2d(pooling, backward, active_kernels(), num_threads());
+            for (PassPlan& each : plans) {
+                const bool summed = each.pass == "grad_weight" || each.pass == "grad_bias";
+                if (!summed || !sums_chosen_pixels({problem, pooling})) continue;
+                each.threads = num_threads();
+                describe_chosen_pixels({problem, pooling}, each);
+            }
             const FusedBand band = fused_band({problem, pooling});
-            plan.scratch_bytes +=
-                plan.threads * band.images * problem.out_channels * band.rows * problem.out_w() * item_size(type);
-            plan.reason += "; each thread has the convolution output of " + std::to_string(band.images) +
+            // Where the convolution shares itself out, groups of images go in turn.
+            const bool in_turn = choose_method(problem, ConvPass::forward) == ConvMethod::winograd;
+            plan.scratch_bytes += (in_turn ? 1 : plan.threads) * band.images * problem.out_channels * band.rows *
+                                  problem.out_w() * item_size(type);
+            plan.reason += in_turn ? "; the threads share" : "; each thread has";
+            plan.reason += " the convolution output of " + std::to_string(band.images) +
                            (band.images == 1 ? " image, " : " images, ") + std::to_string(band.rows) +
                            " rows at a time, and no more of it exists";
             plan.pass = backward ? "max_pool2d_backward" : "max_pool2d";

@@ -7,8 +7,10 @@
 
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/packed_weight.h"
+#include "cpu/conv2d/plan.h"
 #include "cpu/conv2d_relu_max_pool2d_bands.h"
 #include "cpu/max_pool2d/max_pool2d.h"
+#include "cpu/memory_bound.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
 
@@ -28,14 +30,22 @@ void mark_dead(TensorView<const T> output, TensorView<uint8_t> codes) {
             for (int64_t i = 0; i < count; ++i)
                 if (values[i * value_step] <= T(0)) to[i * step] = no_gradient_code;
     };
-    for (int64_t n = 0; n < images; ++n)
-        for (int64_t p = 0; p < rows; ++p) {
-            if (channels_inside)
-                for (int64_t q = 0; q < columns; ++q) mark(output.at(n, 0, p, q), 1, codes.at(n, 0, p, q), 1, channels);
-            else
-                for (int64_t c = 0; c < channels; ++c)
-                    mark(output.at(n, c, p, 0), output.stride[3], codes.at(n, c, p, 0), codes.stride[3], columns);
+    const auto is_dense = [columns = columns](const auto& view) {
+        return view.stride[3] == 1 && view.stride[2] == columns;
+    };
+    const bool dense = is_dense(output) && is_dense(codes);
+    const int width = output.size() * int64_t{sizeof(T)} < parallel_bytes ? 1 : num_threads();
+    parallel_for(images * (channels_inside ? rows : channels), width, [&](int64_t task, int) {
+        if (channels_inside) {
+            const int64_t n = task / rows, p = task % rows;
+            for (int64_t q = 0; q < columns; ++q) mark(output.at(n, 0, p, q), 1, codes.at(n, 0, p, q), 1, channels);
+            return;
         }
+        const int64_t n = task / channels, c = task % channels;
+        if (dense) return mark(output.at(n, c, 0, 0), 1, codes.at(n, c, 0, 0), 1, rows * columns);
+        for (int64_t p = 0; p < rows; ++p)
+            mark(output.at(n, c, p, 0), output.stride[3], codes.at(n, c, p, 0), codes.stride[3], columns);
+    });
 }
 
 // An infinite or NaN weight over the border makes the whole convolution run in another order of sums, so that bands
@@ -59,25 +69,27 @@ public:
         : problem_(problem), input_(input), weight_(weight), bias_(bias), output_(output), codes_(codes),
           packed_(pack_weight(problem.conv, weight)) {
         const Axis& pool = problem.pool.h;
-        if (band_rows_ < conv_rows_ && problem.conv.is_padded() && !all_finite(weight)) band_rows_ = conv_rows_;
-        images_ = band_rows_ < conv_rows_ ? 1 : images_of_task(problem);
+        if (band_.rows < conv_rows_ && problem.conv.is_padded() && !all_finite(weight))
+            band_ = {images_of_task(problem), conv_rows_};
         // Rows kept for later windows are fewer than a window and its stride.
         buffer_.shape = {
-            images_, problem.conv.out_channels,
-            band_rows_ < conv_rows_ ? band_rows_ + pool.extent() + pool.stride + band_alignment : conv_rows_,
+            band_.images, problem.conv.out_channels,
+            band_.rows < conv_rows_ ? band_.rows + pool.extent() + pool.stride + band_alignment : conv_rows_,
             problem.conv.out_w()};
         buffer_.stride = dense_strides(buffer_.shape, problem.conv.channels_last);
     }
 
+    // Groups of images side by side, or, where one call of the convolution shares itself out, in turn.
     void run() {
         const int64_t batch = problem_.conv.batch, pooled_rows = problem_.pool.out_h();
-        const int64_t groups = ceil_div(batch, images_);
+        const int64_t groups = ceil_div(batch, band_.images);
         // Stretches compute the rows around their cuts twice, so that there are no more than tasks need.
-        const int64_t bands = ceil_div(conv_rows_, band_rows_);
+        const int64_t bands = ceil_div(conv_rows_, band_.rows);
         const int64_t stretches =
             std::min(bands, ceil_div(wanted_band_tasks / 2, std::min(groups, wanted_band_tasks / 2)));
         const int64_t tasks = groups * stretches;
-        const int width = tasks * problem_.conv.flops() / std::max<int64_t>(batch, 1) < least_flops
+        const bool in_turn = choose_method(problem_.conv, ConvPass::forward) == ConvMethod::winograd;
+        const int width = in_turn || problem_.conv.flops() < least_flops
                               ? 1
                               : static_cast<int>(std::min<int64_t>(num_threads(), tasks));
         const int64_t worker_bytes = cache_lines(buffer_.size() * int64_t{sizeof(T)});
@@ -85,8 +97,8 @@ public:
         parallel_for(tasks, width, [&](int64_t task, int worker) {
             TensorView<T> buffer = buffer_;
             buffer.data = reinterpret_cast<T*>(static_cast<char*>(workspace.data()) + worker * worker_bytes);
-            const int64_t n = task / stretches * images_, stretch = task % stretches;
-            run_stretch(n, std::min(images_, batch - n), stretch * pooled_rows / stretches,
+            const int64_t n = task / stretches * band_.images, stretch = task % stretches;
+            run_stretch(n, std::min(band_.images, batch - n), stretch * pooled_rows / stretches,
                         (stretch + 1) * pooled_rows / stretches, buffer);
         });
     }
@@ -100,7 +112,7 @@ private:
         buffer.shape[0] = images;
         int64_t kept = std::max<int64_t>(0, pool.position(p, 0)) / band_alignment * band_alignment;
         for (int64_t done = kept; p < p_end;) {
-            const int64_t next = std::min(conv_rows_, done + band_rows_);
+            const int64_t next = std::min(conv_rows_, done + band_.rows);
             convolve(n, images, done, next, rows_of(buffer, done - kept, next - kept));
             done = next;
             int64_t p_next = p;
@@ -154,8 +166,7 @@ private:
     const TensorView<uint8_t> codes_;
     const PackedWeight<T> packed_;
     const int64_t conv_rows_ = problem_.conv.out_h();
-    int64_t band_rows_ = forward_band_rows(problem_);
-    int64_t images_;
+    FusedBand band_ = fused_band(problem_);
     TensorView<T> buffer_;
 };
 

@@ -7,6 +7,8 @@
 
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d_bands.h"
+#include "cpu/conv2d_relu_max_pool2d_grad_weight.h"
+#include "cpu/max_pool2d/chosen.h"
 #include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"
@@ -19,7 +21,6 @@ namespace {
 // With more weights than this the sums of several tasks would cost more than they save: one task, whose passes share
 // themselves out, with as many images at a time as this.
 constexpr int64_t most_weights = int64_t{128} << 10;
-constexpr int64_t large_block_bytes = int64_t{8} << 20;
 constexpr int64_t least_flops = 1'000'000;
 
 template <class T>
@@ -34,8 +35,7 @@ public:
         const int64_t weights = weight.size(), batch = problem.conv.batch;
         const bool one_task = weights > most_weights;
         if (one_task) {
-            images_ =
-                std::clamp<int64_t>(large_block_bytes / std::max<int64_t>(conv_image_bytes(problem), 1), 1, batch);
+            images_ = std::clamp<int64_t>(most_group_bytes / std::max<int64_t>(conv_image_bytes(problem), 1), 1, batch);
             bands_ = {whole_image(problem)};
         } else {
             bands_ = backward_bands(problem);
@@ -196,6 +196,12 @@ bool conv2d_relu_max_pool2d_backward(const FusedProblem& problem, TensorView<con
         if (grad_weight.data) std::fill_n(grad_weight.data, grad_weight.size(), T(0));
         if (grad_bias) std::fill_n(grad_bias, problem.conv.out_channels, T(0));
         return true;
+    }
+    if ((grad_weight.data || grad_bias) && sums_chosen_pixels(problem)) {
+        if (!codes_are_legal(problem.pool, codes, num_threads())) return false;
+        if (chosen_pixels_grad_weight(problem, grad_output, input, codes, grad_weight, grad_bias)) grad_weight = {};
+        grad_bias = nullptr;
+        if (!grad_input.data && !grad_weight.data) return true;
     }
     return Backward<T>(problem, grad_output, input, weight, codes, grad_input, grad_weight, grad_bias).run();
 }

@@ -15,6 +15,16 @@ int64_t fitting_rows(const FusedProblem& problem) {
     return std::min(fit, rows);
 }
 
+// Of the backward pass: more, where Winograd's weights are to be transformed for each band.
+int64_t backward_rows(const FusedProblem& problem) {
+    const int64_t rows = problem.conv.out_h(), fit = fitting_rows(problem);
+    if (choose_method(problem.conv, ConvPass::grad_input) != ConvMethod::winograd) return fit;
+    const int64_t tile_columns = ceil_div(problem.conv.w.input, winograd_outputs);
+    const int64_t wanted = winograd_outputs * ceil_div(winograd_band_tiles, tile_columns);
+    const int64_t most = most_group_bytes / 2 / std::max<int64_t>(conv_image_bytes(problem) / rows, 1);
+    return std::clamp<int64_t>(std::min(wanted, most / band_alignment * band_alignment), fit, rows);
+}
+
 bool same_method(const ConvProblem& whole, const Axis& h, ConvPass pass) {
     ConvProblem part = whole;
     part.h = h;
@@ -35,9 +45,19 @@ int64_t forward_band_rows(const FusedProblem& problem) {
     return band;
 }
 
+int64_t winograd_images(const FusedProblem& problem) {
+    const ConvProblem& conv = problem.conv;
+    const int64_t tiles = ceil_div(conv.out_h(), winograd_outputs) * ceil_div(conv.out_w(), winograd_outputs);
+    const int64_t fit = most_group_bytes / std::max<int64_t>(conv_image_bytes(problem), 1);
+    return std::clamp<int64_t>(std::min(fit, ceil_div(winograd_band_tiles, tiles)), 1,
+                               std::max<int64_t>(conv.batch, 1));
+}
+
 FusedBand fused_band(const FusedProblem& problem) {
     const int64_t rows = forward_band_rows(problem);
-    return {rows < problem.conv.out_h() ? 1 : images_of_task(problem), rows};
+    if (rows < problem.conv.out_h()) return {1, rows};
+    const bool winograd = choose_method(problem.conv, ConvPass::forward) == ConvMethod::winograd;
+    return {winograd ? winograd_images(problem) : images_of_task(problem), rows};
 }
 
 Axis BackwardBand::adjoint_axis(const Axis& h) const {
@@ -66,7 +86,7 @@ BackwardBand backward_band(const FusedProblem& problem, int64_t begin, int64_t e
 // Cuts lie at multiples of the alignment: of grad_input's rows where the stride is 1, else of the convolution's.
 std::vector<BackwardBand> backward_bands(const FusedProblem& problem) {
     const Axis& h = problem.conv.h;
-    const int64_t rows = problem.conv.out_h(), step = fitting_rows(problem);
+    const int64_t rows = problem.conv.out_h(), step = backward_rows(problem);
     BackwardBand whole = backward_band(problem, 0, rows, 0, h.input);
     whole.halo_begin = 0;  // rows in the border that no input is read by stay part of the problem
     std::vector<BackwardBand> bands;

@@ -24,11 +24,24 @@ inline int64_t conv_image_bytes(const FusedProblem& problem) {
     return problem.conv.out_channels * problem.conv.out_pixels() * item_size(problem.conv.dtype);
 }
 
-// Images that go through together where whole ones do.
+// Work of a task beside which its calls of convolution and pooling cost little (about 5 us).
+constexpr int64_t least_task_flops = 4'000'000;
+
+// Images that go through together where whole ones do: those that fit; of a large batch no more than make enough
+// tasks.
 inline int64_t images_of_task(const FusedProblem& problem) {
+    const int64_t batch = std::max<int64_t>(problem.conv.batch, 1);
     const int64_t fit = band_bytes / std::max<int64_t>(conv_image_bytes(problem), 1);
-    return std::clamp<int64_t>(fit, 1, ceil_div(std::max<int64_t>(problem.conv.batch, 1), wanted_band_tasks));
+    const int64_t least = least_task_flops * batch / std::max<int64_t>(problem.conv.flops(), 1);
+    return std::clamp<int64_t>(std::min(fit, std::max(ceil_div(batch, wanted_band_tasks), least)), 1, batch);
 }
+
+// Winograd transforms its weights in every call, which costs as much as some 50 tiles: so that it gets at least
+// winograd_band_tiles in one, if their output stays within most_group_bytes, in the last-level cache. Its calls share
+// themselves out.
+constexpr int64_t winograd_band_tiles = 1024;
+constexpr int64_t most_group_bytes = int64_t{16} << 20;
+int64_t winograd_images(const FusedProblem& problem);
 
 // Windows [begin, end) of an axis as an axis of its own, over the part of the input that they see.
 struct AxisPart {

@@ -54,6 +54,20 @@ struct FewChannelsDots {
     int64_t sums_stride;
 };
 
+// sums[r * sums_row + i] += sum over j < count of grads[j] * source[places[j] + offsets[r] + i], for r < rows and i <
+// vectors * lanes, all of which can be read and written.
+template <class T>
+struct ChosenProducts {
+    const T* source;
+    const int64_t* offsets;
+    int rows, vectors;
+    const int32_t* places;
+    const T* grads;
+    int64_t count;
+    T* sums;
+    int64_t sums_row;
+};
+
 template <class T>
 struct KernelSet {
     int lanes;  // elements of one vector
@@ -78,6 +92,9 @@ struct KernelSet {
     int few_channels_limit;
     void (*few_channels_run)(const FewChannelsRun<T>& job);
     void (*few_channels_dots)(const FewChannelsDots<T>& job);
+
+    // The weight gradient of pixels that max-pooling has chosen.
+    void (*chosen_products)(const ChosenProducts<T>& job);
 
     // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get
     // `pad`.
@@ -138,6 +155,7 @@ struct KernelSet {
     void (*pool_stage_pairs)(const PoolStage<T>& even, const PoolStage<T>& odd);
     void (*pool_max)(const PoolMax<T>& job);
     void (*pool_sum)(const PoolSum<T>& job);
+    void (*pool_spread)(const PoolSpread<T>& job);
     void (*pool_sum_pairs)(const PoolSum<T>& even, const PoolSum<T>& odd);
     // Narrow planes, `lanes` of them at a time: values and codes, which become numbers, are packed (as whole vectors,
     // the last ones past `count`), pooled or summed, and unpacked. The planes that come next lie `ahead` elements

@@ -65,7 +65,21 @@ struct PoolSum {
     int64_t output_step;
 };
 
-// The same with codes as numbers of type T, one vector per cell: gradient t of the first cell lies at grads +
+// Windows of two columns that tile a plane: the gradient of the window at (row, column) goes to the one of its cells
+// that its code names, at output + (row * tap_rows + code / 2) * output_row + 2 * column + code % 2, zeros to the
+// others.
+template <class T>
+struct PoolSpread {
+    const T* grads;
+    const uint8_t* codes;
+    int64_t grad_step, code_step;
+    int64_t rows, columns;
+    int tap_rows;
+    T* output;
+    int64_t output_row;
+};
+
+// PoolSum with codes as numbers of type T, one vector per cell: gradient t of the first cell lies at grads +
 // offsets[t], its code at codes + offsets[t].
 template <class T>
 struct PoolLaneSum {

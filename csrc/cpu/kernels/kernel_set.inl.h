@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/chosen_products.inl.h"
 #include "cpu/kernels/depthwise_pixels.inl.h"
 #include "cpu/kernels/depthwise_plane.inl.h"
 #include "cpu/kernels/dot_tile.inl.h"
@@ -34,6 +35,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.few_channels_limit = mr * vecs;
     set.few_channels_run = few_channels_run<T, mr, mr * vecs>;
     set.few_channels_dots = few_channels_dots<T, mr * vecs>;
+    set.chosen_products = chosen_products<T, mr * vecs>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
     set.pack_row_panels = pack_panels<T, mr>;
@@ -66,6 +68,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.pool_stage_pairs = pool_stage_pairs<T>;
     set.pool_max = pool_max<T>;
     set.pool_sum = pool_sum<T>;
+    set.pool_spread = pool_spread<T>;
     set.pool_sum_pairs = pool_sum_pairs<T>;
     set.pool_pack = pool_pack<T>;
     set.pool_max_numbers = pool_max_numbers<T>;

@@ -114,6 +114,8 @@ private:
     void plan_planes();
     void run_planes();
     void plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, const Scratch& scratch) const;
+    void spread(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* output) const;
+    void sum_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* output, const Scratch& scratch) const;
     void sum_and_scatter(PoolSum<T>& job, T* sums) const;
     void find_grads(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* staged, Block& block) const;
     void find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, uint8_t* staged, Block& block) const;
@@ -137,6 +139,7 @@ private:
     int64_t slab_ = 0;  // elements of a block or row that goes around the caches, 0 if none does
     bool grads_adjacent_ = false, codes_adjacent_ = false;
     bool inside_ = false;
+    bool spreads_ = false;  // windows of two columns tile the planes
     const T *grads_begin_ = nullptr, *grads_end_ = nullptr;
     const uint8_t *codes_begin_ = nullptr, *codes_end_ = nullptr;
     std::vector<uint8_t> outside_;  // from lane w_.least on: 255 beside the row, 0 in it
@@ -204,6 +207,9 @@ void Gather<T>::plan_planes() {
     const bool rows_adjacent =
         adjacent && block_columns_ == columns && grad_input_.stride[2] == problem_.w.input * group_;
     if (streams() && rows_adjacent) slab_ = block_rows_ * stride_h * problem_.w.input * group_;
+    spreads_ = inside_ && adjacent && stride_w == 2 && problem_.w.kernel == 2 && problem_.h.kernel == stride_h &&
+               problem_.w.dilation == 1 && problem_.h.dilation == 1 && problem_.w.input == 2 * problem_.out_w() &&
+               problem_.h.input == stride_h * problem_.out_h() && grads_adjacent_ && codes_adjacent_;
     staged_rows_ = block_rows_ + h_.most - h_.least;
     outside_.assign(static_cast<size_t>(round_up(columns, block_columns_) * group_ + staged_row_), no_gradient_code);
     for (int64_t l = 0; l < problem_.out_w() * group_; ++l) {
@@ -311,16 +317,45 @@ void Gather<T>::find_codes(int64_t n, int64_t c, int64_t i_begin, int64_t j_begi
     }
 }
 
-// Staged or not, every window that a tap names can be read, and so all cells of a residue have the same taps.
 template <class T>
 void Gather<T>::plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, const Scratch& scratch) const {
     const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride;
+    T* const output = slab_ ? scratch.slab : grad_input_.at(n, c, i_begin * stride_h, j_begin * stride_w);
+    const int64_t output_row = grad_input_.stride[2];
+    if (spreads_)
+        spread(n, c, i_begin, j_begin, output);
+    else
+        sum_block(n, c, i_begin, j_begin, output, scratch);
+    if (slab_) {
+        const int64_t rows = std::min(problem_.h.input - i_begin * stride_h, block_rows_ * stride_h);
+        copy_around_caches(kernels_, grad_input_.at(n, c, i_begin * stride_h, 0), scratch.slab, rows * output_row);
+    }
+}
+
+template <class T>
+void Gather<T>::spread(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* output) const {
+    PoolSpread<T> job{};
+    job.grads = grad_output_.at(n, c, i_begin, j_begin);
+    job.codes = codes_.at(n, c, i_begin, j_begin);
+    job.grad_step = grad_output_.stride[2];
+    job.code_step = codes_.stride[2];
+    job.rows = std::min(problem_.out_h() - i_begin, block_rows_);
+    job.columns = std::min(problem_.out_w() - j_begin, block_columns_);
+    job.tap_rows = static_cast<int>(problem_.h.kernel);
+    job.output = output;
+    job.output_row = grad_input_.stride[2];
+    kernels_.pool_spread(job);
+}
+
+// Staged or not, every window that a tap names can be read, and so all cells of a residue have the same taps.
+template <class T>
+void Gather<T>::sum_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_begin, T* output,
+                          const Scratch& scratch) const {
+    const int64_t stride_h = problem_.h.stride, stride_w = problem_.w.stride, output_row = grad_input_.stride[2];
     Block block;
     find_grads(n, c, i_begin, j_begin, scratch.grads, block);
     find_codes(n, c, i_begin, j_begin, scratch.codes, block);
     set_rows(block, 0, static_cast<int64_t>(h_.taps.size()), scratch);
-    T* const output = slab_ ? scratch.slab : grad_input_.at(n, c, i_begin * stride_h, j_begin * stride_w);
-    const int64_t output_row = grad_input_.stride[2];
     PoolSum<T> jobs[2];
     for (const Residue& h : h_.list)
         for (size_t k = 0; k < w_.list.size(); ++k) {
@@ -340,10 +375,6 @@ void Gather<T>::plane_block(int64_t n, int64_t c, int64_t i_begin, int64_t j_beg
             else if (k == 1)
                 kernels_.pool_sum_pairs(jobs[0], jobs[1]);
         }
-    if (slab_) {
-        const int64_t rows = std::min(problem_.h.input - i_begin * stride_h, block_rows_ * stride_h);
-        copy_around_caches(kernels_, grad_input_.at(n, c, i_begin * stride_h, 0), scratch.slab, rows * output_row);
-    }
 }
 
 // For outputs that are not adjacent.

@@ -51,6 +51,12 @@ inline Residues::Residues(const Axis& axis) {
             while (begin < end && j + windows[static_cast<size_t>(begin)] < 0) ++begin;
             while (begin < end && j + windows[static_cast<size_t>(end - 1)] >= outputs) --end;
             append_to(residue.runs, j, begin, end);
+            // Between the borders every window exists: planes may be stacked to some ten thousand rows.
+            if (begin == end || begin > residue.tap_begin || end < residue.tap_end) continue;
+            const int64_t inside = std::min(residue.count, outputs - windows[static_cast<size_t>(end - 1)]);
+            if (inside <= j + 1) continue;
+            residue.runs.back().end = inside;
+            j = inside - 1;
         }
         list.push_back(residue);
     }
