@@ -5,24 +5,41 @@
 
 namespace convx {
 
-// Rows [first_row, first_row + rows) of the result of one channel, columns adjacent in both arrays. Tap (r, s) of
-// result (i, j) reads source (i * stride + r - pad_top, j * stride + s - pad_left), and zero where that is outside.
+// Rows [first_row, first_row + rows) of the results of some channels, one plane each, columns adjacent in both arrays.
+// Tap (r, s) of result (i, j) reads source (i * stride + r - pad_top, j * stride + s - pad_left), and zero where that
+// is outside.
 template <class T>
-struct DepthwisePlane {
+struct DepthwisePlanes {
+    int64_t planes;
     const T* source;
-    int64_t source_row;
+    int64_t source_plane, source_row;
     int64_t height, width;
     int64_t pad_top, pad_left;
-    // Room for the source rows that are read, zero where no column of the source belongs: `pitch` elements a row, the
-    // columns of the second residue modulo stride from residue_pitch on.
-    T* staged;
-    int64_t pitch, residue_pitch;
-    const T* weights;  // kernel * kernel
-    const T* bias;     // one value or null
+    const T* zeros;    // `width` of them
+    const T* weights;  // of tap (0, 0)
+    int64_t weights_plane, weights_row, weights_column;
+    const T* bias;  // or null
+    int64_t bias_plane;
     bool relu;
     T* dest;  // of result (0, 0)
-    int64_t dest_row;
+    int64_t dest_plane, dest_row;
     int64_t first_row, rows, columns;
+};
+
+// The weight gradient of some channels, added to sums[channel][tap][lane]: rows [first_row, first_row + rows) of their
+// planes, columns adjacent in both arrays. What the lanes hold is for their sum alone.
+template <class T>
+struct DepthwiseGradWeight {
+    int64_t planes;
+    const T* source;
+    int64_t source_plane, source_row;
+    int64_t height, width;
+    int64_t pad_top, pad_left;
+    const T* zeros;  // `width` of them
+    const T* grad;   // of row 0
+    int64_t grad_plane, grad_row;
+    int64_t first_row, rows, columns;
+    T* sums;
 };
 
 // Pixels whose channels are adjacent: result[pixel][c] = sum over t of sources[t * depthwise_pixels + pixel][c] *

@@ -125,11 +125,11 @@ struct KernelSet {
     void (*winograd_gradient_tiles)(const WinogradTiles<T>& job);
     void (*winograd_taps)(const WinogradTaps<T>& job);
 
-    // Depthwise convolutions (depthwise_jobs.h): one plane, with kernel 3 or 5, stride 1 or 2; what it does first, for
-    // others that want its staged rows; the adjoint of kernel 3, stride 2; a few pixels.
-    void (*depthwise_plane)(int kernel, int stride, const DepthwisePlane<T>& job);
-    void (*depthwise_stage)(int kernel, int stride, const DepthwisePlane<T>& job);
-    void (*depthwise_plane_adjoint)(const DepthwisePlane<T>& job);
+    // Depthwise convolutions (depthwise_jobs.h): some planes, with kernel 3 or 5, stride 1 or 2; the adjoint of stride
+    // 2; the gradient of the weights; a few pixels.
+    void (*depthwise_planes)(int kernel, int stride, const DepthwisePlanes<T>& job);
+    void (*depthwise_planes_adjoint)(int kernel, const DepthwisePlanes<T>& job);
+    void (*depthwise_grad_weight)(int kernel, int stride, const DepthwiseGradWeight<T>& job);
     void (*depthwise_pixels)(const DepthwisePixels<T>& job);
 
     // Convolutions of few channels a group (grouped_jobs.h).

@@ -11,19 +11,6 @@ namespace convx {
 
 namespace {
 
-constexpr int64_t most_plane_taps = 25;
-
-// Copies one channel's weights for the planes' kernel.
-template <class T>
-void copy_weights(const DepthwiseWindow& window, const GroupedConv<T>& conv, int64_t channel, T* to) {
-    const T* from = conv.weight + channel * conv.weight_group;
-    const int64_t last = window.kernel - 1;
-    for (int64_t r = 0; r <= last; ++r)
-        for (int64_t s = 0; s <= last; ++s)
-            *to++ =
-                from[(window.flipped ? last - r : r) * conv.weight_h + (window.flipped ? last - s : s) * conv.weight_w];
-}
-
 // What the channel's kernel needs beside the arrays: weights by tap, the bias, a row of border values.
 template <class T>
 struct PixelScratch {
@@ -35,6 +22,17 @@ struct PixelScratch {
     T* border;
     int64_t bytes;
 };
+
+template <class T>
+int depthwise_width(const GroupedConv<T>& conv) {
+    int64_t taps = 1;
+    for (const StagedAxis* axis : {conv.h, conv.w}) {
+        int64_t pairs = 0;
+        for (const StagedAxis::Class& of : axis->classes) pairs += of.positions * static_cast<int64_t>(of.taps.size());
+        taps *= pairs;
+    }
+    return parallel_width(depthwise_work(2 * conv.batch * conv.groups * taps, conv.source.size() + conv.dest.size()));
+}
 
 int64_t all_taps(const StagedAxis& axis) {
     int64_t count = 0;
@@ -53,8 +51,7 @@ public:
         const int64_t row_flops = 2 * taps_ * columns * channels_;
         const int64_t task_rows = depthwise_task_rows(row_flops, conv_.batch * rows);
         const int64_t tasks = ceil_div(conv_.batch * rows, task_rows);
-        const int width =
-            static_cast<int>(std::min<int64_t>({parallel_width(conv_.batch * rows * row_flops), num_threads(), tasks}));
+        const int width = static_cast<int>(std::min<int64_t>({depthwise_width(conv_), num_threads(), tasks}));
         const Workspace workspace(static_cast<size_t>(PixelScratch<T>(ScratchParts(), channels_, taps_).bytes));
         const PixelScratch<T> scratch(ScratchParts(workspace.data()), channels_, taps_);
         prepare(scratch);
@@ -135,53 +132,47 @@ bool run_depthwise_planes(const DepthwiseWindow& window, const GroupedConv<T>& c
     if (conv.source.stride[3] != 1 || conv.dest.stride[3] != 1) return false;
     const auto [batch, channels, height, width] = conv.dest.shape;
     const int64_t source_width = conv.source.shape[3];
-    // The adjoint stages its source as a window of 2 would, with one column before it.
-    const DepthwiseBlocks blocks =
-        window.adjoint ? plan_depthwise_blocks(2, 1, batch * channels, height, width, source_width, 1, sizeof(T))
-                       : plan_depthwise_blocks(window.kernel, window.stride, batch * channels, height, width,
-                                               source_width, window.pad_left, sizeof(T));
+    const DepthwiseBlocks blocks = plan_depthwise_blocks(window.kernel, window.adjoint ? 1 : window.stride,
+                                                         batch * channels, height, width, source_width, sizeof(T));
     const int64_t row_blocks = ceil_div(height, blocks.block_rows);
     const int64_t units = batch * channels * row_blocks, tasks = ceil_div(units, blocks.task_units);
-    const int64_t flops = 2 * window.kernel * window.kernel * batch * channels * height * width;
-    const int threads = static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), tasks}));
-    const int64_t staged = cache_lines(blocks.staged.elements() * sizeof(T)) / static_cast<int64_t>(sizeof(T));
-    const Workspace workspace(static_cast<size_t>(threads * staged) * sizeof(T));
-    parallel_for(tasks, threads, [&, channels = channels, height = height, width = width](int64_t task, int worker) {
-        T weights[most_plane_taps];
-        DepthwisePlane<T> job;
-        job.staged = static_cast<T*>(workspace.data()) + worker * staged;
-        std::fill_n(job.staged, staged, T(0));
-        job.staged += blocks.staged.lead;
-        job.pitch = blocks.staged.pitch;
-        job.residue_pitch = blocks.staged.residue_pitch;
-        const int64_t first = task * blocks.task_units, last = std::min(units, first + blocks.task_units);
-        // Counted instead of divided: a plane of 7 x 7 takes 40 ns, a division 5.
-        int64_t block = first % row_blocks, c = first / row_blocks % channels, n = first / row_blocks / channels;
-        for (int64_t unit = first; unit < last; ++unit) {
-            copy_weights(window, conv, c, weights);
-            job.source = conv.source.at(n, c, 0, 0);
-            job.source_row = conv.source.stride[2];
-            job.height = conv.source.shape[2];
-            job.width = source_width;
-            job.pad_top = window.pad_top;
-            job.pad_left = window.pad_left;
-            job.weights = weights;
-            job.bias = conv.bias ? conv.bias + c * conv.bias_stride : nullptr;
-            job.relu = conv.relu;
-            job.dest = conv.dest.at(n, c, 0, 0);
-            job.dest_row = conv.dest.stride[2];
-            job.first_row = block * blocks.block_rows;
+    const int threads = static_cast<int>(std::min<int64_t>({depthwise_width(conv), num_threads(), tasks}));
+    const Workspace zeros(static_cast<size_t>(cache_lines(source_width * static_cast<int64_t>(sizeof(T)))));
+    std::fill_n(static_cast<T*>(zeros.data()), source_width, T(0));
+    const int64_t last_tap = window.flipped ? window.kernel - 1 : 0, step = window.flipped ? -1 : 1;
+    parallel_for(tasks, threads, [&, channels = channels, height = height, width = width](int64_t task, int) {
+        DepthwisePlanes<T> job;
+        job.source_plane = conv.source.stride[1];
+        job.source_row = conv.source.stride[2];
+        job.height = conv.source.shape[2];
+        job.width = source_width;
+        job.pad_top = window.pad_top;
+        job.pad_left = window.pad_left;
+        job.zeros = static_cast<const T*>(zeros.data());
+        job.weights_plane = conv.weight_group;
+        job.weights_row = step * conv.weight_h;
+        job.weights_column = step * conv.weight_w;
+        job.bias_plane = conv.bias_stride;
+        job.relu = conv.relu;
+        job.dest_plane = conv.dest.stride[1];
+        job.dest_row = conv.dest.stride[2];
+        job.columns = width;
+        const int64_t last = std::min(units, (task + 1) * blocks.task_units);
+        for (int64_t unit = task * blocks.task_units; unit < last;) {
+            const int64_t plane = unit / row_blocks, n = plane / channels, c = plane % channels;
+            // Whole planes of an image go together.
+            job.planes = row_blocks == 1 ? std::min(last - unit, channels - c) : 1;
+            job.first_row = unit % row_blocks * blocks.block_rows;
             job.rows = std::min(blocks.block_rows, height - job.first_row);
-            job.columns = width;
+            job.source = conv.source.at(n, c, 0, 0);
+            job.weights = conv.weight + c * conv.weight_group + last_tap * (conv.weight_h + conv.weight_w);
+            job.bias = conv.bias ? conv.bias + c * conv.bias_stride : nullptr;
+            job.dest = conv.dest.at(n, c, 0, 0);
             if (window.adjoint)
-                kernels.depthwise_plane_adjoint(job);
+                kernels.depthwise_planes_adjoint(static_cast<int>(window.kernel), job);
             else
-                kernels.depthwise_plane(static_cast<int>(window.kernel), static_cast<int>(window.stride), job);
-            if (++block < row_blocks) continue;
-            block = 0;
-            if (++c < channels) continue;
-            c = 0;
-            ++n;
+                kernels.depthwise_planes(static_cast<int>(window.kernel), static_cast<int>(window.stride), job);
+            unit += job.planes;
         }
     });
     return true;

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/depthwise.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/plain.h"
 #include "cpu/conv2d/plan.h"
@@ -61,15 +62,8 @@ public:
               sizes_, h_, problem.batch, problem.groups, sizeof(T),
               Stage<T>::channels_adjacent(input) || Stage<T>::channels_adjacent(grad_output),
               grad_output.stride[3] != 1)),
-          input_(input), plane_(blocks_.staged_rows * sizes_.source_pitch),
+          plane_(blocks_.staged_rows * sizes_.source_pitch),
           weights_(problem.groups * sizes_.rows * sizes_.channels * sizes_.taps) {
-        if (input.stride[3] == 1 && blocks_.stage_groups == 1) stage_planes(blocks_, problem);
-        for (int64_t t = 0; blocks_.planes && t < sizes_.taps; ++t) {
-            const int64_t s = t % problem.w.kernel, stride = problem.w.stride;
-            offsets_.push_back(t / problem.w.kernel * blocks_.plane.pitch + s % stride * blocks_.plane.residue_pitch +
-                               s / stride);
-        }
-        if (blocks_.planes) return;
         for (int64_t c = 0; c < sizes_.channels; ++c)
             for (const StagedAxis::Tap& r : h_.classes[0].taps)
                 for (const StagedAxis::Tap& s : w_.classes[0].taps)
@@ -99,7 +93,6 @@ public:
 private:
     void run_groups(int64_t first_group, int64_t groups, int64_t split, T* partial, const Scratch<T>& scratch) const {
         const int64_t of_group = sizes_.rows * sizes_.channels * sizes_.taps;
-        if (blocks_.planes) std::fill_n(scratch.staged, blocks_.staged_elements, T(0));
         std::fill_n(scratch.sums, groups * of_group * kernels_.lanes, T(0));
         const int64_t all_rows = problem_.batch * sizes_.positions_h;
         const int64_t last = (split + 1) * all_rows / blocks_.splits;
@@ -122,13 +115,9 @@ private:
     void add_block(int64_t n, int64_t first_group, int64_t groups, int64_t p, int64_t rows,
                    const Scratch<T>& scratch) const {
         const int64_t channels = groups * sizes_.channels, first_place = p * h_.advance;
-        if (blocks_.planes) {
-            stage_plane(n, first_group, p, rows, scratch.staged);
-        } else {
-            std::fill_n(scratch.pads, channels, pad_);
-            input_stage_.fill(scratch.staged, plane_, n, first_group * sizes_.channels, channels, first_place,
-                              std::min(h_.reach(rows), h_.places() - first_place), scratch.pads);
-        }
+        std::fill_n(scratch.pads, channels, pad_);
+        input_stage_.fill(scratch.staged, plane_, n, first_group * sizes_.channels, channels, first_place,
+                          std::min(h_.reach(rows), h_.places() - first_place), scratch.pads);
         GroupedGradWeight<T> job;
         job.grad = grad_.at(n, first_group * sizes_.rows, p, 0);
         job.grad_channel = grad_.stride[1];
@@ -140,34 +129,18 @@ private:
             grad_stage_.fill(scratch.grad, job.grad_channel, n, first_group * sizes_.rows, groups * sizes_.rows, p,
                              rows, scratch.pads);
         }
-        job.source_row = h_.advance * (blocks_.planes ? blocks_.plane.pitch : sizes_.source_pitch);
+        job.source_row = h_.advance * sizes_.source_pitch;
         job.offsets = offsets_.data();
         job.taps = sizes_.channels * sizes_.taps;
         job.channels = sizes_.rows;
         job.rows = rows;
         job.columns = problem_.out_w();
         for (int64_t group = 0; group < groups; ++group) {
-            job.source = scratch.staged + (blocks_.planes ? blocks_.plane.lead : group * sizes_.channels * plane_);
+            job.source = scratch.staged + group * sizes_.channels * plane_;
             job.sums = scratch.sums + group * job.channels * job.taps * kernels_.lanes;
             kernels_.grouped_grad_weight(job);
             job.grad += job.channels * job.grad_channel;
         }
-    }
-
-    void stage_plane(int64_t n, int64_t channel, int64_t first_row, int64_t rows, T* staged) const {
-        DepthwisePlane<T> plane{};
-        plane.source = input_.at(n, channel, 0, 0);
-        plane.source_row = input_.stride[2];
-        plane.height = problem_.h.input;
-        plane.width = problem_.w.input;
-        plane.pad_top = problem_.h.pad_before;
-        plane.pad_left = problem_.w.pad_before;
-        plane.staged = staged + blocks_.plane.lead;
-        plane.pitch = blocks_.plane.pitch;
-        plane.residue_pitch = blocks_.plane.residue_pitch;
-        plane.first_row = first_row;
-        plane.rows = rows;
-        kernels_.depthwise_stage(static_cast<int>(problem_.h.kernel), static_cast<int>(problem_.h.stride), plane);
     }
 
     void add_parts(const T* partial, T* grad_weight) const {
@@ -185,8 +158,7 @@ private:
     const T pad_;
     const Stage<T> input_stage_, grad_stage_;
     const GroupedSizes sizes_;
-    GroupedBlocks blocks_;
-    const TensorView<const T> input_;
+    const GroupedBlocks blocks_;
     const int64_t plane_;    // elements of a staged channel
     const int64_t weights_;  // of all groups
     std::vector<int64_t> offsets_;
@@ -206,7 +178,11 @@ void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_ou
                          TensorView<T> grad_weight) {
     const Border border = border_of(problem, forward_table(problem.h), forward_table(problem.w));
     if (border.mixed) return plain_grad_weight(problem, grad_output, input, grad_weight);
-    Nest<T>(problem, border, grad_output, input, kernel_set<T>(active_kernels())).run(grad_weight.data);
+    const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    if (depthwise_grad_weight_can_run(problem))
+        depthwise_grad_weight(problem, grad_output, input, grad_weight.data, kernels);
+    else
+        Nest<T>(problem, border, grad_output, input, kernels).run(grad_weight.data);
     // An infinite or NaN gradient over the border has become 0 * inf = NaN, where it should have added nothing.
     if (border.skips &&
         std::any_of(grad_weight.data, grad_weight.data + grad_weight.size(), [](T value) { return std::isnan(value); }))

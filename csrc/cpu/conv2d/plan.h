@@ -169,14 +169,6 @@ struct GroupedSizes {
 };
 GroupedSizes grouped_sizes(const StagedAxis& h, const StagedAxis& w, int64_t channels, int64_t rows);
 
-// Where the staged rows of a plane lie (depthwise_jobs.h).
-struct StagedPlane {
-    int64_t lead;  // elements before the first row, which put the first column of the source on a line of its own
-    int64_t pitch, residue_pitch;
-    int64_t rows;
-    int64_t elements() const { return lead + rows * pitch; }
-};
-
 struct GroupedBlocks {
     int64_t stage_groups = 1;      // groups staged at once
     int64_t block_rows = 1;        // rows of the result (of each class) made from one stage
@@ -185,8 +177,6 @@ struct GroupedBlocks {
     int64_t splits = 1;            // parts of the weight gradient's sum, added in order at the end
     bool through_scratch = false;  // the other array has no vectors of pixels
     int64_t staged_elements = 0;
-    bool planes = false;  // staged by the kernel of the depthwise planes, as `plane` says
-    StagedPlane plane{};
 };
 // channels_inside: an array has its channels adjacent in memory.
 GroupedBlocks plan_grouped_blocks(const GroupedSizes& sizes, const StagedAxis& h, int64_t batch, int64_t groups,
@@ -194,8 +184,6 @@ GroupedBlocks plan_grouped_blocks(const GroupedSizes& sizes, const StagedAxis& h
 GroupedBlocks plan_grouped_grad_weight_blocks(const GroupedSizes& sizes, const StagedAxis& h, int64_t batch,
                                               int64_t groups, int64_t item_bytes, bool channels_inside,
                                               bool through_scratch);
-// Lets the depthwise planes' kernel stage the weight gradient's input, if it takes the problem.
-void stage_planes(GroupedBlocks& blocks, const ConvProblem& problem);
 // Counted where they are carved up (grouped.cpp, grouped_grad_weight.cpp); bytes for each worker.
 template <class T>
 int64_t grouped_scratch(const GroupedBlocks& blocks, const GroupedSizes& sizes, const KernelSet<T>& kernels);
@@ -205,15 +193,24 @@ PassScratch grouped_grad_weight_scratch(const GroupedBlocks& blocks, const Group
 
 // Whether the kernels over planes take a pass (depthwise.h), and its cuts.
 bool depthwise_planes_can_run(const ConvProblem& problem, ConvPass pass);
-StagedPlane plan_staged_plane(int64_t kernel, int64_t stride, int64_t rows, int64_t columns, int64_t source_columns,
-                              int64_t pad_left);
 struct DepthwiseBlocks {
     int64_t block_rows = 1;  // rows of the result of one plane
     int64_t task_units = 1;  // such blocks of one task
-    StagedPlane staged{};
 };
 DepthwiseBlocks plan_depthwise_blocks(int64_t kernel, int64_t stride, int64_t planes, int64_t rows, int64_t columns,
-                                      int64_t source_columns, int64_t pad_left, int64_t item_bytes);
+                                      int64_t source_columns, int64_t item_bytes);
+// The weight gradient over planes (depthwise_grad_weight.cpp): of the problem alone, where planes are in NCHW order.
+bool depthwise_grad_weight_can_run(const ConvProblem& problem);
+struct DepthwiseGradWeightBlocks {
+    int64_t block_rows = 1;     // rows of the gradient summed in one go
+    int64_t task_channels = 1;  // of one task
+    int64_t splits = 1;         // parts of the rows of the batch, added in order at the end
+};
+DepthwiseGradWeightBlocks plan_depthwise_grad_weight(const ConvProblem& problem);
+// Counted where it is carved up; `gathers` where columns are not adjacent in an array.
+template <class T>
+PassScratch depthwise_grad_weight_scratch(const ConvProblem& problem, const DepthwiseGradWeightBlocks& blocks,
+                                          bool gathers, const KernelSet<T>& kernels);
 // Rows of one task of the nest over pixels, and its scratch.
 int64_t depthwise_task_rows(int64_t row_flops, int64_t rows);
 int64_t depthwise_pixels_scratch(const StagedAxis& h, const StagedAxis& w, int64_t channels, DType dtype);
@@ -221,6 +218,8 @@ int64_t depthwise_pixels_scratch(const StagedAxis& h, const StagedAxis& w, int64
 // Below this many flops (about 50 us on one core) an operation stays on the calling thread.
 constexpr int64_t parallel_flops = 4'000'000;
 inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1 << 16; }
+// Few flops an element: 512 planes of 14 x 14 through 3x3 with stride 2 take 25 us, three times what their flops would.
+inline int64_t depthwise_work(int64_t flops, int64_t elements) { return flops + 8 * elements; }
 
 // What the method would do, without algorithm-independent fields (plan_conv fills those).
 template <class T>
@@ -246,6 +245,11 @@ bool few_channels_pays(const ConvProblem& problem, ConvPass pass);
 template <class T>
 void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
                       int threads);
+template <class T>
+void describe_depthwise_planes(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels);
+template <class T>
+void describe_depthwise_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                    int threads);
 template <class T>
 void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
 

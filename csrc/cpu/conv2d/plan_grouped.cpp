@@ -107,63 +107,6 @@ GroupedBlocks plan_grouped_grad_weight_blocks(const GroupedSizes& sizes, const S
     return blocks;
 }
 
-bool depthwise_planes_can_run(const ConvProblem& problem, ConvPass pass) {
-    const auto fits = [&](const Axis& axis) {
-        return axis.stride <= 2 && axis.dilation == 1 && axis.pad_before < axis.kernel &&
-               (axis.mode == PaddingMode::zeros || (axis.pad_before == 0 && axis.pad_after == 0));
-    };
-    const int64_t kernel = problem.h.kernel, stride = problem.h.stride;
-    if (pass == ConvPass::grad_input && stride == 2 && kernel != 3) return false;
-    return problem.group_in() == 1 && problem.group_out() == 1 && fits(problem.h) && fits(problem.w) &&
-           problem.w.kernel == kernel && (kernel == 3 || kernel == 5) && problem.w.stride == stride;
-}
-
-StagedPlane plan_staged_plane(int64_t kernel, int64_t stride, int64_t rows, int64_t columns, int64_t source_columns,
-                              int64_t pad_left) {
-    constexpr int64_t vector = 16;  // elements, at least those of any instruction set
-    StagedPlane staged;
-    // Whole vectors are stored from the first column of the source on, and read from the last column of the result on.
-    const int64_t stored = (pad_left + source_columns) / stride + 2 + vector;
-    const int64_t read = std::max(columns, vector) + kernel;
-    const int64_t residue = round_up(std::max(stored, read), vector);
-    // Where an odd number of columns stands before the source, its even columns lie in the second residue.
-    staged.lead = vector - (pad_left + stride - 1) / stride % vector;
-    staged.residue_pitch = stride == 1 ? 0 : residue + pad_left % 2;
-    // An odd number of lines, lest the rows of a column share the sets of L1.
-    staged.pitch = (ceil_div(staged.residue_pitch + residue, vector) | 1) * vector;
-    staged.rows = (rows - 1) * stride + kernel;
-    return staged;
-}
-
-void stage_planes(GroupedBlocks& blocks, const ConvProblem& problem) {
-    blocks.planes = depthwise_planes_can_run(problem, ConvPass::grad_weight);
-    if (!blocks.planes) return;
-    blocks.plane = plan_staged_plane(problem.h.kernel, problem.h.stride, blocks.block_rows, problem.out_w(),
-                                     problem.w.input, problem.w.pad_before);
-    blocks.staged_elements = blocks.plane.elements();
-}
-
-DepthwiseBlocks plan_depthwise_blocks(int64_t kernel, int64_t stride, int64_t planes, int64_t rows, int64_t columns,
-                                      int64_t source_columns, int64_t pad_left, int64_t item_bytes) {
-    DepthwiseBlocks blocks;
-    const int64_t row_bytes =
-        plan_staged_plane(kernel, stride, 1, columns, source_columns, pad_left).pitch * item_bytes;
-    const int64_t fit = std::max<int64_t>((staged_bytes_of_group / row_bytes - kernel) / stride, 4);
-    const int64_t wanted = std::max(ceil_div(wanted_tasks, std::max<int64_t>(planes, 1)), ceil_div(rows, fit));
-    const int64_t parts = std::clamp(wanted, int64_t{1}, std::max<int64_t>(ceil_div(rows, 4), 1));
-    blocks.block_rows = std::min(round_up(ceil_div(rows, parts), 4), std::max<int64_t>(rows, 1));
-    blocks.staged = plan_staged_plane(kernel, stride, blocks.block_rows, columns, source_columns, pad_left);
-    const int64_t units = planes * ceil_div(rows, blocks.block_rows);
-    const int64_t unit_flops = std::max<int64_t>(2 * kernel * kernel * columns * blocks.block_rows, 1);
-    blocks.task_units = std::clamp(task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / wanted_tasks, 1));
-    return blocks;
-}
-
-int64_t depthwise_task_rows(int64_t row_flops, int64_t rows) {
-    return std::clamp(task_flops / std::max<int64_t>(row_flops, 1), int64_t{1},
-                      std::max<int64_t>(rows / wanted_tasks, 1));
-}
-
 template <class T>
 void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
                       int threads) {
@@ -192,20 +135,8 @@ void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, 
         shared_bytes = depthwise_pixels_scratch(h, w, problem.groups, problem.dtype);
         plan.reason = "one channel a group, vectors over channels because the layout is NHWC";
     } else if (depthwise_planes_can_run(problem, pass)) {
-        const bool adjoint = !forward && problem.h.stride > 1;
-        const int64_t left = problem.w.pad_before, kernel = problem.w.kernel;
-        const int64_t planes = problem.batch * problem.in_channels;
-        const DepthwiseBlocks planned =
-            forward ? plan_depthwise_blocks(kernel, problem.w.stride, planes, problem.out_h(), problem.out_w(),
-                                            problem.w.input, left, sizeof(T))
-                    : plan_depthwise_blocks(adjoint ? 2 : kernel, 1, planes, problem.h.input, problem.w.input,
-                                            problem.out_w(), adjoint ? 1 : kernel - 1 - left, sizeof(T));
-        const int64_t rows = forward ? problem.out_h() : problem.h.input;
-        plan.tile = "2 x " + lanes + " pixels";
-        plan.block = std::to_string(planned.block_rows) + " rows of one plane, " + sums;
-        plan.tasks = ceil_div(planes * ceil_div(rows, planned.block_rows), planned.task_units);
-        worker_bytes = cache_lines(planned.staged.elements() * static_cast<int64_t>(sizeof(T)));
-        plan.reason = "one channel a group, vectors over pixels because the layout is NCHW";
+        describe_depthwise_planes(plan, problem, forward, kernels);
+        shared_bytes = plan.scratch_bytes;
     } else {
         const int64_t panel = std::min(sizes.rows, grouped_panel);
         const int64_t units = problem.batch * ceil_div(problem.groups, blocks.stage_groups) *
@@ -218,7 +149,10 @@ void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, 
                                 : "too few channels a group for the GEMM's tiles: vectors over pixels of staged rows";
     }
     plan.tasks = std::max<int64_t>(plan.tasks, 1);
-    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
+    const int64_t elements = plan.bytes / static_cast<int64_t>(sizeof(T)) - problem.out_channels * problem.taps();
+    const bool direct = depthwise && worker_bytes == 0;
+    const int64_t work = direct ? depthwise_work(plan.flops, elements) : plan.flops;
+    plan.threads = std::min<int64_t>({parallel_width(work), threads, plan.tasks});
     plan.scratch_bytes = shared_bytes + plan.threads * worker_bytes;
     if (!forward && h.classes.size() * w.classes.size() > 1)
         plan.reason += "; the stride makes " + std::to_string(h.classes.size() * w.classes.size()) +
@@ -228,12 +162,12 @@ void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, 
 template <class T>
 void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
                                   int threads) {
+    if (depthwise_grad_weight_can_run(problem)) return describe_depthwise_grad_weight(plan, problem, kernels, threads);
     const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
     const GroupedSizes sizes = grouped_sizes(h, w, problem.group_in(), problem.group_out());
     const bool channels_inside = problem.channels_last && problem.in_channels > 1;
-    GroupedBlocks blocks = plan_grouped_grad_weight_blocks(sizes, h, problem.batch, problem.groups, sizeof(T),
-                                                           channels_inside, channels_inside);
-    if (!channels_inside) stage_planes(blocks, problem);
+    const GroupedBlocks blocks = plan_grouped_grad_weight_blocks(sizes, h, problem.batch, problem.groups, sizeof(T),
+                                                                 channels_inside, channels_inside);
     const PassScratch scratch =
         grouped_grad_weight_scratch(blocks, sizes, problem.groups * sizes.rows * sizes.channels * sizes.taps, kernels);
     const bool depthwise = sizes.channels == 1 && sizes.rows == 1;

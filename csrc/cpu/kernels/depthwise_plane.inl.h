@@ -1,278 +1,258 @@
-// Depthwise convolution of a plane whose columns are adjacent: vectors of columns, rows kept in registers.
-//
-// The rows are copied once into L1 with their borders, which costs a load and a store a vector and saves every tap its
-// masks; with stride 2 they are taken apart there into even and odd columns, so that all taps read adjacent elements.
-// Then each vector read (three shifts of a row, for 3x3) serves every row of the result that it belongs to. Each sum
-// runs over the taps row by row, whichever of the two nests below takes it.
+// Depthwise convolution of planes whose columns are adjacent: vectors of columns straight out of the source, rows and
+// sums kept in registers (plane_rows.inl.h). Each sum runs over the taps row by row, whichever of the two nests below
+// takes it.
 #pragma once
+
+#include "cpu/kernels/plane_rows.inl.h"
 
 namespace {
 
-// What happens to a sum on its way out. Fields of a job are read once, into values like this: a vector store may alias
-// them, so they would be read again behind every one.
-template <class T>
+// What happens to a sum on its way out.
+template <class T, int stride>
 struct PlaneOutput {
     bool has_bias, relu_follows;
+    bool spills;  // what a narrow row writes too much is the beginning of the row that follows
     int lanes_used;
     Vec<T> bias;
 
-    explicit PlaneOutput(const convx::DepthwisePlane<T>& job)
+    explicit PlaneOutput(const convx::DepthwisePlanes<T>& job)
         : has_bias(job.bias != nullptr), relu_follows(job.relu),
+          spills(job.dest_row == job.columns && 2 * job.columns >= VecOf<T>::lanes),
           lanes_used(job.columns < VecOf<T>::lanes ? static_cast<int>(job.columns) : VecOf<T>::lanes),
-          bias(broadcast(job.bias ? *job.bias : T(0))) {}
+          bias(broadcast(T(0))) {}
 
-    void put(T* to, Vec<T> sum) const {
-        if (has_bias) sum = add(sum, bias);
-        if (relu_follows) sum = relu(sum);
-        if (lanes_used == VecOf<T>::lanes)
+    bool is_plain() const { return !has_bias && !relu_follows && (spills || lanes_used == VecOf<T>::lanes); }
+
+    template <bool plain>
+    void put(T* to, Vec<T> sum, bool last) const {
+        if (stride == 2) sum = in_order(sum);
+        if (!plain && has_bias) sum = add(sum, bias);
+        if (!plain && relu_follows) sum = relu(sum);
+        if (lanes_used == VecOf<T>::lanes || (!last && (plain || spills)))
             store(to, sum);
         else
             store(to, sum, lanes_used);
     }
 };
 
-template <class T, int stride>
-inline void stage_plane(const convx::DepthwisePlane<T>& job, int kernel) {
-    constexpr int lanes = VecOf<T>::lanes;
-    const int64_t width = job.width, residue_pitch = job.residue_pitch, pitch = job.pitch;
-    const int64_t source_row = job.source_row, height = job.height;
-    const int64_t whole = width / (stride * lanes) * (stride * lanes);
-    const int rest = static_cast<int>(width - whole), rest_high = rest > lanes ? rest - lanes : 0;
-    // The last vectors then overlap those before them: quicker than masks.
-    const bool overlaps = whole > 0 && width % stride == 0;
-    // With stride 2, where the even and odd columns of the source begin.
-    T* even = job.staged + job.pad_left % stride * residue_pitch + job.pad_left / stride;
-    T* odd = job.staged + (job.pad_left + 1) % stride * residue_pitch + (job.pad_left + 1) / stride;
-    const int64_t first = job.first_row * stride - job.pad_top;
-    const int64_t end = first + (job.rows - 1) * stride + kernel;
-    const T* from = job.source + first * source_row;
-    T* row = job.staged;
-    for (int64_t y = first; y < end; ++y, from += source_row, even += pitch, odd += pitch, row += pitch) {
-        if (y < 0 || y >= height) {
-            for (int64_t i = 0; i < pitch; i += lanes) store(row + i, broadcast(T(0)));
-        } else if (stride == 1) {
-            for (int64_t x = 0; x < whole; x += lanes) store(even + x, load(from + x));
-            if (overlaps)
-                store(even + width - lanes, load(from + width - lanes));
-            else
-                store(even + whole, load(from + whole, rest));  // the zeros behind the last column are the border
-        } else {
-            for (int64_t x = 0; x < whole; x += 2 * lanes) {
-                const Vec<T> low = load(from + x), high = load(from + x + lanes);
-                store(even + x / 2, even_lanes(low, high));
-                store(odd + x / 2, odd_lanes(low, high));
-            }
-            const int64_t x = overlaps ? width - 2 * lanes : whole;
-            const Vec<T> low = overlaps ? load(from + x) : load(from + x, rest);
-            const Vec<T> high = overlaps ? load(from + x + lanes) : load(from + x + lanes, rest_high);
-            store(even + x / 2, even_lanes(low, high));
-            store(odd + x / 2, odd_lanes(low, high));
-        }
-    }
-}
-
-// `rows` rows at a time of one vector of columns, as many as there are from `row` on; returns the first one left over.
-template <class T, int kernel, int stride, int rows>
-inline int64_t plane_blocks(const convx::DepthwisePlane<T>& job, int64_t row, int64_t column, const Vec<T>* weights,
-                            const PlaneOutput<T>& output) {
-    const int64_t residue_pitch = job.residue_pitch, pitch = job.pitch, dest_row = job.dest_row;
-    const int64_t end = job.rows;
-    const T* at = job.staged + row * stride * pitch + column;
-    T* to = job.dest + (job.first_row + row) * dest_row + column;
-    for (; row + rows <= end; row += rows, at += rows * stride * pitch, to += rows * dest_row) {
-        Vec<T> acc[rows];
-#pragma GCC unroll 4
-        for (int i = 0; i < rows; ++i) acc[i] = broadcast(T(0));
-#pragma GCC unroll 11
-        for (int y = 0; y < (rows - 1) * stride + kernel; ++y) {
-#pragma GCC unroll 5
-            for (int s = 0; s < kernel; ++s) {
-                const Vec<T> x = load(at + y * pitch + s % stride * residue_pitch + s / stride);
-#pragma GCC unroll 4
-                for (int i = 0; i < rows; ++i) {
-                    const int r = y - i * stride;
-                    if (r >= 0 && r < kernel) acc[i] = fma(x, weights[r * kernel + s], acc[i]);
-                }
-            }
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < rows; ++i) output.put(to + i * dest_row, acc[i]);
-    }
-    return row;
-}
-
-template <class T, int kernel, int stride>
-void plane_column(const convx::DepthwisePlane<T>& job, int64_t column, const Vec<T>* weights,
-                  const PlaneOutput<T> output) {
-    int64_t row = plane_blocks<T, kernel, stride, 4>(job, 0, column, weights, output);
-    row = plane_blocks<T, kernel, stride, 2>(job, row, column, weights, output);
-    plane_blocks<T, kernel, stride, 1>(job, row, column, weights, output);
-}
-
-// 3x3: down `rows` rows of two vectors at once with the sums that are under way, no row of the source read twice. Two
+// 3x3: down two vectors of columns at once with the sums that are under way, no row of the source read twice. Two
 // chains of dependent FMA, because one would wait for itself.
-template <class T, int stride, bool plain>
-void rolling_pair(const convx::DepthwisePlane<T>& job, const T* at, int64_t source_apart, T* to, int64_t dest_apart,
-                  int64_t rows, const Vec<T>* weights, const PlaneOutput<T> output) {
-    const int64_t pitch = job.pitch, residue_pitch = job.residue_pitch, dest_row = job.dest_row;
-    // Three taps of a row, added to `sum`.
-    const auto add_taps = [&](Vec<T> sum, const Vec<T>* x, int r) {
-        return fma(x[2], weights[3 * r + 2], fma(x[1], weights[3 * r + 1], fma(x[0], weights[3 * r], sum)));
-    };
-    const auto read = [&](const T* p, Vec<T>* x) {
+template <class T, int stride, Edge edge0, Edge edge1, bool plain>
+void rolling_pair(const convx::DepthwisePlanes<T>& job, int64_t column0, int64_t column1) {
+    const RowTaps<T, 3, stride, edge0> taps0(column0 * stride - job.pad_left, job.width);
+    const RowTaps<T, 3, stride, edge1> taps1(column1 * stride - job.pad_left, job.width);
+    PlaneOutput<T, stride> output(job);
+    const int64_t dest_row = job.dest_row, apart = column1 - column0, rows = job.rows;
+    const T* source = job.source;
+    const T* weight = job.weights;
+    const T* bias = job.bias;
+    T* dest = job.dest + job.first_row * dest_row + column0;
+    for (int64_t plane = 0; plane < job.planes; ++plane) {
+        Vec<T> weights[9];
+#pragma GCC unroll 9
+        for (int t = 0; t < 9; ++t)
+            weights[t] = broadcast(weight[t / 3 * job.weights_row + t % 3 * job.weights_column]);
+        if (!plain && bias) output.bias = broadcast(*bias);
+        const auto add_taps = [&](Vec<T> sum, const Vec<T>* x, int r) {
+            return fma(x[2], weights[3 * r + 2], fma(x[1], weights[3 * r + 1], fma(x[0], weights[3 * r], sum)));
+        };
+        RowWalk<T> walk(job, source, taps0.first, job.first_row * stride - job.pad_top);
+        const Vec<T> zero = broadcast(T(0));
+        Vec<T> upper[2], lower[2], sum[2];  // sums that have two rows of taps, one, and three
+        const auto read = [&](const auto& taps, const T* p, Vec<T>* x) {
 #pragma GCC unroll 3
-        for (int s = 0; s < 3; ++s) x[s] = load(p + s % stride * residue_pitch + s / stride);
-    };
-    const Vec<T> zero = broadcast(T(0));
-    Vec<T> upper[2], lower[2];  // sums that have two rows of taps, and one
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
-        Vec<T> x[3];
-        read(at + v * source_apart, x);
-        lower[v] = add_taps(zero, x, 0);
-        if (stride == 2) continue;
-        read(at + v * source_apart + pitch, x);
-        upper[v] = add_taps(lower[v], x, 1);
-        lower[v] = add_taps(zero, x, 0);
-    }
-    at += (3 - stride) * pitch;
-    for (; rows > 0; --rows, at += stride * pitch, to += dest_row)
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-            const T* p = at + v * source_apart;
+            for (int s = 0; s < 3; s += stride) taps.read(p, s, x);
+        };
+        const auto first_row = [&](const auto& taps, const T* p, int v) {
             Vec<T> x[3];
-            if (stride == 2) {
-                read(p, x);
-                upper[v] = add_taps(lower[v], x, 1);
-                p += pitch;
-            }
-            read(p, x);
-            const Vec<T> sum = add_taps(upper[v], x, 2);
+            read(taps, p, x);
+            lower[v] = add_taps(zero, x, 0);
+        };
+        const auto middle_row = [&](const auto& taps, const T* p, int v) {
+            Vec<T> x[3];
+            read(taps, p, x);
+            upper[v] = add_taps(lower[v], x, 1);
+            if (stride == 1) lower[v] = add_taps(zero, x, 0);
+        };
+        const auto last_row = [&](const auto& taps, const T* p, int v) {
+            Vec<T> x[3];
+            read(taps, p, x);
+            sum[v] = add_taps(upper[v], x, 2);
             if (stride == 1) upper[v] = add_taps(lower[v], x, 1);
             lower[v] = add_taps(zero, x, 0);
-            if (plain)
-                store(to + v * dest_apart, sum);
-            else
-                output.put(to + v * dest_apart, sum);
+        };
+        const auto both = [&](const auto& step) {
+            const T* p = walk.next();
+            step(taps0, p, 0);
+            step(taps1, p + apart * stride, 1);
+        };
+        both(first_row);
+        if (stride == 1) both(middle_row);
+        T* to = dest;
+        for (int64_t row = 0; row < rows; ++row, to += dest_row) {
+            if (stride == 2) both(middle_row);
+            both(last_row);
+            output.template put<plain>(to, sum[0], false);
+            output.template put<plain>(to + apart, sum[1], false);
         }
+        source += job.source_plane;
+        weight += job.weights_plane;
+        dest += job.dest_plane;
+        if (!plain && bias) bias += job.bias_plane;
+    }
 }
 
-// All rows of the vectors of columns at `first` and `second`; where they are one, its upper and its lower half.
 template <class T, int stride>
-void rolling_columns(const convx::DepthwisePlane<T>& job, int64_t first, int64_t second, const Vec<T>* weights,
-                     const PlaneOutput<T>& output) {
-    const T* at = job.staged + first;
-    T* to = job.dest + job.first_row * job.dest_row + first;
-    int64_t source_apart = second - first, dest_apart = second - first, rows = job.rows;
-    if (first == second) {
-        rows = (job.rows + 1) / 2;  // both take the row in the middle of an odd number
-        source_apart = (job.rows - rows) * stride * job.pitch;
-        dest_apart = (job.rows - rows) * job.dest_row;
+void rolling_columns(const convx::DepthwisePlanes<T>& job, int64_t first, int64_t second) {
+    const bool plain = PlaneOutput<T, stride>(job).is_plain();
+    const Edge edge0 = find_edge<T, 3, stride>(first * stride - job.pad_left, job.width),
+               edge1 = find_edge<T, 3, stride>(second * stride - job.pad_left, job.width);
+    const auto run = [&](auto left, auto right) {
+        plain ? rolling_pair<T, stride, decltype(left)::edge, decltype(right)::edge, true>(job, first, second)
+              : rolling_pair<T, stride, decltype(left)::edge, decltype(right)::edge, false>(job, first, second);
+    };
+    if (edge0 == Edge::none && edge1 == Edge::none) return run(EdgeOf<Edge::none>{}, EdgeOf<Edge::none>{});
+    if (edge0 == Edge::left && edge1 == Edge::none) return run(EdgeOf<Edge::left>{}, EdgeOf<Edge::none>{});
+    if (edge0 == Edge::left && edge1 == Edge::right) return run(EdgeOf<Edge::left>{}, EdgeOf<Edge::right>{});
+    if (edge0 == Edge::none && edge1 == Edge::right) return run(EdgeOf<Edge::none>{}, EdgeOf<Edge::right>{});
+    run(EdgeOf<Edge::any>{}, EdgeOf<Edge::any>{});
+}
+
+// Others: `rows` rows of `vecs` vectors of columns, each load for all the rows that it belongs to.
+template <class T, int kernel, int stride, int rows, int vecs, Edge edge, bool plain>
+inline void plane_block(const convx::DepthwisePlanes<T>& job, const RowTaps<T, kernel, stride, edge>* taps,
+                        RowWalk<T> walk, int64_t apart, T* to, const Vec<T>* weights,
+                        const PlaneOutput<T, stride>& output, bool last) {
+    Vec<T> acc[rows][vecs];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < vecs; ++v) acc[i][v] = broadcast(T(0));
+#pragma GCC unroll 17
+    for (int y = 0; y < (rows - 1) * stride + kernel; ++y) {
+        const T* p = walk.next();
+        Vec<T> x[vecs][kernel];
+#pragma GCC unroll 5
+        for (int s = 0; s < kernel; ++s) {
+            if (s % stride == 0)
+#pragma GCC unroll 2
+                for (int v = 0; v < vecs; ++v) taps[v].read(p + v * apart * stride, s, x[v]);
+#pragma GCC unroll 8
+            for (int i = 0; i < rows; ++i) {
+                const int r = y - i * stride;
+                if (r < 0 || r >= kernel) continue;
+#pragma GCC unroll 2
+                for (int v = 0; v < vecs; ++v) acc[i][v] = fma(x[v][s], weights[r * kernel + s], acc[i][v]);
+            }
+        }
     }
-    if (output.has_bias || output.relu_follows || output.lanes_used < VecOf<T>::lanes)
-        rolling_pair<T, stride, false>(job, at, source_apart, to, dest_apart, rows, weights, output);
-    else
-        rolling_pair<T, stride, true>(job, at, source_apart, to, dest_apart, rows, weights, output);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < vecs; ++v)
+            output.template put<plain>(to + i * job.dest_row + v * apart, acc[i][v], last && i == rows - 1);
+}
+
+template <int count>
+struct Rows {
+    static constexpr int rows = count;
+};
+
+template <class T, int kernel, int stride, int vecs, Edge edge, bool plain>
+void plane_columns(const convx::DepthwisePlanes<T>& job, int64_t column0, int64_t column1) {
+    using Taps = RowTaps<T, kernel, stride, edge>;
+    const Taps taps[2] = {Taps(column0 * stride - job.pad_left, job.width),
+                          Taps(column1 * stride - job.pad_left, job.width)};
+    PlaneOutput<T, stride> output(job);
+    const T* source = job.source;
+    const T* weight = job.weights;
+    const T* bias = job.bias;
+    T* dest = job.dest + column0;
+    const int64_t end = job.first_row + job.rows;
+    for (int64_t plane = 0; plane < job.planes; ++plane) {
+        Vec<T> weights[kernel * kernel];
+#pragma GCC unroll 25
+        for (int t = 0; t < kernel * kernel; ++t)
+            weights[t] = broadcast(weight[t / kernel * job.weights_row + t % kernel * job.weights_column]);
+        if (!plain && bias) output.bias = broadcast(*bias);
+        for (int64_t row = job.first_row; row < end;) {
+            const auto block = [&](auto count) {
+                const RowWalk<T> walk(job, source, taps[0].first, row * stride - job.pad_top);
+                plane_block<T, kernel, stride, count.rows, vecs, edge, plain>(job, taps, walk, column1 - column0,
+                                                                              dest + row * job.dest_row, weights,
+                                                                              output, row + count.rows == end);
+                row += count.rows;
+            };
+            const int64_t left = end - row;
+            if (vecs == 1 && left == 7)
+                block(Rows<7>{});
+            else if (left >= 4 && left != 5)
+                block(Rows<4>{});
+            else if (left >= 3)
+                block(Rows<3>{});
+            else if (left == 2)
+                block(Rows<2>{});
+            else
+                block(Rows<1>{});
+        }
+        source += job.source_plane;
+        weight += job.weights_plane;
+        dest += job.dest_plane;
+        if (!plain && bias) bias += job.bias_plane;
+    }
+}
+
+// All planes, for one or two vectors of columns.
+template <class T, int kernel, int stride>
+void pair_of_columns(const convx::DepthwisePlanes<T>& job, int64_t first, int64_t second) {
+    const bool plain = PlaneOutput<T, stride>(job).is_plain();
+    const Edge edge = find_edge<T, kernel, stride>(first * stride - job.pad_left, job.width);
+    if (first == second) {
+        const auto run = [&](auto of) {
+            plain ? plane_columns<T, kernel, stride, 1, decltype(of)::edge, true>(job, first, first)
+                  : plane_columns<T, kernel, stride, 1, decltype(of)::edge, false>(job, first, first);
+        };
+        return edge == Edge::both ? run(EdgeOf<Edge::both>{}) : run(EdgeOf<Edge::any>{});
+    }
+    if constexpr (kernel == 3) {
+        rolling_columns<T, stride>(job, first, second);
+    } else {
+        if (edge == Edge::none && find_edge<T, kernel, stride>(second * stride - job.pad_left, job.width) == Edge::none)
+            plane_columns<T, kernel, stride, 2, Edge::none, false>(job, first, second);
+        else
+            plane_columns<T, kernel, stride, 2, Edge::any, false>(job, first, second);
+    }
 }
 
 template <class T, int kernel, int stride>
-void depthwise_plane_sized(const convx::DepthwisePlane<T>& job) {
+void depthwise_planes_sized(const convx::DepthwisePlanes<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
-    stage_plane<T, stride>(job, kernel);
-    Vec<T> weights[kernel * kernel];
-#pragma GCC unroll 25
-    for (int t = 0; t < kernel * kernel; ++t) weights[t] = broadcast(job.weights[t]);
-    const PlaneOutput<T> output(job);
     // The last vector overlaps the one before it.
     const int64_t last = job.columns > lanes ? job.columns - lanes : 0;
-    for (int64_t column = 0;; column += lanes) {
-        if (column > last) column = last;
-        if constexpr (kernel == 3) {
-            const int64_t first = column;
-            if (column < last) column = column + lanes < last ? column + lanes : last;
-            rolling_columns<T, stride>(job, first, column, weights, output);
-        } else {
-            plane_column<T, kernel, stride>(job, column, weights, output);
+    if (last <= lanes) return pair_of_columns<T, kernel, stride>(job, 0, last);
+    convx::DepthwisePlanes<T> plane = job;
+    plane.planes = 1;
+    for (int64_t i = 0; i < job.planes; ++i) {
+        for (int64_t column = 0;; column += 2 * lanes) {
+            if (column > last) column = last;
+            const int64_t second = column + lanes < last ? column + lanes : last;
+            pair_of_columns<T, kernel, stride>(plane, column, second);
+            if (second == last) break;
         }
-        if (column == last) break;
+        plane.source += job.source_plane;
+        plane.weights += job.weights_plane;
+        plane.dest += job.dest_plane;
+        if (job.bias) plane.bias += job.bias_plane;
     }
 }
 
 // kernel is 3 or 5, stride 1 or 2.
 template <class T>
-void depthwise_plane(int kernel, int stride, const convx::DepthwisePlane<T>& job) {
-    if (kernel == 3 && stride == 1) return depthwise_plane_sized<T, 3, 1>(job);
-    if (kernel == 3) return depthwise_plane_sized<T, 3, 2>(job);
-    if (stride == 1) return depthwise_plane_sized<T, 5, 1>(job);
-    depthwise_plane_sized<T, 5, 2>(job);
-}
-
-template <class T>
-void depthwise_stage(int kernel, int stride, const convx::DepthwisePlane<T>& job) {
-    if (stride == 1) return stage_plane<T, 1>(job, kernel);
-    stage_plane<T, 2>(job, kernel);
-}
-
-// Columns [0, columns) of one row of the adjoint of 3x3 with stride 2. Columns where the window's middle tap is the
-// only one in its row take one product a row of the source, those between them two, of a place and the one behind it.
-template <class T, bool between_first, bool two_rows>
-inline void adjoint_row(const T* above, const T* at, const T* above_weights, const T* at_weights, T* to,
-                        int64_t columns) {
-    constexpr int lanes = VecOf<T>::lanes;
-    const Vec<T> a0 = broadcast(above_weights[0]), a1 = broadcast(above_weights[1]), a2 = broadcast(above_weights[2]);
-    const Vec<T> b0 = broadcast(at_weights[0]), b1 = broadcast(at_weights[1]), b2 = broadcast(at_weights[2]);
-    const int64_t last = columns >= 2 * lanes && columns % 2 == 0 ? columns - 2 * lanes : columns;
-    for (int64_t column = 0; column < columns; column += 2 * lanes) {
-        if (column > last) column = last;
-        Vec<T> between = broadcast(T(0)), middle = broadcast(T(0));
-        if (two_rows) {
-            const Vec<T> left = load(above + column / 2), right = load(above + column / 2 + 1);
-            between = fma(right, a0, fma(left, a2, between));
-            middle = fma(between_first ? right : left, a1, middle);
-        }
-        const Vec<T> left = load(at + column / 2), right = load(at + column / 2 + 1);
-        between = fma(right, b0, fma(left, b2, between));
-        middle = fma(between_first ? right : left, b1, middle);
-        const Vec<T> even = between_first ? between : middle, odd = between_first ? middle : between;
-        const int64_t rest = columns - column;
-        if (rest >= 2 * lanes) {
-            store(to + column, interleave_low(even, odd));
-            store(to + column + lanes, interleave_high(even, odd));
-            continue;
-        }
-        store(to + column, interleave_low(even, odd), static_cast<int>(rest < lanes ? rest : lanes));
-        if (rest > lanes) store(to + column + lanes, interleave_high(even, odd), static_cast<int>(rest - lanes));
-    }
-}
-
-// The adjoint of 3x3 with stride 2, padding below 3: `source` is the gradient of the output, `dest` that of the input,
-// pad_top and pad_left are those of the forward pass.
-template <class T>
-void depthwise_plane_adjoint(const convx::DepthwisePlane<T>& job) {
-    // Row h reads source rows u - 1 and u with taps 2 and 0 where h + pad is 2 u, and u with tap 1 where it is 2 u + 1.
-    const int64_t first = job.first_row + job.pad_top, end = first + job.rows;
-    convx::DepthwisePlane<T> stage = job;
-    stage.first_row = first / 2;
-    stage.rows = (end - 1) / 2 - first / 2 + 1;
-    stage.pad_top = stage.pad_left = 1;
-    stage_plane<T, 1>(stage, 2);
-    const bool between_first = job.pad_left % 2 == 0;
-    // Staged column x is column x - 1 of the source.
-    const T* staged = job.staged + (between_first ? job.pad_left / 2 : (job.pad_left - 1) / 2 + 1);
-    for (int64_t h = first; h < end; ++h) {
-        const T* above = staged + (h / 2 - first / 2) * job.pitch;
-        const T* at = above + job.pitch;
-        T* to = job.dest + (h - job.pad_top) * job.dest_row;
-        const T* weights = job.weights;
-        if (h % 2 == 0 && between_first)
-            adjoint_row<T, true, true>(above, at, weights + 6, weights, to, job.columns);
-        else if (h % 2 == 0)
-            adjoint_row<T, false, true>(above, at, weights + 6, weights, to, job.columns);
-        else if (between_first)
-            adjoint_row<T, true, false>(above, at, weights, weights + 3, to, job.columns);
-        else
-            adjoint_row<T, false, false>(above, at, weights, weights + 3, to, job.columns);
-    }
+void depthwise_planes(int kernel, int stride, const convx::DepthwisePlanes<T>& job) {
+    if (kernel == 3 && stride == 1) return depthwise_planes_sized<T, 3, 1>(job);
+    if (kernel == 3) return depthwise_planes_sized<T, 3, 2>(job);
+    if (stride == 1) return depthwise_planes_sized<T, 5, 1>(job);
+    depthwise_planes_sized<T, 5, 2>(job);
 }
 
 }  // namespace

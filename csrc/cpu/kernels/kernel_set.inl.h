@@ -5,6 +5,8 @@
 #include "cpu/kernels/chosen_products.inl.h"
 #include "cpu/kernels/depthwise_pixels.inl.h"
 #include "cpu/kernels/depthwise_plane.inl.h"
+#include "cpu/kernels/depthwise_plane_adjoint.inl.h"
+#include "cpu/kernels/depthwise_plane_grad_weight.inl.h"
 #include "cpu/kernels/dot_tile.inl.h"
 #include "cpu/kernels/few_channels.inl.h"
 #include "cpu/kernels/gemm_tile.inl.h"
@@ -50,9 +52,9 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.winograd_output_pixels = winograd_output_pixels<T>;
     set.winograd_output = winograd_output<T, vecs>;
     set.depthwise_pixels = depthwise_pixels<T>;
-    set.depthwise_plane = depthwise_plane<T>;
-    set.depthwise_plane_adjoint = depthwise_plane_adjoint<T>;
-    set.depthwise_stage = depthwise_stage<T>;
+    set.depthwise_planes = depthwise_planes<T>;
+    set.depthwise_planes_adjoint = depthwise_planes_adjoint<T>;
+    set.depthwise_grad_weight = depthwise_grad_weight<T>;
     set.grouped_tile = grouped_tile<T>;
     set.grouped_grad_weight = grouped_grad_weight<T>;
     set.split_row = split_row<T>;

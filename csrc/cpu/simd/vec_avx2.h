@@ -25,15 +25,19 @@ struct VecOf;
 template <>
 struct VecOf<float> {
     using type = VecF;
+    using mask = MaskF;
     static constexpr int lanes = 8;
 };
 template <>
 struct VecOf<double> {
     using type = VecD;
+    using mask = MaskD;
     static constexpr int lanes = 4;
 };
 template <class T>
 using Vec = typename VecOf<T>::type;
+template <class T>
+using Mask = typename VecOf<T>::mask;
 
 inline __m256i first_lanes_32(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -49,6 +53,18 @@ inline VecF load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline VecD load(const double* p) { return {_mm256_loadu_pd(p)}; }
 inline VecF load(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes_32(n))}; }
 inline VecD load(const double* p, int n) { return {_mm256_maskload_pd(p, first_lanes_64(n))}; }
+template <class T>
+Mask<T> lanes_between(int begin, int end);
+template <>
+inline MaskF lanes_between<float>(int begin, int end) {
+    return {_mm256_castsi256_ps(_mm256_andnot_si256(first_lanes_32(begin), first_lanes_32(end)))};
+}
+template <>
+inline MaskD lanes_between<double>(int begin, int end) {
+    return {_mm256_castsi256_pd(_mm256_andnot_si256(first_lanes_64(begin), first_lanes_64(end)))};
+}
+inline VecF load(const float* p, MaskF mask) { return {_mm256_maskload_ps(p, _mm256_castps_si256(mask.m))}; }
+inline VecD load(const double* p, MaskD mask) { return {_mm256_maskload_pd(p, _mm256_castpd_si256(mask.m))}; }
 inline void store(float* p, VecF a) { _mm256_storeu_ps(p, a.v); }
 inline void store(double* p, VecD a) { _mm256_storeu_pd(p, a.v); }
 // Not maskstore: AMD processors take about 20 cycles for one, these pieces take one store each.
@@ -131,20 +147,17 @@ inline double sum_lanes(VecD a) {
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-inline VecF even_lanes(VecF a, VecF b) {
-    const __m256 pairs = _mm256_shuffle_ps(a.v, b.v, _MM_SHUFFLE(2, 0, 2, 0));
-    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), _MM_SHUFFLE(3, 1, 2, 0)))};
-}
-inline VecF odd_lanes(VecF a, VecF b) {
-    const __m256 pairs = _mm256_shuffle_ps(a.v, b.v, _MM_SHUFFLE(3, 1, 3, 1));
-    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), _MM_SHUFFLE(3, 1, 2, 0)))};
-}
-inline VecD even_lanes(VecD a, VecD b) {
-    return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), _MM_SHUFFLE(3, 1, 2, 0))};
-}
-inline VecD odd_lanes(VecD a, VecD b) {
-    return {_mm256_permute4x64_pd(_mm256_unpackhi_pd(a.v, b.v), _MM_SHUFFLE(3, 1, 2, 0))};
-}
+// Within halves: pairs of lanes end up in the order 0 2 1 3.
+inline VecF even_lanes_anyhow(VecF a, VecF b) { return {_mm256_shuffle_ps(a.v, b.v, _MM_SHUFFLE(2, 0, 2, 0))}; }
+inline VecF odd_lanes_anyhow(VecF a, VecF b) { return {_mm256_shuffle_ps(a.v, b.v, _MM_SHUFFLE(3, 1, 3, 1))}; }
+inline VecD even_lanes_anyhow(VecD a, VecD b) { return {_mm256_unpacklo_pd(a.v, b.v)}; }
+inline VecD odd_lanes_anyhow(VecD a, VecD b) { return {_mm256_unpackhi_pd(a.v, b.v)}; }
+inline VecD in_order(VecD a) { return {_mm256_permute4x64_pd(a.v, _MM_SHUFFLE(3, 1, 2, 0))}; }
+inline VecF in_order(VecF a) { return {_mm256_castpd_ps(in_order(VecD{_mm256_castps_pd(a.v)}).v)}; }
+inline VecF even_lanes(VecF a, VecF b) { return in_order(even_lanes_anyhow(a, b)); }
+inline VecF odd_lanes(VecF a, VecF b) { return in_order(odd_lanes_anyhow(a, b)); }
+inline VecD even_lanes(VecD a, VecD b) { return in_order(even_lanes_anyhow(a, b)); }
+inline VecD odd_lanes(VecD a, VecD b) { return in_order(odd_lanes_anyhow(a, b)); }
 
 inline VecF interleave_low(VecF a, VecF b) {
     return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20)};

@@ -26,15 +26,19 @@ struct VecOf;
 template <>
 struct VecOf<float> {
     using type = VecF;
+    using mask = MaskF;
     static constexpr int lanes = 16;
 };
 template <>
 struct VecOf<double> {
     using type = VecD;
+    using mask = MaskD;
     static constexpr int lanes = 8;
 };
 template <class T>
 using Vec = typename VecOf<T>::type;
+template <class T>
+using Mask = typename VecOf<T>::mask;
 
 inline __mmask16 first_lanes_16(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1u); }
 inline __mmask8 first_lanes_8(int n) { return static_cast<__mmask8>(n >= 8 ? 0xffu : (1u << n) - 1u); }
@@ -46,6 +50,18 @@ inline VecF load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline VecD load(const double* p) { return {_mm512_loadu_pd(p)}; }
 inline VecF load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes_16(n), p)}; }
 inline VecD load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first_lanes_8(n), p)}; }
+template <class T>
+Mask<T> lanes_between(int begin, int end);
+template <>
+inline MaskF lanes_between<float>(int begin, int end) {
+    return {static_cast<__mmask16>(first_lanes_16(end) & ~first_lanes_16(begin))};
+}
+template <>
+inline MaskD lanes_between<double>(int begin, int end) {
+    return {static_cast<__mmask8>(first_lanes_8(end) & ~first_lanes_8(begin))};
+}
+inline VecF load(const float* p, MaskF mask) { return {_mm512_maskz_loadu_ps(mask.m, p)}; }
+inline VecD load(const double* p, MaskD mask) { return {_mm512_maskz_loadu_pd(mask.m, p)}; }
 inline void store(float* p, VecF a) { _mm512_storeu_ps(p, a.v); }
 inline void store(double* p, VecD a) { _mm512_storeu_pd(p, a.v); }
 inline void store(float* p, VecF a, int n) { _mm512_mask_storeu_ps(p, first_lanes_16(n), a.v); }
@@ -114,6 +130,13 @@ inline VecD even_lanes(VecD a, VecD b) {
 inline VecD odd_lanes(VecD a, VecD b) {
     return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), b.v)};
 }
+// One shuffle each as they are.
+inline VecF even_lanes_anyhow(VecF a, VecF b) { return even_lanes(a, b); }
+inline VecF odd_lanes_anyhow(VecF a, VecF b) { return odd_lanes(a, b); }
+inline VecD even_lanes_anyhow(VecD a, VecD b) { return even_lanes(a, b); }
+inline VecD odd_lanes_anyhow(VecD a, VecD b) { return odd_lanes(a, b); }
+inline VecF in_order(VecF a) { return a; }
+inline VecD in_order(VecD a) { return a; }
 
 inline VecF interleave_low(VecF a, VecF b) {
     const __m512i places = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

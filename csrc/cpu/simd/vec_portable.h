@@ -23,15 +23,19 @@ struct VecOf;
 template <>
 struct VecOf<float> {
     using type = Lanes<float, 4>;
+    using mask = LaneMask<float, 4>;
     static constexpr int lanes = 4;
 };
 template <>
 struct VecOf<double> {
     using type = Lanes<double, 2>;
+    using mask = LaneMask<double, 2>;
     static constexpr int lanes = 2;
 };
 template <class T>
 using Vec = typename VecOf<T>::type;
+template <class T>
+using Mask = typename VecOf<T>::mask;
 
 // The same value in every lane.
 template <class T>
@@ -52,6 +56,20 @@ template <class T>
 Vec<T> load(const T* p, int n) {
     Vec<T> r;
     for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = i < n ? p[i] : T(0);
+    return r;
+}
+
+// Lanes [begin, end), and a load of such lanes alone, the others being zero.
+template <class T>
+Mask<T> lanes_between(int begin, int end) {
+    Mask<T> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = begin <= i && i < end;
+    return r;
+}
+template <class T>
+Vec<T> load(const T* p, Mask<T> mask) {
+    Vec<T> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = mask.m[i] ? p[i] : T(0);
     return r;
 }
 
@@ -177,6 +195,20 @@ Lanes<T, count> odd_lanes(Lanes<T, count> a, Lanes<T, count> b) {
     Lanes<T, count> r;
     for (int i = 0; i < count; ++i) r.v[i] = 2 * i + 1 < count ? a.v[2 * i + 1] : b.v[2 * i + 1 - count];
     return r;
+}
+
+// The same, faster, in an order of lanes that in_order() restores.
+template <class T, int count>
+Lanes<T, count> even_lanes_anyhow(Lanes<T, count> a, Lanes<T, count> b) {
+    return even_lanes(a, b);
+}
+template <class T, int count>
+Lanes<T, count> odd_lanes_anyhow(Lanes<T, count> a, Lanes<T, count> b) {
+    return odd_lanes(a, b);
+}
+template <class T, int count>
+Lanes<T, count> in_order(Lanes<T, count> a) {
+    return a;
 }
 
 // The way back: a0 b0 a1 b1 ..., the first and the second half of it.
