@@ -4,6 +4,7 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/depthwise.h"
+#include "cpu/conv2d/grouped_channels.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/registry.h"
 #include "cpu/scratch_parts.h"
@@ -246,14 +247,11 @@ void grouped_forward(const ConvProblem& problem, TensorView<const T> input, Tens
     // Skipping is done by multiplying with zero; the GEMM knows what to do where that is not the same.
     if (border.mixed || (border.skips && !all_finite(weight)))
         return gemm_forward(problem, input, weight, bias, output);
-    const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
     GroupedConv<T> conv{};
     conv.batch = problem.batch;
     conv.groups = problem.groups;
     conv.channels = problem.group_in();
     conv.rows = problem.group_out();
-    conv.h = &h;
-    conv.w = &w;
     conv.source = input;
     conv.pad = static_cast<T>(border.value);
     conv.weight = weight.data;
@@ -267,6 +265,11 @@ void grouped_forward(const ConvProblem& problem, TensorView<const T> input, Tens
     conv.bias_stride = bias.stride[1];
     conv.relu = problem.relu;
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    if (grouped_takes_channels(conv.rows, kernels.lanes))
+        return run_grouped_channels(conv, GroupedPlanes(problem, true), problem.flops(), kernels);
+    const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
+    conv.h = &h;
+    conv.w = &w;
     const DepthwiseWindow window{
         problem.h.kernel, problem.h.stride, problem.h.pad_before, problem.w.pad_before, false, false};
     if (depthwise_planes_can_run(problem, ConvPass::forward) && run_depthwise_planes(window, conv, kernels)) return;
@@ -295,6 +298,8 @@ void grouped_grad_input(const ConvProblem& problem, TensorView<const T> grad_out
     conv.weight_w = weight.stride[3];
     conv.dest = grad_input;
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    if (grouped_takes_channels(conv.rows, kernels.lanes))
+        return run_grouped_channels(conv, GroupedPlanes(problem, false), problem.flops(), kernels);
     const int64_t kernel = problem.h.kernel, top = problem.h.pad_before, left = problem.w.pad_before;
     const bool strided = problem.h.stride > 1;
     const DepthwiseWindow window = strided

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/grouped_channels.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/plain.h"
 #include "cpu/conv2d/plan.h"
@@ -206,7 +207,12 @@ void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_ou
                          TensorView<T> grad_weight) {
     const Border border = border_of(problem, forward_table(problem.h), forward_table(problem.w));
     if (border.mixed) return plain_grad_weight(problem, grad_output, input, grad_weight);
-    Nest<T>(problem, border, grad_output, input, kernel_set<T>(active_kernels())).run(grad_weight.data);
+    const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    if (grouped_takes_channels(problem.group_out(), kernels.lanes))
+        grouped_channels_grad_weight(problem, static_cast<T>(border.value), grad_output, input, grad_weight.data,
+                                     kernels);
+    else
+        Nest<T>(problem, border, grad_output, input, kernels).run(grad_weight.data);
     // An infinite or NaN gradient over the border has become 0 * inf = NaN, where it should have added nothing.
     if (border.skips &&
         std::any_of(grad_weight.data, grad_weight.data + grad_weight.size(), [](T value) { return std::isnan(value); }))

@@ -64,7 +64,7 @@ bool has_borders(const Axis& axis) {
 
 bool grouped_can_run(const ConvProblem& problem, ConvPass pass) {
     const int64_t channels = problem.group_in(), rows = problem.group_out();
-    const bool few = channels == 1 && rows == 1 ? true : problem.groups > 1 && channels < 16 && rows < 16;
+    const bool few = channels == 1 && rows == 1 ? true : problem.groups > 1 && channels < 64 && rows < 64;
     if (!few || channels == 0 || rows == 0) return false;
     // Borders that mirror or wrap have to be folded by their adjoint.
     if (pass == ConvPass::grad_input && (has_borders(problem.h) || has_borders(problem.w))) return false;
@@ -72,6 +72,8 @@ bool grouped_can_run(const ConvProblem& problem, ConvPass pass) {
     const int64_t places = problem.h.extent() * (problem.w.padded() + problem.w.stride);
     return std::max(channels, rows) * places <= 128 * 1024 && problem.taps() <= 4096;
 }
+
+bool grouped_takes_channels(int64_t rows, int lanes) { return rows >= lanes && 3 * rows >= 2 * round_up(rows, lanes); }
 
 GroupedSizes grouped_sizes(const StagedAxis& h, const StagedAxis& w, int64_t channels, int64_t rows) {
     GroupedSizes sizes;

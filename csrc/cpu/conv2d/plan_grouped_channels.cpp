@@ -1,0 +1,87 @@
+// The blocks of grouped_channels.cpp and grouped_channels_grad_weight.cpp.
+#include <algorithm>
+
+#include "common/rounding.h"
+#include "cpu/conv2d/grouped_channels.h"
+
+namespace convx {
+
+namespace {
+
+// In L2 (512 KiB) beside the weights of a group: 64 channels x 9 taps x 64 are 144 KiB.
+constexpr int64_t staged_bytes = 128 * 1024;
+constexpr int64_t result_bytes = 128 * 1024;
+// Pixels of the weight gradient that are summed in registers in one go: 28 KiB for two vectors, most of L1; fewer would
+// add to the sums more often, which costs as much as 3 pixels.
+constexpr int64_t chunk_pixels = 448;
+constexpr int64_t task_flops = 1'000'000;
+constexpr int64_t wanted_tasks = 48;
+
+PlaneLayout layout_of(const ConvProblem& problem, bool forward) {
+    if (!forward) return {phases_of_adjoint(problem.h), phases_of_adjoint(problem.w)};
+    Axis h = problem.h, w = problem.w;
+    h.stride = w.stride = 1;
+    PlaneLayout layout(phases_of_forward(h), phases_of_forward(w));
+    layout.h.classes[0].positions = problem.out_h();
+    layout.w.classes[0].positions = problem.out_w();
+    return layout;
+}
+
+int64_t all_taps(const PhasedAxis& axis) {
+    size_t count = 0;
+    for (const PhasedAxis::Class& one : axis.classes) count += one.taps.size();
+    return static_cast<int64_t>(count);
+}
+
+}  // namespace
+
+GroupedPlanes::GroupedPlanes(const ConvProblem& problem, bool forward)
+    : layout(layout_of(problem, forward)), advance_h(forward ? problem.h.stride : 1),
+      advance_w(forward ? problem.w.stride : 1), taps(all_taps(layout.h) * all_taps(layout.w)),
+      kernel_w(problem.w.kernel), kernel_taps(problem.taps()) {}
+
+GroupedChannelsBlocks plan_grouped_channels(const GroupedPlanes& planes, int64_t batch, int64_t groups,
+                                            int64_t channels, int64_t rows, int64_t dest_columns, int64_t item_bytes,
+                                            int lanes) {
+    GroupedChannelsBlocks blocks;
+    const PlaneLayout& layout = planes.layout;
+    const int64_t lines = std::max<int64_t>(layout.h.positions(), 1), step = layout.h.classes[0].step;
+    const int64_t line_bytes = channels * planes.advance_h * layout.pitch * item_bytes;
+    const int64_t result_line_bytes = step * dest_columns * 2 * lanes * item_bytes;
+    const int64_t fit = std::min(staged_bytes / std::max<int64_t>(line_bytes, 1) - layout.reach / planes.advance_h,
+                                 result_bytes / std::max<int64_t>(result_line_bytes, 1));
+    // Enough units, unless they would stage too many lines twice.
+    const int64_t wanted = ceil_div(lines, ceil_div(wanted_tasks, std::max<int64_t>(batch * groups, 1)));
+    const int64_t most = std::clamp(std::min(fit, std::max(wanted, 4 * layout.reach)), int64_t{1}, lines);
+    blocks.band_lines = ceil_div(lines, ceil_div(lines, most));
+    blocks.dest_rows = blocks.band_lines * step;
+    const int64_t units = batch * groups * ceil_div(lines, blocks.band_lines);
+    const int64_t unit_flops =
+        2 * channels * rows * planes.taps * blocks.band_lines * std::max<int64_t>(layout.w.positions(), 1);
+    blocks.task_units = std::clamp(task_flops / std::max<int64_t>(unit_flops, 1), int64_t{1},
+                                   std::max<int64_t>(units / wanted_tasks, 1));
+    return blocks;
+}
+
+GroupedChannelSumsBlocks plan_grouped_channel_sums(const GroupedPlanes& planes, int64_t batch, int64_t groups,
+                                                   int64_t channels, int64_t item_bytes, int lanes) {
+    GroupedChannelSumsBlocks blocks;
+    const PlaneLayout& layout = planes.layout;
+    const int64_t lines = std::max<int64_t>(layout.h.positions(), 1);
+    const int64_t pixels = lines * std::max<int64_t>(layout.w.positions(), 1);
+    const int64_t image_bytes = channels * planes.plane_size(lines, lanes) * item_bytes;
+    const int64_t parts = std::max(ceil_div(pixels, chunk_pixels), ceil_div(image_bytes, staged_bytes));
+    if (parts > 1) {
+        blocks.band_lines = ceil_div(lines, parts);
+        blocks.chunks = batch * ceil_div(lines, blocks.band_lines);
+    } else {
+        blocks.band_lines = lines;
+        const int64_t most = std::max<int64_t>(std::min(chunk_pixels / pixels, staged_bytes / image_bytes), 1);
+        blocks.images = ceil_div(batch, ceil_div(batch, most));
+        blocks.chunks = ceil_div(batch, blocks.images);
+    }
+    blocks.splits = std::clamp(wanted_tasks / groups, int64_t{1}, std::max<int64_t>(blocks.chunks, 1));
+    return blocks;
+}
+
+}  // namespace convx
