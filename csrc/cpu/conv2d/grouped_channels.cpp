@@ -83,12 +83,23 @@ public:
             const Scratch<T> scratch = scratch_of(worker);
             const int64_t last = std::min(units, (task + 1) * blocks_.task_units);
             for (int64_t unit = task * blocks_.task_units; unit < last; ++unit)
-                run_band(unit / bands / conv_.batch, unit / bands % conv_.batch, unit % bands * blocks_.band_lines,
-                         shared, scratch);
+                run_band(band_of(unit), unit + 1 < units ? band_of(unit + 1) : Band{}, shared, scratch);
         });
     }
 
 private:
+    struct Band {
+        int64_t group = 0, n = 0, first_line = 0, lines = 0;
+    };
+
+    // Neighbouring units share the weights of a group.
+    Band band_of(int64_t unit) const {
+        const int64_t positions = planes_.layout.h.positions(), bands = ceil_div(positions, blocks_.band_lines);
+        const int64_t line = unit % bands * blocks_.band_lines;
+        return {unit / bands / conv_.batch, unit / bands % conv_.batch, line,
+                std::min(blocks_.band_lines, positions - line)};
+    }
+
     static Strides strides_of(const std::array<int64_t, 4>& stride) {
         return {stride[0], stride[1], stride[2], stride[3]};
     }
@@ -149,36 +160,57 @@ private:
                     row[i][tap / planes_.kernel_w * conv_.weight_h + tap % planes_.kernel_w * conv_.weight_w];
     }
 
-    void run_band(int64_t group, int64_t n, int64_t first_line, const Shared<T>& shared,
-                  const Scratch<T>& scratch) const {
-        const int64_t lines = std::min(blocks_.band_lines, planes_.layout.h.positions() - first_line);
-        stager_.stage(scratch.planes, plane_, conv_.source.at(n, group * conv_.channels, 0, 0), conv_.channels,
-                      first_line * planes_.advance_h, planes_.band(lines));
-        const int64_t step = planes_.layout.h.classes[0].step;
-        const int64_t first_row = first_line * step;
-        const int64_t dest_rows = std::min(conv_.dest.shape[2] - first_row, lines * step);
+    // `next` is what comes after it: staging alone would wait for memory longer than it works.
+    void run_band(const Band& band, const Band& next, const Shared<T>& shared, const Scratch<T>& scratch) const {
+        stager_.stage(scratch.planes, plane_, conv_.source.at(band.n, band.group * conv_.channels, 0, 0),
+                      conv_.channels, band.first_line * planes_.advance_h, planes_.band(band.lines));
+        // Between two tiles a share of it is asked for, and of the lines that will be written: more at once than about
+        // 20 lines would have to wait.
+        const int64_t row_blocks = ceil_div(padded_rows_, 2 * lanes_);
+        int64_t tiles = 0;
+        for (const Class& one : classes_) tiles += ceil_div(class_pixels(one, band), tile_pixels(0));
+        ReadAhead<T> ahead;
+        if (next.lines > 0)
+            ahead = stager_.read_ahead(conv_.source.at(next.n, next.group * conv_.channels, 0, 0), conv_.channels,
+                                       next.first_line * planes_.advance_h, planes_.band(next.lines),
+                                       tiles * row_blocks);
+        const int64_t step = planes_.layout.h.classes[0].step, first_row = band.first_line * step;
+        const int64_t dest_rows = std::min(conv_.dest.shape[2] - first_row, band.lines * step);
         for (int64_t row = 0; row < padded_rows_; row += 2 * lanes_) {
             GroupedChannels<T> job{};
             job.vecs = vecs_of(row);
             job.source = scratch.planes;
-            job.bias = conv_.bias ? shared.bias + group * padded_rows_ + row : nullptr;
+            job.bias = conv_.bias ? shared.bias + band.group * padded_rows_ + row : nullptr;
             job.relu = conv_.relu;
             job.dest = scratch.result;
-            const int64_t width = job.vecs * lanes_;
+            const int64_t width = job.vecs * lanes_, rows = std::min(width, conv_.rows - row), tile = tile_pixels(row);
+            T* dest = conv_.dest.at(band.n, band.group * conv_.rows + row, first_row, 0);
+            ReadAhead<T> dest_ahead;
+            if (conv_.dest.stride[3] == 1)
+                dest_ahead = {dest, rows, conv_.dest.stride[1], dest_rows, conv_.dest.stride[2], conv_.dest.shape[3],
+                              tiles};
             for (const Class& one : classes_) {
-                const int64_t class_lines = std::min(lines, one.h->positions - first_line);
-                if (class_lines <= 0) continue;
                 job.offsets = one.offsets.data();
                 job.taps = conv_.channels * one.taps;
-                job.weights = weights_of(shared, group, row) + one.weights * conv_.channels * width;
-                job.places = one.places.data();
-                job.to = one.to.data();
-                job.pixels = class_lines * one.w->positions;
-                kernels_.grouped_channels(job);
+                job.weights = weights_of(shared, band.group, row) + one.weights * conv_.channels * width;
+                const int64_t pixels = class_pixels(one, band);
+                for (int64_t first = 0; first < pixels; first += tile) {
+                    ahead.next();
+                    dest_ahead.next();
+                    job.places = one.places.data() + first;
+                    job.to = one.to.data() + first;
+                    job.pixels = std::min(tile, pixels - first);
+                    kernels_.grouped_channels(job);
+                }
             }
-            store_result(conv_.dest.at(n, group * conv_.rows + row, first_row, 0), dest_rows, width,
-                         std::min(width, conv_.rows - row), scratch);
+            store_result(dest, dest_rows, width, rows, scratch);
         }
+    }
+
+    int64_t tile_pixels(int64_t row) const { return grouped_channel_pixels(vecs_of(row), kernels_.few_channels_limit); }
+
+    int64_t class_pixels(const Class& one, const Band& band) const {
+        return std::max<int64_t>(std::min(band.lines, one.h->positions - band.first_line), 0) * one.w->positions;
     }
 
     void store_result(T* dest, int64_t dest_rows, int64_t width, int64_t channels, const Scratch<T>& scratch) const {

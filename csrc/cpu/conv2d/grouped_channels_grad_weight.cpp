@@ -85,8 +85,6 @@ private:
         job.source_image = channels_ * scratch.plane;
         job.source_row = planes_.advance_h * planes_.layout.pitch;
         job.source_step = planes_.advance_w;
-        job.offsets = offsets_.data();
-        job.taps = taps_;
         job.images = images;
         job.rows = lines;
         job.columns = columns_;
@@ -94,6 +92,9 @@ private:
             stager_.stage(scratch.planes + i * job.source_image, scratch.plane,
                           input_.at(n + i, group * channels_, 0, 0), channels_, line * planes_.advance_h,
                           planes_.band(lines));
+        const int64_t row_blocks = ceil_div(padded_rows_, 2 * lanes_);
+        const int64_t tile = grouped_channel_pixels(2, kernels_.few_channels_limit);
+        ReadAhead<T> ahead = ahead_of(group, chunk + 1, row_blocks * ceil_div(taps_, tile));
         for (int64_t row = 0; row < padded_rows_; row += 2 * lanes_) {
             job.vecs = padded_rows_ - row > lanes_ ? 2 : 1;
             const int64_t width = job.vecs * lanes_;
@@ -102,9 +103,24 @@ private:
                 pack_grad(grad + i * lines * columns_ * width, width,
                           grad_.at(n + i, group * rows_ + row, line, 0), std::min(width, rows_ - row), lines);
             job.grad = grad;
-            job.sums = scratch.sums + row * taps_;
-            kernels_.grouped_channel_sums(job);
+            const int64_t piece = grouped_channel_pixels(job.vecs, kernels_.few_channels_limit);
+            for (int64_t tap = 0; tap < taps_; tap += piece) {
+                ahead.next();
+                job.offsets = offsets_.data() + tap;
+                job.taps = std::min(piece, taps_ - tap);
+                job.sums = scratch.sums + row * taps_ + tap * width;
+                kernels_.grouped_channel_sums(job);
+            }
         }
+    }
+
+    // What the next chunk stages first.
+    ReadAhead<T> ahead_of(int64_t group, int64_t chunk, int64_t shares) const {
+        if (chunk >= blocks_.chunks) return {};
+        const int64_t n = chunk / bands_ * blocks_.images, line = chunk % bands_ * blocks_.band_lines;
+        const int64_t lines = std::min(blocks_.band_lines, problem_.out_h() - line);
+        return stager_.read_ahead(input_.at(n, group * channels_, 0, 0), channels_, line * planes_.advance_h,
+                                  planes_.band(lines), shares);
     }
 
     // [line][column][channel], with zeros for channels that there are not.

@@ -208,7 +208,7 @@ void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_ou
     const Border border = border_of(problem, forward_table(problem.h), forward_table(problem.w));
     if (border.mixed) return plain_grad_weight(problem, grad_output, input, grad_weight);
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
-    if (grouped_takes_channels(problem.group_out(), kernels.lanes))
+    if (grouped_takes_channels(ConvPass::grad_weight, problem.group_out(), kernels.lanes))
         grouped_channels_grad_weight(problem, static_cast<T>(border.value), grad_output, input, grad_weight.data,
                                      kernels);
     else

@@ -73,7 +73,10 @@ bool grouped_can_run(const ConvProblem& problem, ConvPass pass) {
     return std::max(channels, rows) * places <= 128 * 1024 && problem.taps() <= 4096;
 }
 
-bool grouped_takes_channels(int64_t rows, int lanes) { return rows >= lanes && 3 * rows >= 2 * round_up(rows, lanes); }
+bool grouped_takes_channels(ConvPass pass, int64_t rows, int lanes) {
+    // With one vector the tile of the forward pass is bound by its loads (9 for 8 FMA), that over pixels is not.
+    return rows >= lanes + (pass == ConvPass::grad_weight ? 0 : 1) && 3 * rows >= 2 * round_up(rows, lanes);
+}
 
 GroupedSizes grouped_sizes(const StagedAxis& h, const StagedAxis& w, int64_t channels, int64_t rows) {
     GroupedSizes sizes;

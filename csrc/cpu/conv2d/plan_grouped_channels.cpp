@@ -1,8 +1,9 @@
-// The blocks of grouped_channels.cpp and grouped_channels_grad_weight.cpp.
+// The blocks of grouped_pixels.cpp, grouped_channels.cpp and grouped_channels_grad_weight.cpp.
 #include <algorithm>
 
 #include "common/rounding.h"
 #include "cpu/conv2d/grouped_channels.h"
+#include "cpu/conv2d/grouped_pixels.h"
 
 namespace convx {
 
@@ -58,6 +59,35 @@ GroupedChannelsBlocks plan_grouped_channels(const GroupedPlanes& planes, int64_t
     const int64_t units = batch * groups * ceil_div(lines, blocks.band_lines);
     const int64_t unit_flops =
         2 * channels * rows * planes.taps * blocks.band_lines * std::max<int64_t>(layout.w.positions(), 1);
+    blocks.task_units = std::clamp(task_flops / std::max<int64_t>(unit_flops, 1), int64_t{1},
+                                   std::max<int64_t>(units / wanted_tasks, 1));
+    return blocks;
+}
+
+PlaneLayout grouped_pixels_layout(const ConvProblem& problem, bool forward) {
+    if (forward) return {phases_of_forward(problem.h), phases_of_forward(problem.w)};
+    PlaneLayout layout(phases_of_adjoint(problem.h), phases_of_adjoint(problem.w));
+    // The order of the sums in grouped.cpp.
+    for (PhasedAxis* axis : {&layout.h, &layout.w})
+        for (PhasedAxis::Class& one : axis->classes)
+            std::sort(one.taps.begin(), one.taps.end(),
+                      [](const PhasedAxis::Tap& a, const PhasedAxis::Tap& b) { return a.offset < b.offset; });
+    return layout;
+}
+
+GroupedPixelsBlocks plan_grouped_pixels(const PlaneLayout& layout, int64_t batch, int64_t groups, int64_t channels,
+                                        int64_t rows, int64_t item_bytes) {
+    GroupedPixelsBlocks blocks;
+    blocks.tile_rows = ceil_div(rows, ceil_div(rows, grouped_panel));
+    const int64_t lines = std::max<int64_t>(layout.h.positions(), 1);
+    const int64_t line_bytes = channels * layout.planes() * layout.pitch * item_bytes;
+    const int64_t fit = staged_bytes / 2 / std::max<int64_t>(line_bytes, 1) - layout.reach;
+    const int64_t wanted = ceil_div(lines, ceil_div(wanted_tasks, std::max<int64_t>(batch * groups, 1)));
+    const int64_t most = std::clamp(std::min(fit, std::max(wanted, 4 * layout.reach)), int64_t{1}, lines);
+    blocks.band_lines = ceil_div(lines, ceil_div(lines, most));
+    const int64_t units = batch * groups * ceil_div(lines, blocks.band_lines);
+    const int64_t unit_flops = 2 * channels * rows * all_taps(layout.h) * all_taps(layout.w) * blocks.band_lines *
+                               std::max<int64_t>(layout.w.positions(), 1);
     blocks.task_units = std::clamp(task_flops / std::max<int64_t>(unit_flops, 1), int64_t{1},
                                    std::max<int64_t>(units / wanted_tasks, 1));
     return blocks;

@@ -38,7 +38,7 @@ bool prefers_winograd(const ConvProblem& problem, ConvPass pass) {
     const int64_t tile_pixels = round_up(height, winograd_outputs) * round_up(width, winograd_outputs);
     // A weight gradient sums over the tiles of the batch; with few of them its sums are too short.
     const int64_t tiles = problem.batch * tile_pixels / (winograd_outputs * winograd_outputs);
-    if (pass == ConvPass::grad_weight && tiles < 24) return false;
+    if (pass == ConvPass::grad_weight && (tiles < 24 || grouped_can_run(problem, pass))) return false;
     return std::min(problem.group_in(), problem.group_out()) >= 16 && height * width >= 49 &&
            5 * tile_pixels <= 9 * height * width;
 }

@@ -7,8 +7,6 @@
 
 namespace {
 
-constexpr int grouped_channel_pixels(int vecs, int limit) { return limit / vecs < 8 ? limit / vecs : 8; }
-
 template <class T, int vecs, int pixels>
 void grouped_channels_tile(const convx::GroupedChannels<T>& job, const int32_t* places, const int32_t* to) {
     constexpr int lanes = VecOf<T>::lanes;
@@ -65,9 +63,9 @@ void grouped_channels_of(const convx::GroupedChannels<T>& job) {
 template <class T, int limit>
 void grouped_channels(const convx::GroupedChannels<T>& job) {
     if (job.vecs == 1)
-        grouped_channels_of<T, 1, grouped_channel_pixels(1, limit)>(job);
+        grouped_channels_of<T, 1, convx::grouped_channel_pixels(1, limit)>(job);
     else
-        grouped_channels_of<T, 2, grouped_channel_pixels(2, limit)>(job);
+        grouped_channels_of<T, 2, convx::grouped_channel_pixels(2, limit)>(job);
 }
 
 // --- weight gradient ---
@@ -131,9 +129,9 @@ void grouped_channel_sums_of(const convx::GroupedChannelSums<T>& job) {
 template <class T, int limit>
 void grouped_channel_sums(const convx::GroupedChannelSums<T>& job) {
     if (job.vecs == 1)
-        grouped_channel_sums_of<T, 1, grouped_channel_pixels(1, limit)>(job);
+        grouped_channel_sums_of<T, 1, convx::grouped_channel_pixels(1, limit)>(job);
     else
-        grouped_channel_sums_of<T, 2, grouped_channel_pixels(2, limit)>(job);
+        grouped_channel_sums_of<T, 2, convx::grouped_channel_pixels(2, limit)>(job);
 }
 
 }  // namespace
