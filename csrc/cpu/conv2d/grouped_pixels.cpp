@@ -129,34 +129,40 @@ private:
                       conv_.channels, band.first_line, band.lines);
         const int64_t tiles =
             ceil_div(conv_.rows, blocks_.tile_rows) * static_cast<int64_t>(classes_.size()) *
-            ceil_div(band.lines * layout_.pitch, tile_positions());
+            tiles_of(band.lines);
         ReadAhead<T> ahead;
         if (next.lines > 0)
             ahead = stager_.read_ahead(conv_.source.at(next.n, next.group * conv_.channels, 0, 0), conv_.channels,
                                        next.first_line, next.lines, tiles);
         const size_t classes_w = layout_.w.classes.size();
+        const auto [of_image, of_channel, of_row, of_column] = conv_.dest.stride;
+        (void)of_image;
         for (int64_t row = 0; row < conv_.rows; row += blocks_.tile_rows)
             for (size_t i = 0; i < classes_.size(); i += classes_w) {
                 const PhasedAxis::Class& h = *classes_[i].h;
                 const int64_t lines = std::min(band.lines, h.positions - band.first_line);
                 if (lines <= 0) continue;
+                T* dest = conv_.dest.at(band.n, band.group * conv_.rows + row, h.first + band.first_line * h.step, 0);
+                ReadAhead<T> dest_ahead;
+                if (of_column == 1)
+                    dest_ahead = {dest, rows_of(row), of_channel, lines, h.step * of_row, conv_.dest.shape[3],
+                                  static_cast<int64_t>(classes_w) * tiles_of(lines)};
                 for (size_t j = 0; j < classes_w; ++j)
                     run_class(classes_[i + j], band, lines, row, shared, scratch,
-                              scratch.sums + static_cast<int64_t>(j) * class_sums(), ahead);
-                store_lines(conv_.dest.at(band.n, band.group * conv_.rows + row,
-                                          h.first + band.first_line * h.step, 0),
-                            h.step * conv_.dest.stride[2], lines, rows_of(row), scratch.sums);
+                              scratch.sums + static_cast<int64_t>(j) * class_sums(), ahead, dest_ahead);
+                store_lines(dest, h.step * of_row, lines, rows_of(row), scratch.sums);
             }
     }
 
     int64_t row_sums() const { return blocks_.band_lines * layout_.pitch; }
     int64_t class_sums() const { return blocks_.tile_rows * row_sums(); }
+    int64_t tiles_of(int64_t lines) const { return ceil_div(lines * layout_.pitch, tile_positions()); }
     int64_t tile_positions() const {
         return std::min<int64_t>(kernels_.few_channels_limit / blocks_.tile_rows, 8) * kernels_.lanes;
     }
 
     void run_class(const Class& one, const Band& band, int64_t lines, int64_t row, const Shared<T>& shared,
-                   const Scratch<T>& scratch, T* sums, ReadAhead<T>& ahead) const {
+                   const Scratch<T>& scratch, T* sums, ReadAhead<T>& ahead, ReadAhead<T>& dest_ahead) const {
         FewChannelsRun<T> job{};
         job.offsets = one.offsets.data();
         job.rows = static_cast<int>(rows_of(row));
@@ -168,6 +174,7 @@ private:
         const int64_t count = (lines - 1) * layout_.pitch + one.w->positions, tile = tile_positions();
         for (int64_t first = 0; first < count; first += tile) {
             ahead.next();
+            dest_ahead.next();
             job.source = scratch.planes + first;
             job.dest = sums + first;
             job.count = std::min(tile, count - first);
