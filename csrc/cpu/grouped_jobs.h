@@ -43,7 +43,7 @@ struct GroupedGradWeight {
 // A tile is as many pixels (or taps) x `vecs` accumulators; the addresses of more than 8 would not stay in registers.
 constexpr int grouped_channel_pixels(int vecs, int limit) { return limit / vecs < 8 ? limit / vecs : 8; }
 
-// dest[to[p]][channel] = relu(sum over t < taps of source[places[p] + offsets[t]] * weights[t][channel] + bias[channel])
+// One tile: dest[to[p]][channel] = relu(sum over t < taps of source[places[p] + offsets[t]] * weights[t][channel] + bias[channel])
 template <class T>
 struct GroupedChannels {
     int vecs;
@@ -55,7 +55,7 @@ struct GroupedChannels {
     bool relu;
     const int32_t* places;
     const int32_t* to;
-    int64_t pixels;
+    int pixels;
     T* dest;  // [pixel][vecs * lanes]
 };
 

@@ -60,4 +60,11 @@ template <class T>
 void grouped_channels_grad_weight(const ConvProblem& problem, T pad, TensorView<const T> grad_output,
                                   TensorView<const T> input, T* grad_weight, const KernelSet<T>& kernels);
 
+template <class T>
+void describe_grouped_channels(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                               int threads);
+template <class T>
+void describe_grouped_channel_sums(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                   int threads);
+
 }  // namespace convx

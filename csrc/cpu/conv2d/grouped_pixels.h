@@ -30,4 +30,8 @@ template <class T>
 void run_grouped_pixels(const GroupedConv<T>& conv, const PlaneLayout& layout, int64_t flops,
                         const KernelSet<T>& kernels);
 
+template <class T>
+void describe_grouped_pixels(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                             int threads);
+
 }  // namespace convx

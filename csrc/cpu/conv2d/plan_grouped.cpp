@@ -2,6 +2,8 @@
 #include <algorithm>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/grouped_channels.h"
+#include "cpu/conv2d/grouped_pixels.h"
 #include "cpu/conv2d/plan.h"
 #include "cpu/conv2d/staging.h"
 
@@ -180,8 +182,11 @@ void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, 
     const bool channels_inside = problem.channels_last && problem.in_channels > 1;
     const GroupedBlocks blocks = plan_grouped_blocks(sizes, h, problem.batch, problem.groups, sizeof(T),
                                                      channels_inside, channels_inside || sizes.classes_w > 1);
-    const bool depthwise = sizes.channels == 1 && sizes.rows == 1;
     const ConvPass pass = forward ? ConvPass::forward : ConvPass::grad_input;
+    if (grouped_takes_channels(pass, sizes.rows, kernels.lanes))
+        return describe_grouped_channels(plan, problem, forward, kernels, threads);
+    const bool depthwise = sizes.channels == 1 && sizes.rows == 1;
+    if (!depthwise && !channels_inside) return describe_grouped_pixels(plan, problem, forward, kernels, threads);
     const std::string lanes = std::to_string(kernels.lanes);
     const std::string sums = "sums of " + std::to_string(sizes.channels) +
                              (sizes.channels == 1 ? " channel x " : " channels x ") + std::to_string(sizes.taps) +
@@ -233,6 +238,8 @@ void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, 
 template <class T>
 void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
                                   int threads) {
+    if (grouped_takes_channels(ConvPass::grad_weight, problem.group_out(), kernels.lanes))
+        return describe_grouped_channel_sums(plan, problem, kernels, threads);
     const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
     const GroupedSizes sizes = grouped_sizes(h, w, problem.group_in(), problem.group_out());
     const bool channels_inside = problem.channels_last && problem.in_channels > 1;

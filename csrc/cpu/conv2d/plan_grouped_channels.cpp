@@ -1,5 +1,6 @@
 // The blocks of grouped_pixels.cpp, grouped_channels.cpp and grouped_channels_grad_weight.cpp.
 #include <algorithm>
+#include <string>
 
 #include "common/rounding.h"
 #include "cpu/conv2d/grouped_channels.h"
@@ -113,5 +114,102 @@ GroupedChannelSumsBlocks plan_grouped_channel_sums(const GroupedPlanes& planes, 
     blocks.splits = std::clamp(wanted_tasks / groups, int64_t{1}, std::max<int64_t>(blocks.chunks, 1));
     return blocks;
 }
+
+namespace {
+
+std::string band_text(int64_t lines, const char* of) {
+    return std::to_string(lines) + (lines == 1 ? " line of " : " lines of ") + of;
+}
+
+std::string sums_text(int64_t channels, const PlaneLayout& layout) {
+    const auto most = [](const PhasedAxis& axis) {
+        size_t count = 0;
+        for (const PhasedAxis::Class& one : axis.classes) count = std::max(count, one.taps.size());
+        return count;
+    };
+    return ", sums of " + std::to_string(channels) + " channels x " + std::to_string(most(layout.h) * most(layout.w)) +
+           " taps";
+}
+
+void settle(PassPlan& plan, int64_t units, int64_t task_units, const PassScratch& scratch, int threads) {
+    plan.algorithm = "grouped";
+    plan.tasks = std::max<int64_t>(ceil_div(units, task_units), 1);
+    plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, plan.tasks});
+    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+}
+
+void add_classes(PassPlan& plan, const PlaneLayout& layout) {
+    const size_t classes = layout.h.classes.size() * layout.w.classes.size();
+    if (classes > 1)
+        plan.reason += "; the stride makes " + std::to_string(classes) + " classes of pixels with taps of their own";
+}
+
+}  // namespace
+
+template <class T>
+void describe_grouped_channels(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                               int threads) {
+    const GroupedPlanes planes(problem, forward);
+    const int64_t channels = forward ? problem.group_in() : problem.group_out();
+    const int64_t rows = forward ? problem.group_out() : problem.group_in();
+    const int64_t columns = forward ? problem.out_w() : problem.w.input;
+    const GroupedChannelsBlocks blocks = plan_grouped_channels(planes, problem.batch, problem.groups, channels, rows,
+                                                               columns, sizeof(T), kernels.lanes);
+    const int vecs = rows > kernels.lanes ? 2 : 1;
+    plan.tile = std::to_string(grouped_channel_pixels(vecs, kernels.few_channels_limit)) + " pixels x " +
+                std::to_string(vecs * kernels.lanes) + " channels";
+    plan.block = band_text(blocks.dest_rows, "one group") + sums_text(channels, planes.layout);
+    settle(plan, problem.batch * problem.groups * ceil_div(planes.layout.h.positions(), blocks.band_lines),
+           blocks.task_units,
+           grouped_channels_scratch(planes, blocks, problem.groups, channels, rows, columns, kernels), threads);
+    plan.reason = "few channels a group, but enough for vectors of them: pixels of staged planes are broadcast";
+    add_classes(plan, planes.layout);
+}
+
+template <class T>
+void describe_grouped_pixels(PassPlan& plan, const ConvProblem& problem, bool forward, const KernelSet<T>& kernels,
+                             int threads) {
+    const PlaneLayout layout = grouped_pixels_layout(problem, forward);
+    const int64_t channels = forward ? problem.group_in() : problem.group_out();
+    const int64_t rows = forward ? problem.group_out() : problem.group_in();
+    const GroupedPixelsBlocks blocks =
+        plan_grouped_pixels(layout, problem.batch, problem.groups, channels, rows, sizeof(T));
+    const int64_t vecs = std::min<int64_t>(kernels.few_channels_limit / blocks.tile_rows, 8);
+    plan.tile = std::to_string(blocks.tile_rows) + (blocks.tile_rows == 1 ? " channel x " : " channels x ") +
+                std::to_string(vecs * kernels.lanes) + " pixels";
+    plan.block = band_text(blocks.band_lines * layout.h.classes[0].step, "one group") + sums_text(channels, layout);
+    settle(plan, problem.batch * problem.groups * ceil_div(layout.h.positions(), blocks.band_lines), blocks.task_units,
+           grouped_pixels_scratch(layout, blocks, problem.groups, channels, rows, kernels), threads);
+    plan.reason = "too few channels a group for the GEMM's tiles: vectors over pixels of staged planes";
+    add_classes(plan, layout);
+}
+
+template <class T>
+void describe_grouped_channel_sums(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                   int threads) {
+    const GroupedPlanes planes(problem, true);
+    const int64_t channels = problem.group_in(), rows = problem.group_out();
+    const GroupedChannelSumsBlocks blocks =
+        plan_grouped_channel_sums(planes, problem.batch, problem.groups, channels, sizeof(T), kernels.lanes);
+    const int vecs = rows > kernels.lanes ? 2 : 1;
+    plan.tile = std::to_string(vecs * kernels.lanes) + " output channels x " +
+                std::to_string(grouped_channel_pixels(vecs, kernels.few_channels_limit)) +
+                " (input channel, tap) pairs";
+    plan.block = (blocks.images > 1 ? std::to_string(blocks.images) + " images of one group"
+                                    : band_text(blocks.band_lines, "one group")) +
+                 ", " + std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");
+    settle(plan, problem.groups * blocks.splits, 1,
+           grouped_channel_sums_scratch(planes, blocks, problem.groups, channels, rows, problem.out_w(), kernels),
+           threads);
+    plan.reason = "few weights a group: vectors over output channels, pixels of staged planes are broadcast";
+    if (blocks.splits > 1) plan.reason += "; too few groups for all tasks, so the pixels are split";
+}
+
+template void describe_grouped_channels(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
+template void describe_grouped_channels(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
+template void describe_grouped_pixels(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
+template void describe_grouped_pixels(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&, int);
+template void describe_grouped_channel_sums(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);
+template void describe_grouped_channel_sums(PassPlan&, const ConvProblem&, const KernelSet<double>&, int);
 
 }  // namespace convx

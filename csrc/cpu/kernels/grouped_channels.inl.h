@@ -8,13 +8,13 @@
 namespace {
 
 template <class T, int vecs, int pixels>
-void grouped_channels_tile(const convx::GroupedChannels<T>& job, const int32_t* places, const int32_t* to) {
+void grouped_channels_tile(const convx::GroupedChannels<T>& job) {
     constexpr int lanes = VecOf<T>::lanes;
     Vec<T> acc[pixels][vecs];
     const T* source[pixels];
 #pragma GCC unroll 8
     for (int p = 0; p < pixels; ++p) {
-        source[p] = job.source + places[p];
+        source[p] = job.source + job.places[p];
 #pragma GCC unroll 2
         for (int v = 0; v < vecs; ++v) acc[p][v] = broadcast(T(0));
     }
@@ -39,33 +39,26 @@ void grouped_channels_tile(const convx::GroupedChannels<T>& job, const int32_t* 
             Vec<T> sum = acc[p][v];
             if (job.bias) sum = add(sum, load(job.bias + v * lanes));
             if (job.relu) sum = relu(sum);
-            store(job.dest + static_cast<int64_t>(to[p]) * vecs * lanes + v * lanes, sum);
+            store(job.dest + static_cast<int64_t>(job.to[p]) * vecs * lanes + v * lanes, sum);
         }
 }
 
+// `pixels` or fewer.
 template <class T, int vecs, int pixels>
-void grouped_channels_of(const convx::GroupedChannels<T>& job) {
-    int64_t p = 0;
-    for (; p + pixels <= job.pixels; p += pixels)
-        grouped_channels_tile<T, vecs, pixels>(job, job.places + p, job.to + p);
-    if (p == job.pixels) return;
-    // The last tile overlaps the one before, or repeats its last pixel: sums taken twice are the same sums.
-    int32_t places[pixels], to[pixels];
-    for (int i = 0; i < pixels; ++i) {
-        const int64_t last = job.pixels - 1, pixel = p + i < last ? p + i : last;
-        places[i] = job.places[pixel];
-        to[i] = job.to[pixel];
+void grouped_channels_pick(const convx::GroupedChannels<T>& job) {
+    if constexpr (pixels > 1) {
+        if (job.pixels < pixels) return grouped_channels_pick<T, vecs, pixels - 1>(job);
     }
-    grouped_channels_tile<T, vecs, pixels>(job, places, to);
+    grouped_channels_tile<T, vecs, pixels>(job);
 }
 
 // `limit` accumulators at most.
 template <class T, int limit>
 void grouped_channels(const convx::GroupedChannels<T>& job) {
     if (job.vecs == 1)
-        grouped_channels_of<T, 1, convx::grouped_channel_pixels(1, limit)>(job);
+        grouped_channels_pick<T, 1, convx::grouped_channel_pixels(1, limit)>(job);
     else
-        grouped_channels_of<T, 2, convx::grouped_channel_pixels(2, limit)>(job);
+        grouped_channels_pick<T, 2, convx::grouped_channel_pixels(2, limit)>(job);
 }
 
 // --- weight gradient ---
