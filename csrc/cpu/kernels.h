@@ -135,6 +135,8 @@ struct KernelSet {
     // Convolutions of few channels a group (grouped_jobs.h).
     void (*grouped_tile)(const GroupedTile<T>& job);
     void (*grouped_grad_weight)(const GroupedGradWeight<T>& job);
+    void (*grouped_channels)(const GroupedChannels<T>& job);
+    void (*grouped_channel_sums)(const GroupedChannelSums<T>& job);
 
     // A row of `count` elements taken apart into even and odd ones, and put together again.
     void (*split_row)(T* even, T* odd, const T* source, int64_t count);

@@ -4,6 +4,8 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/depthwise.h"
+#include "cpu/conv2d/grouped_channels.h"
+#include "cpu/conv2d/grouped_pixels.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/registry.h"
 #include "cpu/scratch_parts.h"
@@ -209,6 +211,15 @@ private:
 template <class T>
 bool all_finite(TensorView<const T> weight) {
     const auto [rows, channels, height, width] = weight.shape;
+    if (weight.stride == dense_strides(weight.shape, false)) {
+        // Eight sums, which the compiler makes vectors.
+        const int64_t size = weight.size(), whole = size / 8 * 8;
+        T sums[8] = {};
+        for (int64_t i = 0; i < whole; i += 8)
+            for (int64_t j = 0; j < 8; ++j) sums[j] += weight.data[i + j] * T(0);
+        for (int64_t i = whole; i < size; ++i) sums[0] += weight.data[i] * T(0);
+        return std::all_of(sums, sums + 8, [](T sum) { return sum == T(0); });
+    }
     T sum = 0;  // 0 unless a value is infinite or NaN
     for (int64_t k = 0; k < rows; ++k)
         for (int64_t c = 0; c < channels; ++c)
@@ -217,6 +228,13 @@ bool all_finite(TensorView<const T> weight) {
                 for (int64_t s = 0; s < width; ++s) sum += row[s * weight.stride[3]] * T(0);
             }
     return sum == T(0);
+}
+
+// Few channels, more than one: where none of the arrays has them adjacent in memory.
+template <class T>
+bool takes_pixels(const GroupedConv<T>& conv) {
+    const bool channels_adjacent = Stage<T>::channels_adjacent(conv.source) || Stage<T>::channels_adjacent(conv.dest);
+    return (conv.channels > 1 || conv.rows > 1) && !channels_adjacent;
 }
 
 bool reads_outside(const StagedAxis& axis) {
@@ -246,14 +264,11 @@ void grouped_forward(const ConvProblem& problem, TensorView<const T> input, Tens
     // Skipping is done by multiplying with zero; the GEMM knows what to do where that is not the same.
     if (border.mixed || (border.skips && !all_finite(weight)))
         return gemm_forward(problem, input, weight, bias, output);
-    const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
     GroupedConv<T> conv{};
     conv.batch = problem.batch;
     conv.groups = problem.groups;
     conv.channels = problem.group_in();
     conv.rows = problem.group_out();
-    conv.h = &h;
-    conv.w = &w;
     conv.source = input;
     conv.pad = static_cast<T>(border.value);
     conv.weight = weight.data;
@@ -267,6 +282,13 @@ void grouped_forward(const ConvProblem& problem, TensorView<const T> input, Tens
     conv.bias_stride = bias.stride[1];
     conv.relu = problem.relu;
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    if (grouped_takes_channels(ConvPass::forward, conv.rows, kernels.lanes))
+        return run_grouped_channels(conv, GroupedPlanes(problem, true), problem.flops(), kernels);
+    if (takes_pixels(conv))
+        return run_grouped_pixels(conv, grouped_pixels_layout(problem, true), problem.flops(), kernels);
+    const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
+    conv.h = &h;
+    conv.w = &w;
     const DepthwiseWindow window{
         problem.h.kernel, problem.h.stride, problem.h.pad_before, problem.w.pad_before, false, false};
     if (depthwise_planes_can_run(problem, ConvPass::forward) && run_depthwise_planes(window, conv, kernels)) return;
@@ -295,6 +317,10 @@ void grouped_grad_input(const ConvProblem& problem, TensorView<const T> grad_out
     conv.weight_w = weight.stride[3];
     conv.dest = grad_input;
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    if (grouped_takes_channels(ConvPass::grad_input, conv.rows, kernels.lanes))
+        return run_grouped_channels(conv, GroupedPlanes(problem, false), problem.flops(), kernels);
+    if (takes_pixels(conv))
+        return run_grouped_pixels(conv, grouped_pixels_layout(problem, false), problem.flops(), kernels);
     const int64_t kernel = problem.h.kernel, top = problem.h.pad_before, left = problem.w.pad_before;
     const bool strided = problem.h.stride > 1;
     const DepthwiseWindow window = strided

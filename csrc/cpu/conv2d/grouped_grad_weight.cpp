@@ -10,6 +10,7 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/depthwise.h"
+#include "cpu/conv2d/grouped_channels.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/plain.h"
 #include "cpu/conv2d/plan.h"
@@ -181,6 +182,9 @@ void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_ou
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
     if (depthwise_grad_weight_can_run(problem))
         depthwise_grad_weight(problem, grad_output, input, grad_weight.data, kernels);
+    else if (grouped_takes_channels(ConvPass::grad_weight, problem.group_out(), kernels.lanes))
+        grouped_channels_grad_weight(problem, static_cast<T>(border.value), grad_output, input, grad_weight.data,
+                                     kernels);
     else
         Nest<T>(problem, border, grad_output, input, kernels).run(grad_weight.data);
     // An infinite or NaN gradient over the border has become 0 * inf = NaN, where it should have added nothing.

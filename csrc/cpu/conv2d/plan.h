@@ -156,6 +156,8 @@ struct StagedAxis;
 
 // Whether the grouped passes take a problem: few channels a group, windows that fit L2.
 bool grouped_can_run(const ConvProblem& problem, ConvPass pass);
+// Whether its vectors run over the `rows` channels of the result (grouped_channels.h) instead of over pixels.
+bool grouped_takes_channels(ConvPass pass, int64_t rows, int lanes);
 
 // Sizes of a grouped pass (grouped.h), of one group.
 struct GroupedSizes {

@@ -2,6 +2,8 @@
 #include <algorithm>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/grouped_channels.h"
+#include "cpu/conv2d/grouped_pixels.h"
 #include "cpu/conv2d/plan.h"
 #include "cpu/conv2d/staging.h"
 
@@ -64,13 +66,18 @@ bool has_borders(const Axis& axis) {
 
 bool grouped_can_run(const ConvProblem& problem, ConvPass pass) {
     const int64_t channels = problem.group_in(), rows = problem.group_out();
-    const bool few = channels == 1 && rows == 1 ? true : problem.groups > 1 && channels < 16 && rows < 16;
+    const bool few = channels == 1 && rows == 1 ? true : problem.groups > 1 && channels < 64 && rows < 64;
     if (!few || channels == 0 || rows == 0) return false;
     // Borders that mirror or wrap have to be folded by their adjoint.
     if (pass == ConvPass::grad_input && (has_borders(problem.h) || has_borders(problem.w))) return false;
     // A window that is larger than L2 would have to be staged again for every row.
     const int64_t places = problem.h.extent() * (problem.w.padded() + problem.w.stride);
     return std::max(channels, rows) * places <= 128 * 1024 && problem.taps() <= 4096;
+}
+
+bool grouped_takes_channels(ConvPass pass, int64_t rows, int lanes) {
+    // With one vector the tile of the forward pass is bound by its loads (9 for 8 FMA), that over pixels is not.
+    return rows >= lanes + (pass == ConvPass::grad_weight ? 0 : 1) && 3 * rows >= 2 * round_up(rows, lanes);
 }
 
 GroupedSizes grouped_sizes(const StagedAxis& h, const StagedAxis& w, int64_t channels, int64_t rows) {
@@ -118,8 +125,11 @@ void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, 
     const bool channels_inside = problem.channels_last && problem.in_channels > 1;
     const GroupedBlocks blocks = plan_grouped_blocks(sizes, h, problem.batch, problem.groups, sizeof(T),
                                                      channels_inside, channels_inside || sizes.classes_w > 1);
-    const bool depthwise = sizes.channels == 1 && sizes.rows == 1;
     const ConvPass pass = forward ? ConvPass::forward : ConvPass::grad_input;
+    if (grouped_takes_channels(pass, sizes.rows, kernels.lanes))
+        return describe_grouped_channels(plan, problem, forward, kernels, threads);
+    const bool depthwise = sizes.channels == 1 && sizes.rows == 1;
+    if (!depthwise && !channels_inside) return describe_grouped_pixels(plan, problem, forward, kernels, threads);
     const std::string lanes = std::to_string(kernels.lanes);
     const std::string sums = "sums of " + std::to_string(sizes.channels) +
                              (sizes.channels == 1 ? " channel x " : " channels x ") + std::to_string(sizes.taps) +
@@ -163,6 +173,8 @@ template <class T>
 void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
                                   int threads) {
     if (depthwise_grad_weight_can_run(problem)) return describe_depthwise_grad_weight(plan, problem, kernels, threads);
+    if (grouped_takes_channels(ConvPass::grad_weight, problem.group_out(), kernels.lanes))
+        return describe_grouped_channel_sums(plan, problem, kernels, threads);
     const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);
     const GroupedSizes sizes = grouped_sizes(h, w, problem.group_in(), problem.group_out());
     const bool channels_inside = problem.channels_last && problem.in_channels > 1;

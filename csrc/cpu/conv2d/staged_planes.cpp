@@ -103,6 +103,12 @@ Stager<T>::Stager(const PlaneLayout& layout, const Strides& source_stride, T pad
         }
         runs_.push_back(std::move(runs));
     }
+    if (w.phases != 2 || w.step != 2 || stride_.w != 1 || runs_[0].size() != 1 || runs_[1].size() != 1) return;
+    const int64_t first = runs_[0][0].offset < runs_[1][0].offset ? 0 : 1;
+    const LaneRun& even = runs_[static_cast<size_t>(first)][0];
+    const LaneRun& odd = runs_[static_cast<size_t>(1 - first)][0];
+    const bool one_run = odd.offset == even.offset + 1 && (even.count == odd.count || even.count == odd.count + 1);
+    if (one_run) even_phase_ = first;
 }
 
 template <class T>
@@ -170,12 +176,35 @@ void Stager<T>::stage_lines(T* to, int64_t plane, const T* source, int64_t chann
                 transpose_line(to + phase * plane, channel_step, source, channels, phase);
         return;
     }
-    for (int64_t c = 0; c < channels; ++c, to += channel_step, source += stride_.c)
+    for (int64_t c = 0; c < channels && even_phase_ >= 0; ++c, to += channel_step, source += stride_.c)
+        split_lines(to, plane, source, lines);
+    for (int64_t c = 0; c < channels && even_phase_ < 0; ++c, to += channel_step, source += stride_.c)
         for (int64_t phase = 0; phase < layout_.w.phases; ++phase) {
             const std::vector<LaneRun>& runs = runs_[static_cast<size_t>(phase)];
             kernels_.pack_lanes(to + phase * plane, layout_.pitch, source, line_step, lines, runs.data(),
                                 static_cast<int>(runs.size()), static_cast<int>(layout_.width), step, pad_);
         }
+}
+
+// Every line is read once for both phases.
+template <class T>
+void Stager<T>::split_lines(T* to, int64_t plane, const T* source, int64_t lines) const {
+    const LaneRun& even = runs_[static_cast<size_t>(even_phase_)][0];
+    const LaneRun& odd = runs_[static_cast<size_t>(1 - even_phase_)][0];
+    T* const even_line = to + even_phase_ * plane;
+    T* const odd_line = to + (1 - even_phase_) * plane;
+    const auto pad_around = [&](T* line, const LaneRun& run) {
+        for (int64_t cell = 0; cell < run.lane; ++cell) line[cell] = pad_;
+        for (int64_t cell = run.lane + run.count; cell < layout_.width; ++cell) line[cell] = pad_;
+    };
+    const int64_t line_step = layout_.h.step * stride_.h;
+    for (int64_t line = 0; line < lines; ++line, source += line_step) {
+        const int64_t at = line * layout_.pitch;
+        kernels_.split_row(even_line + at + even.lane, odd_line + at + odd.lane, source + even.offset,
+                           even.count + odd.count);
+        pad_around(even_line + at, even);
+        pad_around(odd_line + at, odd);
+    }
 }
 
 template <class T>

@@ -73,6 +73,7 @@ public:
 private:
     void stage_border(T* to, int64_t plane, int64_t channels, int64_t lines) const;
     void stage_lines(T* to, int64_t plane, const T* source, int64_t channels, int64_t lines) const;
+    void split_lines(T* to, int64_t plane, const T* source, int64_t lines) const;
     void transpose_line(T* to, int64_t channel_step, const T* source, int64_t channels, int64_t phase) const;
 
     const PlaneLayout& layout_;
@@ -80,6 +81,7 @@ private:
     const T pad_;
     const KernelSet<T>& kernels_;
     std::vector<std::vector<LaneRun>> runs_;  // of each phase of w
+    int64_t even_phase_ = -1;  // of the two phases of w, if they are the even and odd cells of one run
 };
 
 }  // namespace convx

@@ -11,6 +11,7 @@
 #include "cpu/kernels/few_channels.inl.h"
 #include "cpu/kernels/gemm_tile.inl.h"
 #include "cpu/kernels/grouped.inl.h"
+#include "cpu/kernels/grouped_channels.inl.h"
 #include "cpu/kernels/grouped_grad_weight.inl.h"
 #include "cpu/kernels/max_pool2d.inl.h"
 #include "cpu/kernels/max_pool2d_backward.inl.h"
@@ -57,6 +58,8 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.depthwise_grad_weight = depthwise_grad_weight<T>;
     set.grouped_tile = grouped_tile<T>;
     set.grouped_grad_weight = grouped_grad_weight<T>;
+    set.grouped_channels = grouped_channels<T, mr * vecs>;
+    set.grouped_channel_sums = grouped_channel_sums<T, mr * vecs>;
     set.split_row = split_row<T>;
     set.join_row = join_row<T>;
     set.winograd_input_tiles = winograd_input_tiles<T, vecs>;
