@@ -13,10 +13,28 @@
 
 namespace convx {
 
+// Both passes, as one sees the other: rows are what is written, channels what is summed over.
+template <class T>
+struct FewChannelsPass {
+    int64_t batch, rows, channels;
+    const T* source;
+    Strides source_stride;
+    T pad;
+    const T* weight;
+    int64_t weight_row, weight_channel, weight_h, weight_w;  // strides
+    T* dest;
+    Strides dest_stride;
+    const T* bias;  // with stride bias_stride, or null
+    int64_t bias_stride;
+    bool relu;
+    int64_t flops;
+};
+
 struct FewChannelsBlocks {
-    int64_t tile_rows = 1;       // rows of a tile
-    bool whole_band = false;     // a run is the whole band instead of one line
-    int64_t chunk_channels = 1;  // staged, and summed in registers, in one go
+    bool vectors_of_rows = false;  // vectors run over rows instead of positions (few_channels_rows.cpp)
+    int64_t tile_rows = 1;         // rows of a tile
+    bool whole_band = false;       // a run is the whole band instead of one line
+    int64_t chunk_channels = 1;    // staged, and summed in registers, in one go
     int64_t band_lines = 1;
 };
 
@@ -30,6 +48,14 @@ PlaneLayout few_channels_layout(const ConvProblem& problem, bool forward);
 template <class T>
 PassScratch few_channels_scratch(const PlaneLayout& layout, const FewChannelsBlocks& blocks, int64_t rows,
                                  int64_t channels, const KernelSet<T>& kernels);
+
+// Vectors over rows (few_channels_rows.cpp). False, and nothing done, if a weight is infinite or NaN.
+template <class T>
+bool run_few_channels_rows(const FewChannelsPass<T>& pass, const PlaneLayout& layout, const FewChannelsBlocks& blocks,
+                           const KernelSet<T>& kernels);
+template <class T>
+PassScratch few_channels_rows_scratch(const PlaneLayout& layout, const FewChannelsBlocks& blocks, int64_t rows,
+                                      int64_t channels, const KernelSet<T>& kernels);
 
 // The weight gradient (few_channels_grad_weight.cpp).
 struct FewChannelsGradWeightBlocks {

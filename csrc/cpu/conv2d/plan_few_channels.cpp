@@ -49,6 +49,21 @@ int64_t most_taps(const PhasedAxis& axis) {
 
 int64_t even_part(int64_t size, int64_t most) { return ceil_div(size, ceil_div(size, std::max<int64_t>(most, 1))); }
 
+// Cycles of a band per tap with vectors over rows, of which a tile has one or two; as above, and 5 for each vector that
+// is transposed behind the tiles.
+double vector_rows_cycles(int64_t rows, int64_t pixels, int lanes, int mr, int nr, bool transposes, double depth) {
+    const int64_t tiles = ceil_div(pixels, mr), pixels_of_tile = ceil_div(pixels, tiles);
+    double cycles = 0;
+    for (int64_t row = 0; row < rows; row += nr) {
+        const int64_t vecs = ceil_div(std::min<int64_t>(rows - row, nr), lanes);
+        const double tile =
+            static_cast<double>(std::max({pixels_of_tile * vecs, pixels_of_tile + vecs, int64_t{8}})) / 2;
+        cycles += static_cast<double>(tiles) * (tile + 25 / depth);
+        if (transposes) cycles += 5 / depth * static_cast<double>(vecs * pixels);
+    }
+    return cycles;
+}
+
 std::string describe_band(const PlaneLayout& layout, int64_t lines) {
     return std::to_string(std::min(lines, layout.h.positions())) + " lines of " + std::to_string(layout.w.positions());
 }
@@ -108,9 +123,11 @@ FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool chann
             const auto cycles = [&](int64_t r) {
                 const int64_t band = blocks.band_lines;
                 const double fixed = 20 / depth;
-                if (!whole_band) return static_cast<double>(band) * run_cycles(r, positions, lanes, limit, fixed);
-                return run_cycles(r, (band - 1) * layout.pitch + positions, lanes, limit, fixed) +
-                       4 / depth * static_cast<double>(r * band * ceil_div(positions, lanes));
+                const double apart = 4 / depth * static_cast<double>(r * band * ceil_div(positions, lanes));
+                if (!whole_band)
+                    return static_cast<double>(band) * run_cycles(r, positions, lanes, limit, fixed) +
+                           (channels_last ? apart : 0);
+                return run_cycles(r, (band - 1) * layout.pitch + positions, lanes, limit, fixed) + apart;
             };
             const double total =
                 static_cast<double>(ceil_div(rows, tile_rows) - 1) * cycles(tile_rows) + cycles(last_rows);
@@ -119,6 +136,21 @@ FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool chann
             blocks.tile_rows = tile_rows;
             blocks.whole_band = whole_band;
         }
+    }
+
+    // Vectors over rows take all channels at once.
+    const int64_t nr = limit / mr * lanes;
+    const int64_t all_fit = band_bytes / (channels * layout.planes() * layout.pitch * item_bytes) - layout.reach;
+    const int64_t band_lines = even_part(lines, std::min(all_fit, blocks.band_lines));
+    const double vector_rows = static_cast<double>(ceil_div(lines, band_lines)) /
+                               static_cast<double>(ceil_div(lines, blocks.band_lines)) *
+                               vector_rows_cycles(rows, band_lines * positions, lanes, mr, static_cast<int>(nr),
+                                                  !channels_last, static_cast<double>(channels * taps));
+    if (all_fit >= std::min(layout.reach, lines) && all_fit > 0 && vector_rows < best) {
+        blocks = {};
+        blocks.vectors_of_rows = true;
+        blocks.chunk_channels = channels;
+        blocks.band_lines = band_lines;
     }
     return blocks;
 }
@@ -165,6 +197,8 @@ void describe_few_channels(PassPlan& plan, const ConvProblem& problem, bool forw
     const int64_t vecs = std::min<int64_t>(kernels.few_channels_limit / blocks.tile_rows, 8);
     plan.algorithm = "few channels";
     plan.tile = std::to_string(blocks.tile_rows) + " channels x " + std::to_string(vecs * kernels.lanes) + " pixels";
+    if (blocks.vectors_of_rows)
+        plan.tile = std::to_string(kernels.mr) + " pixels x " + std::to_string(kernels.nr) + " channels";
     plan.block = describe_band(layout, blocks.band_lines) + " pixels, sums of " +
                  std::to_string(blocks.chunk_channels) + " channels x " +
                  std::to_string(most_taps(layout.h) * most_taps(layout.w)) + " taps";

@@ -49,6 +49,17 @@ struct LooseRows {
     }
     T at(int i, int64_t d) const { return row[i][d]; }
 };
+// Places that stand anywhere, element d of each at one distance: pixels whose taps are constant distances away.
+template <class T, int rows>
+struct PlacedRows {
+    const T* row[rows];
+    const int32_t* offsets;
+    PlacedRows(const convx::PlacedPixels<T>& a) : offsets(a.offsets) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) row[i] = a.pixel[i];
+    }
+    T at(int i, int64_t d) const { return row[i][offsets[d]]; }
+};
 
 template <class T, int nr, int rows, int vecs, class Rows>
 inline void multiply_panels(int64_t depth, const Rows a, const T* b, Vec<T> (&acc)[rows][vecs]) {
@@ -78,7 +89,8 @@ void gemm_tile_sized(int columns, int64_t depth, const Rows a, const T* b, const
     for (int i = 0; i < rows; ++i) finish_row<T>(acc[i], vecs, columns, i, out);
 }
 
-// From run-time rows and vectors to one of the mr * nr / lanes compiled tiles. `A` is a panel or an array of rows.
+// From run-time rows and vectors to one of the mr * nr / lanes compiled tiles. `A` is a panel, an array of rows or one
+// of pixels.
 template <class T, int mr, int nr, int rows, int vecs, class A>
 void gemm_tile_pick(int want_rows, int columns, int64_t depth, A a, const T* b, const convx::TileOutput<T>& out) {
     if constexpr (rows > 1) {
@@ -88,7 +100,9 @@ void gemm_tile_pick(int want_rows, int columns, int64_t depth, A a, const T* b, 
         if (columns <= (vecs - 1) * VecOf<T>::lanes)
             return gemm_tile_pick<T, mr, nr, rows, vecs - 1>(want_rows, columns, depth, a, b, out);
     }
-    using Rows = std::conditional_t<std::is_same_v<A, const T*>, PanelRows<T, mr>, LooseRows<T, rows>>;
+    using Loose =
+        std::conditional_t<std::is_same_v<A, convx::PlacedPixels<T>>, PlacedRows<T, rows>, LooseRows<T, rows>>;
+    using Rows = std::conditional_t<std::is_same_v<A, const T*>, PanelRows<T, mr>, Loose>;
     gemm_tile_sized<T, nr, rows, vecs, Rows>(columns, depth, Rows(a), b, out);
 }
 
@@ -100,6 +114,12 @@ void gemm_tile(int rows, int columns, int64_t depth, const T* a, const T* b, con
 template <class T, int mr, int vecs>
 void gemm_tile_rows(int rows, int columns, int64_t depth, const T* const* a, const T* b,
                     const convx::TileOutput<T>& out) {
+    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, out);
+}
+
+template <class T, int mr, int vecs>
+void gemm_tile_pixels(int rows, int columns, int64_t depth, const convx::PlacedPixels<T>& a, const T* b,
+                      const convx::TileOutput<T>& out) {
     gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, out);
 }
 
