@@ -21,6 +21,7 @@ constexpr int64_t band_bytes = 96 * 1024;
 // Weight gradient: positions of a band, and grad_output beside it in L2.
 constexpr int64_t run_positions = 1536;
 constexpr int64_t grad_bytes = 96 * 1024;
+constexpr int64_t most_splits = 32;
 // A band is no more than this part of an image, so that one image already makes work for some threads,
 // unless it is small: a band has this many flops (20 us) if the image does.
 constexpr int64_t bands_of_image = 8;
@@ -156,7 +157,8 @@ FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool chann
 }
 
 FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& layout, int64_t batch, int64_t rows,
-                                                          int64_t channels, int64_t item_bytes, int limit) {
+                                                          int64_t channels, int64_t item_bytes, int lanes, int mr,
+                                                          int limit) {
     FewChannelsGradWeightBlocks blocks;
     const int64_t columns = channels * most_taps(layout.h) * most_taps(layout.w);
     double best = 0;
@@ -181,8 +183,26 @@ FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& lay
     blocks.block_rows = std::clamp(grad_bytes / (blocks.band_lines * line_bytes) / blocks.tile_rows * blocks.tile_rows,
                                    blocks.tile_rows, round_up(rows, blocks.tile_rows));
     const int64_t bands = batch * ceil_div(layout.h.positions(), blocks.band_lines);
-    blocks.splits = std::min<int64_t>(bands, 32);
-    return blocks;
+    blocks.splits = std::min<int64_t>(bands, most_splits);
+
+    // The dots take the lanes between lines along, and 30 cycles a tile for the sums across lanes. Vectors over rows:
+    // chunks of 128 to 512 pixels, beside which a tile's own 25 cycles count little.
+    const int64_t positions = layout.w.positions(), lines = layout.h.positions();
+    const double dots = best / lanes *
+                        (1 + 30.0 * lanes / (6 * static_cast<double>(blocks.band_lines * layout.pitch))) *
+                        static_cast<double>(layout.pitch) / static_cast<double>(positions);
+    FewChannelsGradWeightBlocks other;
+    other.vectors_of_rows = true;
+    other.band_lines =
+        even_part(lines, std::min(ceil_div(int64_t{512}, positions), std::max(fit, layout.reach / 2 + 1)));
+    if (other.band_lines == lines) other.images = std::clamp(128 / (lines * positions), int64_t{1}, batch);
+    const int64_t pixels = other.images * other.band_lines * positions;
+    const double vector_rows =
+        vector_rows_cycles(rows, columns, lanes, mr, limit / mr * lanes, false, static_cast<double>(pixels)) +
+        0.5 * static_cast<double>(rows);
+    if (vector_rows >= dots) return blocks;
+    other.splits = std::min(ceil_div(batch, other.images) * ceil_div(lines, other.band_lines), most_splits);
+    return other;
 }
 
 template <class T>
@@ -214,21 +234,27 @@ template <class T>
 void describe_few_channels_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
                                        int threads) {
     const PlaneLayout layout = few_channels_layout(problem, true);
-    const FewChannelsGradWeightBlocks blocks = plan_few_channels_grad_weight(
-        layout, problem.batch, problem.out_channels, problem.in_channels, sizeof(T), kernels.few_channels_limit);
+    const FewChannelsGradWeightBlocks blocks =
+        plan_few_channels_grad_weight(layout, problem.batch, problem.out_channels, problem.in_channels, sizeof(T),
+                                      kernels.lanes, kernels.mr, kernels.few_channels_limit);
     const PassScratch scratch =
         few_channels_grad_weight_scratch(layout, blocks, problem.out_channels, problem.in_channels, kernels);
     plan.algorithm = "few channels";
-    plan.tile = std::to_string(blocks.tile_rows) + " x " + std::to_string(blocks.tile_taps) + " weights";
-    plan.block = std::to_string(std::min(blocks.block_rows, problem.out_channels)) + " output channels, sums of " +
+    const int64_t tile_rows = blocks.vectors_of_rows ? kernels.nr : blocks.tile_rows;
+    const int64_t tile_taps = blocks.vectors_of_rows ? kernels.mr : blocks.tile_taps;
+    const int64_t block_rows = blocks.vectors_of_rows ? kernels.nr : blocks.block_rows;
+    plan.tile = std::to_string(tile_rows) + " x " + std::to_string(tile_taps) + " weights";
+    plan.block = std::to_string(std::min(block_rows, problem.out_channels)) + " output channels, sums of " +
+                 (blocks.images > 1 ? std::to_string(blocks.images) + " images of " : "") +
                  describe_band(layout, blocks.band_lines) + " pixels, " + std::to_string(blocks.splits) +
                  (blocks.splits == 1 ? " part" : " parts");
     plan.tasks = blocks.splits;
     plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
     plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
-    plan.reason =
-        "few channels in: vectors over pixels, so that neither operand is packed by taps; "
-        "bands of lines are shared out and their sums added in order";
+    plan.reason = "few channels in: vectors over ";
+    plan.reason += blocks.vectors_of_rows ? "output channels" : "pixels";
+    plan.reason +=
+        ", so that neither operand is packed by taps; bands of lines are shared out and their sums added in order";
 }
 
 template void describe_few_channels(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);
