@@ -37,9 +37,11 @@ struct Scratch {
     Scratch(ScratchParts parts, const PlaneLayout& layout, const FewChannelsBlocks& blocks, int64_t channels,
             const KernelSet<T>& kernels)
         : planes(parts.take<T>(channels * layout.planes() * layout.plane_size(blocks.band_lines, kernels.lanes))),
+          pixels(parts.take<const T*>(std::max(group_pixels, layout.w.positions()))),
           sums(parts.take<T>(std::max(group_pixels, layout.w.positions()) * kernels.nr)), bytes(parts.bytes()) {}
     T* planes;
-    T* sums;  // [pixel][row]
+    const T** pixels;  // of some lines
+    T* sums;           // [pixel][row]
     int64_t bytes;
 };
 
@@ -81,7 +83,7 @@ private:
 
     // Lines of one class, and where their first pixel goes.
     struct Lines {
-        const T* source;
+        const T* const* pixels;
         int64_t count;
         T* dest;
         int64_t line_step, step;  // of dest
@@ -123,49 +125,48 @@ private:
         for (const Class& one : classes_) {
             const int64_t class_lines = std::min(lines, one.h->positions - first_line);
             const int64_t group = std::max<int64_t>(group_pixels / one.w->positions, 1);
-            Lines part{scratch.planes, 0,
+            Lines part{scratch.pixels, 0,
                        pass_.dest + n * to.n + (one.h->first + first_line * one.h->step) * to.h + one.w->first * to.w,
                        one.h->step * to.h, one.w->step * to.w};
             for (int64_t line = 0; line < class_lines; line += group) {
                 part.count = std::min(group, class_lines - line);
-                for (int64_t row = 0; row < pass_.rows; row += kernels_.nr) run_panel(one, row, part, scratch.sums);
-                part.source += group * layout_.pitch;
+                const T** pixel = scratch.pixels;
+                for (int64_t i = 0; i < part.count; ++i)
+                    for (int64_t j = 0; j < one.w->positions; ++j)
+                        *pixel++ = scratch.planes + (line + i) * layout_.pitch + j;
+                run_lines(one, part, scratch.sums);
                 part.dest += group * part.line_step;
             }
         }
     }
 
-    // Pixels in tiles of nearly equal size, since a tile of less than 4 pixels waits for its own sums.
-    void run_panel(const Class& one, int64_t row, const Lines& part, T* sums) const {
+    // Pixels in tiles of nearly equal size, since a tile of less than 4 pixels waits for its own sums. What can be
+    // written as it comes is written pixel by pixel, in one stream.
+    void run_lines(const Class& one, const Lines& part, T* sums) const {
         const int64_t columns = one.w->positions, pixels = part.count * columns, to_row = pass_.dest_stride.c;
-        const int rows = static_cast<int>(std::min<int64_t>(kernels_.nr, pass_.rows - row));
-        const T* weights = one.weights + row * one.depth();
-        T* dest = part.dest + row * to_row;
-        const bool in_place = to_row == 1 && (part.count == 1 || part.line_step == columns * part.step);
-        TileOutput<T> out{};
-        out.row_stride = in_place ? part.step : kernels_.nr;
-        out.column_bias = bias_ ? bias_ + row : nullptr;
-        out.relu = pass_.relu;
-        const int64_t tiles = ceil_div(pixels, kernels_.mr);
-        const T* pixel[64];
-        for (int64_t tile = 0, first = 0, line = 0, column = 0; tile < tiles; ++tile) {
-            const int64_t stop = (tile + 1) * pixels / tiles;
-            for (int64_t i = first; i < stop; ++i) {
-                pixel[i - first] = part.source + line * layout_.pitch + column;
-                if (++column == columns) column = 0, ++line;
-            }
-            out.c = (in_place ? dest : sums) + first * out.row_stride;
-            kernels_.gemm_tile_pixels(static_cast<int>(stop - first), rows, one.depth(), {pixel, one.offsets.data()},
-                                      weights, out);
-            first = stop;
+        const int64_t tiles = ceil_div(pixels, kernels_.mr), nr = kernels_.nr;
+        const bool even = part.count == 1 || part.line_step == columns * part.step;
+        const auto run_tile = [&](int64_t tile, int64_t row, T* to, int64_t step) {
+            const int64_t first = tile * pixels / tiles, count = (tile + 1) * pixels / tiles - first;
+            kernels_.gemm_tile_pixels(
+                static_cast<int>(count), static_cast<int>(std::min(nr, pass_.rows - row)), one.depth(),
+                {part.pixels + first, one.offsets.data()}, one.weights + row * one.depth(),
+                {to + first * step, step, false, nullptr, bias_ ? bias_ + row : nullptr, pass_.relu});
+        };
+        if (even && to_row == 1) {
+            for (int64_t tile = 0; tile < tiles; ++tile)
+                for (int64_t row = 0; row < pass_.rows; row += nr) run_tile(tile, row, part.dest + row, part.step);
+            return;
         }
-        if (in_place) return;
-        if (part.line_step == columns * part.step) return write(dest, part.step, sums, pixels, rows);
-        for (int64_t line = 0; line < part.count; ++line)
-            write(dest + line * part.line_step, part.step, sums + line * columns * kernels_.nr, columns, rows);
+        for (int64_t row = 0; row < pass_.rows; row += nr) {
+            for (int64_t tile = 0; tile < tiles; ++tile) run_tile(tile, row, sums, nr);
+            const int64_t rows = std::min(nr, pass_.rows - row), runs = even ? 1 : part.count, run = pixels / runs;
+            for (int64_t i = 0; i < runs; ++i)
+                write(part.dest + row * to_row + i * part.line_step, part.step, sums + i * run * nr, run, rows);
+        }
     }
 
-    void write(T* dest, int64_t step, const T* sums, int64_t pixels, int rows) const {
+    void write(T* dest, int64_t step, const T* sums, int64_t pixels, int64_t rows) const {
         const int64_t to_row = pass_.dest_stride.c, nr = kernels_.nr;
         const T* pixel[64];
         for (int64_t i = 0; i < pixels && step == 1; i += 64) {

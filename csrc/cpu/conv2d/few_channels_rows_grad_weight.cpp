@@ -26,13 +26,14 @@ struct Scratch {
     Scratch(ScratchParts parts, const PlaneLayout& layout, const FewChannelsGradWeightBlocks& blocks, int64_t channels,
             const KernelSet<T>& kernels)
         : plane(layout.plane_size(blocks.band_lines, kernels.lanes)), image(channels * layout.planes() * plane),
-          planes(parts.take<T>(blocks.images * image)),
+          planes(parts.take<T>(blocks.images * image)), taps(parts.take<const T*>(columns_of(layout, channels))),
           grad(parts.take<T>(blocks.images * blocks.band_lines * layout.w.positions() * kernels.nr)),
           bytes(parts.bytes()) {}
     int64_t plane;  // elements of a plane
     int64_t image;  // of the planes of an image
     T* planes;
-    T* grad;  // [pixel][output channel of a panel]
+    const T** taps;  // of the first pixel
+    T* grad;         // [pixel][output channel of a panel]
     int64_t bytes;
 };
 
@@ -45,7 +46,8 @@ public:
           stager_(layout, job.input_stride, job.pad, kernels), columns_(columns_of(layout, job.channels)),
           panels_(ceil_div(job.rows, kernels.nr)), part_(panels_ * columns_ * kernels.nr),
           taps_(layout.offsets(0, 0, job.channels, layout.plane_size(blocks.band_lines, kernels.lanes))) {
-        const int64_t lines = blocks.band_lines, image = Scratch<T>(ScratchParts(), layout, blocks, job.channels, kernels).image;
+        const int64_t lines = blocks.band_lines,
+                      image = Scratch<T>(ScratchParts(), layout, blocks, job.channels, kernels).image;
         for (int64_t n = 0; n < blocks.images; ++n)
             for (int64_t line = 0; line < lines; ++line)
                 for (int64_t j = 0; j < layout.w.positions(); ++j)
@@ -82,16 +84,15 @@ private:
             stager_.stage(scratch.planes + i * scratch.image, scratch.plane, job_.input + (n + i) * job_.input_stride.n,
                           job_.channels, first_line, lines);
         const int64_t tiles = ceil_div(columns_, kernels_.mr);
-        const T* tap[64];
+        for (size_t t = 0; t < taps_.size(); ++t) scratch.taps[t] = scratch.planes + taps_[t];
         for (int64_t panel = 0; panel < panels_; ++panel, sums += columns_ * kernels_.nr) {
             const int64_t row = panel * kernels_.nr;
             const int rows = static_cast<int>(std::min<int64_t>(kernels_.nr, job_.rows - row));
             stage_grad(scratch.grad, n, images, row, rows, first_line, lines);
             for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
                 const int64_t stop = (tile + 1) * columns_ / tiles;
-                for (int64_t t = first; t < stop; ++t) tap[t - first] = scratch.planes + taps_[static_cast<size_t>(t)];
                 kernels_.gemm_tile_pixels(static_cast<int>(stop - first), rows, images * lines * layout_.w.positions(),
-                                          {tap, places_.data()}, scratch.grad,
+                                          {scratch.taps + first, places_.data()}, scratch.grad,
                                           {sums + first * kernels_.nr, kernels_.nr, true});
                 first = stop;
             }

@@ -76,7 +76,10 @@ bool few_channels_pays(const ConvProblem& problem, ConvPass pass) {
     if (problem.groups != 1 || problem.in_channels == 0 || problem.taps() < 4) return false;
     const int64_t rows = pass == ConvPass::grad_input ? problem.in_channels : problem.out_channels;
     const int64_t channels = pass == ConvPass::grad_input ? problem.out_channels : problem.in_channels;
-    if (channels > few_channels && (rows > few_rows || pass == ConvPass::grad_weight)) return false;
+    // Small planes with lines of less than two vectors: vectors over rows lose nothing between the lines.
+    const bool short_lines =
+        rows >= few_rows && channels <= 4 * few_channels && problem.out_w() < 16 && problem.w.input < 16;
+    if (channels > few_channels && !short_lines && (rows > few_rows || pass == ConvPass::grad_weight)) return false;
     const auto mirrors = [](const Axis& axis) {
         const bool mirrored = axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant;
         return mirrored && (axis.pad_before > 0 || axis.pad_after > 0);
@@ -120,11 +123,12 @@ FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool chann
         const int64_t tile_rows = even_part(rows, most_rows);
         const int64_t last_rows = rows - (ceil_div(rows, tile_rows) - 1) * tile_rows;
         for (const bool whole_band : {false, true}) {
-            // Cycles: 20 a tile, 4 a vector that is written to dest apart.
+            // Cycles: 20 a tile, 4 a vector that is written to dest apart, 12 if it is transposed.
             const auto cycles = [&](int64_t r) {
                 const int64_t band = blocks.band_lines;
                 const double fixed = 20 / depth;
-                const double apart = 4 / depth * static_cast<double>(r * band * ceil_div(positions, lanes));
+                const double apart =
+                    (channels_last ? 12 : 4) / depth * static_cast<double>(r * band * ceil_div(positions, lanes));
                 if (!whole_band)
                     return static_cast<double>(band) * run_cycles(r, positions, lanes, limit, fixed) +
                            (channels_last ? apart : 0);
@@ -185,12 +189,13 @@ FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& lay
     const int64_t bands = batch * ceil_div(layout.h.positions(), blocks.band_lines);
     blocks.splits = std::min<int64_t>(bands, most_splits);
 
-    // The dots take the lanes between lines along, and 30 cycles a tile for the sums across lanes. Vectors over rows:
-    // chunks of 128 to 512 pixels, beside which a tile's own 25 cycles count little.
+    // The dots take the lanes between lines along, wait for loads (a quarter), and need 30 cycles a tile for the sums
+    // across lanes. Vectors over rows: chunks of 128 to 512 pixels, beside which a tile's own 25 cycles count little.
+    // The choice settles the order of sums, so it may not look at the layout.
     const int64_t positions = layout.w.positions(), lines = layout.h.positions();
-    const double dots = best / lanes *
-                        (1 + 30.0 * lanes / (6 * static_cast<double>(blocks.band_lines * layout.pitch))) *
-                        static_cast<double>(layout.pitch) / static_cast<double>(positions);
+    const double run = static_cast<double>(blocks.band_lines * layout.pitch) / lanes;
+    const double dots =
+        best / lanes * (1.25 + 5 / run) * static_cast<double>(layout.pitch) / static_cast<double>(positions);
     FewChannelsGradWeightBlocks other;
     other.vectors_of_rows = true;
     other.band_lines =
@@ -199,7 +204,7 @@ FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& lay
     const int64_t pixels = other.images * other.band_lines * positions;
     const double vector_rows =
         vector_rows_cycles(rows, columns, lanes, mr, limit / mr * lanes, false, static_cast<double>(pixels)) +
-        0.5 * static_cast<double>(rows);
+        0.25 * static_cast<double>(rows);
     if (vector_rows >= dots) return blocks;
     other.splits = std::min(ceil_div(batch, other.images) * ceil_div(lines, other.band_lines), most_splits);
     return other;

@@ -33,6 +33,31 @@ inline void finish_row(Vec<T>* acc, int vecs, int columns, int row, const convx:
     }
 }
 
+// The same for a whole tile. What is asked once for all its vectors, if they are full: after a sum of 27 the questions
+// for each of them took a quarter of the time.
+template <class T, int rows, int vecs>
+inline void finish_tile(Vec<T> (&acc)[rows][vecs], int columns, const convx::TileOutput<T>& out) {
+    constexpr int lanes = VecOf<T>::lanes;
+    if (columns < vecs * lanes) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) finish_row<T>(acc[i], vecs, columns, i, out);
+        return;
+    }
+    const convx::TileOutput<T> to = out;
+    const auto for_each = [&](const auto& change) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+            for (int v = 0; v < vecs; ++v) acc[i][v] = change(acc[i][v], i, v * lanes);
+    };
+    if (to.accumulate)
+        for_each([&](Vec<T> sum, int i, int first) { return add(load(to.c + i * to.row_stride + first), sum); });
+    if (to.row_bias) for_each([&](Vec<T> sum, int i, int) { return add(sum, broadcast(to.row_bias[i])); });
+    if (to.column_bias) for_each([&](Vec<T> sum, int, int first) { return add(sum, load(to.column_bias + first)); });
+    if (to.relu) for_each([](Vec<T> sum, int, int) { return relu(sum); });
+    for_each([&](Vec<T> sum, int i, int first) { return store(to.c + i * to.row_stride + first, sum), sum; });
+}
+
 // The row operand, element i of step d: out of a packed panel, or of rows that stand anywhere.
 template <class T, int mr>
 struct PanelRows {
@@ -85,8 +110,7 @@ template <class T, int nr, int rows, int vecs, class Rows>
 void gemm_tile_sized(int columns, int64_t depth, const Rows a, const T* b, const convx::TileOutput<T>& out) {
     Vec<T> acc[rows][vecs];
     multiply_panels<T, nr>(depth, a, b, acc);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) finish_row<T>(acc[i], vecs, columns, i, out);
+    finish_tile<T>(acc, columns, out);
 }
 
 // From run-time rows and vectors to one of the mr * nr / lanes compiled tiles. `A` is a panel, an array of rows or one
