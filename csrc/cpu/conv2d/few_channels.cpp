@@ -1,8 +1,7 @@
 #include "cpu/conv2d/few_channels.h"
 
-#include <cmath>
-
 #include "common/rounding.h"
+#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/registry.h"
 #include "cpu/scratch_parts.h"
@@ -97,7 +96,7 @@ private:
         for (int64_t row = 0; pass_.bias && row < pass_.rows; ++row)
             shared.bias[row] = pass_.bias[row * pass_.bias_stride];
         bias_ = pass_.bias ? shared.bias : nullptr;
-        return std::all_of(shared.weights, to, [](T weight) { return std::isfinite(weight); });
+        return all_finite(shared.weights, to - shared.weights);
     }
 
     T* pack_panel(T* to, const Class& one, int64_t first_row, int64_t rows) const {
@@ -131,15 +130,16 @@ private:
 
     bool one_chunk() const { return blocks_.chunk_channels >= pass_.channels; }
 
-    // Positions that are computed between two shares of what is read ahead: whole tiles, about 500 cycles.
+    // Positions that are computed between two shares of what is read ahead: whole tiles, about 500 cycles, if reading
+    // weighs as much as writing rows; else a run.
     int64_t piece(int64_t depth) const {
+        if (pass_.rows > pass_.channels) return blocks_.band_lines * layout_.pitch;
         const int64_t vecs = std::min<int64_t>(kernels_.few_channels_limit / blocks_.tile_rows, 8);
         return vecs * kernels_.lanes * std::max<int64_t>(1, 80 / std::max<int64_t>(depth, 1));
     }
 
-    // The channels from c on, or the first ones of the next band, if reading them weighs as much as writing rows.
+    // The channels from c on, or the first ones of the next band.
     ReadAhead<T> ahead_of(int64_t n, int64_t first_line, int64_t c, int64_t channels) const {
-        if (pass_.rows > pass_.channels) return {};
         if (c >= pass_.channels) {
             c = 0;
             first_line += blocks_.band_lines;
@@ -151,7 +151,7 @@ private:
         const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
         int64_t shares = 0;
         for (const Class& one : classes_)
-            shares += ceil_div(pass_.rows, blocks_.tile_rows) * lines *
+            shares += ceil_div(pass_.rows, blocks_.tile_rows) * (blocks_.whole_band ? 1 : lines) *
                       ceil_div(one.w->positions, piece(channels * one.taps));
         return stager_.read_ahead(pass_.source + n * pass_.source_stride.n + c * pass_.source_stride.c,
                                   std::min(blocks_.chunk_channels, pass_.channels - c), first_line, lines, shares);

@@ -5,10 +5,9 @@
 //
 // Work: a task owns a band of lines of one image and stages it with all channels; some lines at a time their pixels run
 // through the tiles of one panel of rows after the other. The order of a sum is that of few_channels.cpp.
-#include <cmath>
-
 #include "common/rounding.h"
 #include "cpu/conv2d/few_channels.h"
+#include "cpu/conv2d/finite.h"
 #include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
@@ -100,11 +99,18 @@ private:
         for (int64_t row = 0; pass_.bias && row < pass_.rows; ++row)
             shared.bias[row] = pass_.bias[row * pass_.bias_stride];
         bias_ = pass_.bias ? shared.bias : nullptr;
-        return std::all_of(shared.weights, to, [](T weight) { return std::isfinite(weight); });
+        return all_finite(shared.weights, to - shared.weights);
     }
 
     T* pack_panel(T* to, const Class& one, int64_t first_row) const {
-        const int64_t rows = std::min<int64_t>(kernels_.nr, pass_.rows - first_row);
+        const int64_t rows = std::min<int64_t>(kernels_.nr, pass_.rows - first_row), depth = one.depth();
+        if (takes_weights_in_order(one)) {
+            const T* row[64];
+            for (int64_t i = 0; i < rows; ++i) row[i] = pass_.weight + (first_row + i) * pass_.weight_row;
+            if (rows < kernels_.nr) std::fill_n(to, depth * kernels_.nr, T(0));
+            kernels_.pack_transposed(to, kernels_.nr, row, static_cast<int>(rows), depth);
+            return to + depth * kernels_.nr;
+        }
         for (int64_t c = 0; c < pass_.channels; ++c)
             for (const PhasedAxis::Tap& r : one.h->taps)
                 for (const PhasedAxis::Tap& s : one.w->taps) {
@@ -115,6 +121,18 @@ private:
                     to += kernels_.nr;
                 }
         return to;
+    }
+
+    // Whether the channels and taps of a row stand in memory as they are summed.
+    bool takes_weights_in_order(const Class& one) const {
+        const auto all_of = [](const PhasedAxis::Class& axis) {
+            for (size_t i = 0; i < axis.taps.size(); ++i)
+                if (axis.taps[i].kernel_index != static_cast<int64_t>(i)) return false;
+            return true;
+        };
+        const auto r = static_cast<int64_t>(one.h->taps.size()), s = static_cast<int64_t>(one.w->taps.size());
+        return all_of(*one.h) && all_of(*one.w) && pass_.weight_w == 1 && pass_.weight_h == s &&
+               pass_.weight_channel == r * s;
     }
 
     void run_band(int64_t n, int64_t first_line, const Scratch<T>& scratch) const {

@@ -185,8 +185,9 @@ DepthwiseBlocks plan_depthwise_blocks(int64_t kernel, int64_t stride, int64_t pl
 int64_t depthwise_task_rows(int64_t row_flops, int64_t rows);
 int64_t depthwise_pixels_scratch(const StagedAxis& h, const StagedAxis& w, int64_t channels, DType dtype);
 
-// Below this many flops (about 50 us on one core) an operation stays on the calling thread.
-constexpr int64_t parallel_flops = 4'000'000;
+// Below this many flops (about 40 us on one core) an operation stays on the calling thread: what other threads take off
+// 40 us is about what it costs to wake them (thread_pool.h); if they are awake, it is a gain of 25 us.
+constexpr int64_t parallel_flops = 3'000'000;
 inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1 << 16; }
 
 // What the method would do, without algorithm-independent fields (plan_conv fills those).

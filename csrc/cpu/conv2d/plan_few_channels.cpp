@@ -13,6 +13,8 @@ namespace {
 // both methods are equal at 12 to 16.
 constexpr int64_t few_channels = 8;
 constexpr int64_t few_rows = 16;
+// The same for small planes: as many weights as stay in L2 beside them.
+constexpr int64_t few_weights = 32 * 1024;
 
 // Depth of the sums in registers: enough that their way to memory and back does not count.
 constexpr int64_t target_depth = 256;
@@ -77,8 +79,9 @@ bool few_channels_pays(const ConvProblem& problem, ConvPass pass) {
     const int64_t rows = pass == ConvPass::grad_input ? problem.in_channels : problem.out_channels;
     const int64_t channels = pass == ConvPass::grad_input ? problem.out_channels : problem.in_channels;
     // Small planes with lines of less than two vectors: vectors over rows lose nothing between the lines.
-    const bool short_lines =
-        rows >= few_rows && channels <= 4 * few_channels && problem.out_w() < 16 && problem.w.input < 16;
+    const bool short_lines = rows >= few_rows && channels <= 4 * few_channels &&
+                             rows * channels * problem.taps() <= few_weights && problem.out_w() < 16 &&
+                             problem.w.input < 16;
     if (channels > few_channels && !short_lines && (rows > few_rows || pass == ConvPass::grad_weight)) return false;
     const auto mirrors = [](const Axis& axis) {
         const bool mirrored = axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant;
