@@ -22,6 +22,8 @@ CONV_PROBLEMS = {
     "1x1": Conv(n=2, c=96, h=20, w=21, k=70, r=1, s=1),
     "1x1-small-image": Conv(n=4, c=300, h=7, w=7, k=170, r=1, s=1),
     "first-layer": Conv(n=2, c=3, h=65, w=67, k=40, r=7, s=7, stride=2, padding=3),
+    "small-planes": Conv(n=30, c=6, h=14, w=14, k=16, r=5, s=5),
+    "small-planes-many": Conv(n=70, c=16, h=4, w=4, k=32, padding=1),
     "many-pixels": Conv(n=2, c=4, h=150, w=161, k=6, padding=1),
     "photo": Conv(n=2, c=1, h=350, w=401, k=1, padding=1),
     "depthwise": Conv(n=2, c=34, h=61, w=63, k=34, groups=34, padding=1),

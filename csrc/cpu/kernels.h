@@ -23,6 +23,13 @@ struct TileOutput {
     bool relu = false;
 };
 
+// Pixels that stand anywhere; the d-th value that each is multiplied with lies offsets[d] further on.
+template <class T>
+struct PlacedPixels {
+    const T* const* pixel;
+    const int32_t* offsets;
+};
+
 // A run of adjacent positions of a direct convolution (kernels/few_channels.inl.h): for each row i < rows and each
 // position x < count  dest = relu([dest +] sum over d < depth of weights[d * rows + i] * source[x + offsets[d]] +
 // bias).
@@ -80,6 +87,10 @@ struct KernelSet {
     // The same with rows that stand anywhere: sum over d < depth of a[i][d] * b[d * nr + j].
     void (*gemm_tile_rows)(int rows, int columns, int64_t depth, const T* const* a, const T* b,
                            const TileOutput<T>& out);
+
+    // The same with pixels in the rows: sum over d < depth of a.pixel[i][a.offsets[d]] * b[d * nr + j].
+    void (*gemm_tile_pixels)(int rows, int columns, int64_t depth, const PlacedPixels<T>& a, const T* b,
+                             const TileOutput<T>& out);
 
     // One tile of dot products: sum over d < depth of a[i][d] * b[j][d], for i < rows <= dot_rows, j < columns <=
     // dot_columns; `out` without bias and ReLU.

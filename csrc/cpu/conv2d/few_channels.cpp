@@ -1,8 +1,7 @@
 #include "cpu/conv2d/few_channels.h"
 
-#include <cmath>
-
 #include "common/rounding.h"
+#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/registry.h"
 #include "cpu/scratch_parts.h"
@@ -13,36 +12,13 @@ namespace convx {
 
 namespace {
 
-// Both passes, as one sees the other: rows are what is written, channels what is summed over.
-template <class T>
-struct Pass {
-    int64_t batch, rows, channels;
-    const T* source;
-    Strides source_stride;
-    T pad;
-    const T* weight;
-    int64_t weight_row, weight_channel, weight_h, weight_w;  // strides
-    T* dest;
-    Strides dest_stride;
-    const T* bias;  // with stride bias_stride, or null
-    int64_t bias_stride;
-    bool relu;
-};
-
 Strides strides_of(const std::array<int64_t, 4>& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
 
 // What all workers share.
 template <class T>
 struct Shared {
     Shared(ScratchParts parts, const PlaneLayout& layout, int64_t rows, int64_t channels)
-        : weights(parts.take<T>(rows * channels * taps(layout))), bias(parts.take<T>(rows)), bytes(parts.bytes()) {}
-    static int64_t taps(const PlaneLayout& layout) {
-        const auto of_axis = [](const PhasedAxis& axis) {
-            size_t count = 0;
-            for (const PhasedAxis::Class& one : axis.classes) count += one.taps.size();
-            return static_cast<int64_t>(count);
-        };
-        return of_axis(layout.h) * of_axis(layout.w);
+        : weights(parts.take<T>(rows * channels * layout.all_taps())), bias(parts.take<T>(rows)), bytes(parts.bytes()) {
     }
     T* weights;  // [class][panel][channel, tap][row]
     T* bias;
@@ -72,18 +48,19 @@ struct Scratch {
 template <class T>
 class Nest {
 public:
-    Nest(const Pass<T>& pass, const PlaneLayout& layout, const FewChannelsBlocks& blocks, const KernelSet<T>& kernels)
+    Nest(const FewChannelsPass<T>& pass, const PlaneLayout& layout, const FewChannelsBlocks& blocks,
+         const KernelSet<T>& kernels)
         : pass_(pass), layout_(layout), blocks_(blocks), kernels_(kernels),
           stager_(layout, pass.source_stride, pass.pad, kernels),
           plane_(layout.plane_size(blocks.band_lines, kernels.lanes)),
           bands_(ceil_div(layout.h.positions(), blocks.band_lines)) {}
 
     // False, and nothing done, if a weight is infinite or NaN.
-    bool run(int64_t flops) {
+    bool run() {
         const PassScratch scratch = few_channels_scratch(layout_, blocks_, pass_.rows, pass_.channels, kernels_);
         const int64_t tasks = pass_.batch * bands_;
-        const int width =
-            static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
+        const int width = static_cast<int>(
+            std::min<int64_t>({parallel_width(pass_.flops), num_threads(), std::max<int64_t>(tasks, 1)}));
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
         const Shared<T> shared(ScratchParts(workspace.data()), layout_, pass_.rows, pass_.channels);
         if (!pack(shared)) return false;
@@ -119,7 +96,7 @@ private:
         for (int64_t row = 0; pass_.bias && row < pass_.rows; ++row)
             shared.bias[row] = pass_.bias[row * pass_.bias_stride];
         bias_ = pass_.bias ? shared.bias : nullptr;
-        return std::all_of(shared.weights, to, [](T weight) { return std::isfinite(weight); });
+        return all_finite(shared.weights, to - shared.weights);
     }
 
     T* pack_panel(T* to, const Class& one, int64_t first_row, int64_t rows) const {
@@ -153,15 +130,16 @@ private:
 
     bool one_chunk() const { return blocks_.chunk_channels >= pass_.channels; }
 
-    // Positions that are computed between two shares of what is read ahead: whole tiles, about 500 cycles.
+    // Positions that are computed between two shares of what is read ahead: whole tiles, about 500 cycles, if reading
+    // weighs as much as writing rows; else a run.
     int64_t piece(int64_t depth) const {
+        if (pass_.rows > pass_.channels) return blocks_.band_lines * layout_.pitch;
         const int64_t vecs = std::min<int64_t>(kernels_.few_channels_limit / blocks_.tile_rows, 8);
         return vecs * kernels_.lanes * std::max<int64_t>(1, 80 / std::max<int64_t>(depth, 1));
     }
 
-    // The channels from c on, or the first ones of the next band, if reading them weighs as much as writing rows.
+    // The channels from c on, or the first ones of the next band.
     ReadAhead<T> ahead_of(int64_t n, int64_t first_line, int64_t c, int64_t channels) const {
-        if (pass_.rows > pass_.channels) return {};
         if (c >= pass_.channels) {
             c = 0;
             first_line += blocks_.band_lines;
@@ -173,7 +151,7 @@ private:
         const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
         int64_t shares = 0;
         for (const Class& one : classes_)
-            shares += ceil_div(pass_.rows, blocks_.tile_rows) * lines *
+            shares += ceil_div(pass_.rows, blocks_.tile_rows) * (blocks_.whole_band ? 1 : lines) *
                       ceil_div(one.w->positions, piece(channels * one.taps));
         return stager_.read_ahead(pass_.source + n * pass_.source_stride.n + c * pass_.source_stride.c,
                                   std::min(blocks_.chunk_channels, pass_.channels - c), first_line, lines, shares);
@@ -246,7 +224,7 @@ private:
         }
     }
 
-    const Pass<T>& pass_;
+    const FewChannelsPass<T>& pass_;
     const PlaneLayout& layout_;
     const FewChannelsBlocks& blocks_;
     const KernelSet<T>& kernels_;
@@ -257,13 +235,14 @@ private:
 };
 
 template <class T>
-bool run_pass(const Pass<T>& pass, const ConvProblem& problem, bool forward) {
+bool run_pass(const FewChannelsPass<T>& pass, const ConvProblem& problem, bool forward) {
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
     const PlaneLayout layout = few_channels_layout(problem, forward);
     const FewChannelsBlocks blocks =
         plan_few_channels_blocks(layout, problem.channels_last, pass.rows, pass.channels, sizeof(T), kernels.lanes,
                                  kernels.mr, kernels.few_channels_limit);
-    return Nest<T>(pass, layout, blocks, kernels).run(problem.flops());
+    if (blocks.vectors_of_rows) return run_few_channels_rows(pass, layout, blocks, kernels);
+    return Nest<T>(pass, layout, blocks, kernels).run();
 }
 
 }  // namespace
@@ -271,6 +250,7 @@ bool run_pass(const Pass<T>& pass, const ConvProblem& problem, bool forward) {
 template <class T>
 PassScratch few_channels_scratch(const PlaneLayout& layout, const FewChannelsBlocks& blocks, int64_t rows,
                                  int64_t channels, const KernelSet<T>& kernels) {
+    if (blocks.vectors_of_rows) return few_channels_rows_scratch(layout, blocks, rows, channels, kernels);
     return {Shared<T>(ScratchParts(), layout, rows, channels).bytes,
             Scratch<T>(ScratchParts(), layout, blocks, rows, channels, kernels.lanes).bytes};
 }
@@ -279,22 +259,23 @@ template <class T>
 void few_channels_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                           TensorView<const T> bias, TensorView<T> output) {
     const Border border = border_of(problem, forward_table(problem.h), forward_table(problem.w));
-    const Pass<T> pass{problem.batch,
-                       problem.out_channels,
-                       problem.in_channels,
-                       input.data,
-                       strides_of(input.stride),
-                       static_cast<T>(border.value),
-                       weight.data,
-                       weight.stride[0],
-                       weight.stride[1],
-                       weight.stride[2],
-                       weight.stride[3],
-                       output.data,
-                       strides_of(output.stride),
-                       bias.data,
-                       bias.stride[1],
-                       problem.relu};
+    const FewChannelsPass<T> pass{problem.batch,
+                                  problem.out_channels,
+                                  problem.in_channels,
+                                  input.data,
+                                  strides_of(input.stride),
+                                  static_cast<T>(border.value),
+                                  weight.data,
+                                  weight.stride[0],
+                                  weight.stride[1],
+                                  weight.stride[2],
+                                  weight.stride[3],
+                                  output.data,
+                                  strides_of(output.stride),
+                                  bias.data,
+                                  bias.stride[1],
+                                  problem.relu,
+                                  problem.flops()};
     // What the border must not multiply is the implicit GEMM's to skip.
     if (border.mixed || !run_pass(pass, problem, true)) gemm_forward(problem, input, weight, bias, output);
 }
@@ -302,22 +283,23 @@ void few_channels_forward(const ConvProblem& problem, TensorView<const T> input,
 template <class T>
 void few_channels_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
                              TensorView<T> grad_input) {
-    const Pass<T> pass{problem.batch,
-                       problem.in_channels,
-                       problem.out_channels,
-                       grad_output.data,
-                       strides_of(grad_output.stride),
-                       T(0),
-                       weight.data,
-                       weight.stride[1],
-                       weight.stride[0],
-                       weight.stride[2],
-                       weight.stride[3],
-                       grad_input.data,
-                       strides_of(grad_input.stride),
-                       nullptr,
-                       0,
-                       false};
+    const FewChannelsPass<T> pass{problem.batch,
+                                  problem.in_channels,
+                                  problem.out_channels,
+                                  grad_output.data,
+                                  strides_of(grad_output.stride),
+                                  T(0),
+                                  weight.data,
+                                  weight.stride[1],
+                                  weight.stride[0],
+                                  weight.stride[2],
+                                  weight.stride[3],
+                                  grad_input.data,
+                                  strides_of(grad_input.stride),
+                                  nullptr,
+                                  0,
+                                  false,
+                                  problem.flops()};
     if (!run_pass(pass, problem, false)) gemm_grad_input(problem, grad_output, weight, grad_input);
 }
 

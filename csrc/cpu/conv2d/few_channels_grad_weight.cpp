@@ -44,29 +44,25 @@ struct Scratch {
 template <class T>
 class Nest {
 public:
-    Nest(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input, T pad,
+    Nest(const FewChannelsGradWeight<T>& job, const PlaneLayout& layout, const FewChannelsGradWeightBlocks& blocks,
          const KernelSet<T>& kernels)
-        : problem_(problem), kernels_(kernels), layout_(few_channels_layout(problem, true)),
-          rows_(problem.out_channels), columns_(problem.in_channels * problem.taps()),
-          blocks_(plan_few_channels_grad_weight(layout_, problem.batch, rows_, problem.in_channels, sizeof(T),
-                                                kernels.few_channels_limit)),
-          grad_(grad_output.data), grad_stride_(strides_of(grad_output.stride)), input_(input.data),
-          input_stride_(strides_of(input.stride)), stager_(layout_, input_stride_, pad, kernels),
-          offsets_(layout_.offsets(0, 0, problem.in_channels, layout_.plane_size(blocks_.band_lines, kernels.lanes))) {}
+        : job_(job), kernels_(kernels), layout_(layout), blocks_(blocks), rows_(job.rows),
+          grad_stride_(job.grad_stride), stager_(layout, job.input_stride, job.pad, kernels),
+          offsets_(layout.offsets(0, 0, job.channels, layout.plane_size(blocks.band_lines, kernels.lanes))),
+          columns_(static_cast<int64_t>(offsets_.size())) {}
 
     void run(T* grad_weight) const {
-        const int64_t bands = ceil_div(layout_.h.positions(), blocks_.band_lines), all_bands = problem_.batch * bands;
+        const int64_t bands = ceil_div(layout_.h.positions(), blocks_.band_lines), all_bands = job_.batch * bands;
         const int64_t weights = rows_ * columns_;
-        const PassScratch scratch =
-            few_channels_grad_weight_scratch(layout_, blocks_, rows_, problem_.in_channels, kernels_);
+        const PassScratch scratch = few_channels_grad_weight_scratch(layout_, blocks_, rows_, job_.channels, kernels_);
         const int width =
-            static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), blocks_.splits}));
+            static_cast<int>(std::min<int64_t>({parallel_width(job_.flops), num_threads(), blocks_.splits}));
         const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
         T* partial = blocks_.splits == 1 ? grad_weight : static_cast<T*>(workspace.data());
         char* workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
         parallel_for(blocks_.splits, width, [&](int64_t split, int worker) {
-            const Scratch<T> own(ScratchParts(workers + worker * scratch.worker_bytes), layout_, blocks_,
-                                 problem_.in_channels, kernels_.lanes);
+            const Scratch<T> own(ScratchParts(workers + worker * scratch.worker_bytes), layout_, blocks_, job_.channels,
+                                 kernels_.lanes);
             T* sums = partial + split * weights;
             std::fill_n(sums, weights, T(0));
             const int64_t last = (split + 1) * all_bands / blocks_.splits;
@@ -79,7 +75,7 @@ public:
 private:
     void add_band(int64_t n, int64_t first_line, const Scratch<T>& scratch, T* sums) const {
         const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
-        stager_.stage(scratch.planes, scratch.plane, input_ + n * input_stride_.n, problem_.in_channels, first_line,
+        stager_.stage(scratch.planes, scratch.plane, job_.input + n * job_.input_stride.n, job_.channels, first_line,
                       lines);
         FewChannelsDots<T> job{};
         job.grad_stride = scratch.length;
@@ -112,11 +108,11 @@ private:
             first_line += blocks_.band_lines;
             if (first_line >= layout_.h.positions()) {
                 first_line = 0;
-                if (++n == problem_.batch) return {};
+                if (++n == job_.batch) return {};
             }
         }
         const int64_t rows = std::min(blocks_.block_rows, rows_ - block);
-        return {grad_ + n * grad_stride_.n + block * grad_stride_.c + first_line * grad_stride_.h,
+        return {job_.grad + n * grad_stride_.n + block * grad_stride_.c + first_line * grad_stride_.h,
                 rows,
                 grad_stride_.c,
                 std::min(blocks_.band_lines, layout_.h.positions() - first_line),
@@ -129,7 +125,7 @@ private:
     void stage_grad(const Scratch<T>& scratch, int64_t n, int64_t first_row, int64_t rows, int64_t first_line,
                     int64_t lines) const {
         const int64_t count = layout_.w.positions(), pitch = layout_.pitch;
-        const T* source = grad_ + n * grad_stride_.n + first_row * grad_stride_.c + first_line * grad_stride_.h;
+        const T* source = job_.grad + n * grad_stride_.n + first_row * grad_stride_.c + first_line * grad_stride_.h;
         T* to = scratch.grad;
         const int64_t rest = band_length(layout_, lines, kernels_.lanes) - lines * pitch;
         if (grad_stride_.c == 1 && grad_stride_.w != 1) {
@@ -168,17 +164,15 @@ private:
         }
     }
 
-    const ConvProblem& problem_;
+    const FewChannelsGradWeight<T>& job_;
     const KernelSet<T>& kernels_;
-    const PlaneLayout layout_;
-    const int64_t rows_, columns_;
-    const FewChannelsGradWeightBlocks blocks_;
-    const T* grad_;
+    const PlaneLayout& layout_;
+    const FewChannelsGradWeightBlocks& blocks_;
+    const int64_t rows_;
     const Strides grad_stride_;
-    const T* input_;
-    const Strides input_stride_;
     const Stager<T> stager_;
     const std::vector<int32_t> offsets_;
+    const int64_t columns_;
 };
 
 }  // namespace
@@ -186,9 +180,9 @@ private:
 template <class T>
 PassScratch few_channels_grad_weight_scratch(const PlaneLayout& layout, const FewChannelsGradWeightBlocks& blocks,
                                              int64_t rows, int64_t channels, const KernelSet<T>& kernels) {
-    const int64_t columns =
-        channels * static_cast<int64_t>(layout.h.classes[0].taps.size() * layout.w.classes[0].taps.size());
-    const int64_t partial = blocks.splits == 1 ? 0 : blocks.splits * rows * columns * static_cast<int64_t>(sizeof(T));
+    if (blocks.vectors_of_rows) return few_channels_rows_grad_weight_scratch(layout, blocks, rows, channels, kernels);
+    const int64_t weights = rows * channels * layout.all_taps();
+    const int64_t partial = blocks.splits == 1 ? 0 : blocks.splits * weights * static_cast<int64_t>(sizeof(T));
     return {cache_lines(partial), Scratch<T>(ScratchParts(), layout, blocks, channels, kernels.lanes).bytes};
 }
 
@@ -197,8 +191,23 @@ void few_channels_grad_weight(const ConvProblem& problem, TensorView<const T> gr
                               TensorView<T> grad_weight) {
     const Border border = border_of(problem, forward_table(problem.h), forward_table(problem.w));
     if (border.mixed) return gemm_grad_weight(problem, grad_output, input, grad_weight);
-    Nest<T>(problem, grad_output, input, static_cast<T>(border.value), kernel_set<T>(active_kernels()))
-        .run(grad_weight.data);
+    const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
+    const FewChannelsGradWeight<T> job{problem.batch,
+                                       problem.out_channels,
+                                       problem.in_channels,
+                                       grad_output.data,
+                                       strides_of(grad_output.stride),
+                                       input.data,
+                                       strides_of(input.stride),
+                                       static_cast<T>(border.value),
+                                       problem.flops()};
+    const PlaneLayout layout = few_channels_layout(problem, true);
+    const FewChannelsGradWeightBlocks blocks = plan_few_channels_grad_weight(
+        layout, job.batch, job.rows, job.channels, sizeof(T), kernels.lanes, kernels.mr, kernels.few_channels_limit);
+    if (blocks.vectors_of_rows)
+        run_few_channels_rows_grad_weight(job, layout, blocks, kernels, grad_weight.data);
+    else
+        Nest<T>(job, layout, blocks, kernels).run(grad_weight.data);
     // A NaN may come from an infinity that met one of the zeros between the lines or over the border.
     const T* last = grad_weight.data + grad_weight.size();
     if (std::any_of(static_cast<const T*>(grad_weight.data), last, [](T value) { return std::isnan(value); }))

@@ -1,9 +1,9 @@
 #include "cpu/conv2d/implicit_gemm.h"
 
 #include <atomic>
-#include <cstring>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/plain.h"
 #include "cpu/scratch_parts.h"
 #include "cpu/thread_pool.h"
@@ -12,25 +12,6 @@
 namespace convx {
 
 namespace {
-
-bool all_finite(const float* x, int64_t count) {
-    uint32_t bad = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, x + i, sizeof bits);
-        bad |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    return !bad;
-}
-bool all_finite(const double* x, int64_t count) {
-    uint64_t bad = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        uint64_t bits;
-        std::memcpy(&bits, x + i, sizeof bits);
-        bad |= (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
-    }
-    return !bad;
-}
 
 // The widths of the two operands' panels, which swap with the orientation.
 struct Panels {

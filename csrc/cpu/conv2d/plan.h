@@ -217,8 +217,9 @@ PassScratch depthwise_grad_weight_scratch(const ConvProblem& problem, const Dept
 int64_t depthwise_task_rows(int64_t row_flops, int64_t rows);
 int64_t depthwise_pixels_scratch(const StagedAxis& h, const StagedAxis& w, int64_t channels, DType dtype);
 
-// Below this many flops (about 50 us on one core) an operation stays on the calling thread.
-constexpr int64_t parallel_flops = 4'000'000;
+// Below this many flops (about 40 us on one core) an operation stays on the calling thread: what other threads take off
+// 40 us is about what it costs to wake them (thread_pool.h); if they are awake, it is a gain of 25 us.
+constexpr int64_t parallel_flops = 3'000'000;
 inline int parallel_width(int64_t flops) { return flops < parallel_flops ? 1 : 1 << 16; }
 // Few flops an element: 512 planes of 14 x 14 through 3x3 with stride 2 take 25 us, three times what their flops would.
 inline int64_t depthwise_work(int64_t flops, int64_t elements) { return flops + 8 * elements; }

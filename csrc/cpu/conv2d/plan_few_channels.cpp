@@ -13,6 +13,8 @@ namespace {
 // both methods are equal at 12 to 16.
 constexpr int64_t few_channels = 8;
 constexpr int64_t few_rows = 16;
+// The same for small planes: as many weights as stay in L2 beside them.
+constexpr int64_t few_weights = 32 * 1024;
 
 // Depth of the sums in registers: enough that their way to memory and back does not count.
 constexpr int64_t target_depth = 256;
@@ -21,6 +23,7 @@ constexpr int64_t band_bytes = 96 * 1024;
 // Weight gradient: positions of a band, and grad_output beside it in L2.
 constexpr int64_t run_positions = 1536;
 constexpr int64_t grad_bytes = 96 * 1024;
+constexpr int64_t most_splits = 32;
 // A band is no more than this part of an image, so that one image already makes work for some threads,
 // unless it is small: a band has this many flops (20 us) if the image does.
 constexpr int64_t bands_of_image = 8;
@@ -49,6 +52,21 @@ int64_t most_taps(const PhasedAxis& axis) {
 
 int64_t even_part(int64_t size, int64_t most) { return ceil_div(size, ceil_div(size, std::max<int64_t>(most, 1))); }
 
+// Cycles of a band per tap with vectors over rows, of which a tile has one or two; as above, and 5 for each vector that
+// is transposed behind the tiles.
+double vector_rows_cycles(int64_t rows, int64_t pixels, int lanes, int mr, int nr, bool transposes, double depth) {
+    const int64_t tiles = ceil_div(pixels, mr), pixels_of_tile = ceil_div(pixels, tiles);
+    double cycles = 0;
+    for (int64_t row = 0; row < rows; row += nr) {
+        const int64_t vecs = ceil_div(std::min<int64_t>(rows - row, nr), lanes);
+        const double tile =
+            static_cast<double>(std::max({pixels_of_tile * vecs, pixels_of_tile + vecs, int64_t{8}})) / 2;
+        cycles += static_cast<double>(tiles) * (tile + 25 / depth);
+        if (transposes) cycles += 5 / depth * static_cast<double>(vecs * pixels);
+    }
+    return cycles;
+}
+
 std::string describe_band(const PlaneLayout& layout, int64_t lines) {
     return std::to_string(std::min(lines, layout.h.positions())) + " lines of " + std::to_string(layout.w.positions());
 }
@@ -60,7 +78,11 @@ bool few_channels_pays(const ConvProblem& problem, ConvPass pass) {
     if (problem.groups != 1 || problem.in_channels == 0 || problem.taps() < 4) return false;
     const int64_t rows = pass == ConvPass::grad_input ? problem.in_channels : problem.out_channels;
     const int64_t channels = pass == ConvPass::grad_input ? problem.out_channels : problem.in_channels;
-    if (channels > few_channels && (rows > few_rows || pass == ConvPass::grad_weight)) return false;
+    // Small planes with lines of less than two vectors: vectors over rows lose nothing between the lines.
+    const bool short_lines = rows >= few_rows && channels <= 4 * few_channels &&
+                             rows * channels * problem.taps() <= few_weights && problem.out_w() < 16 &&
+                             problem.w.input < 16;
+    if (channels > few_channels && !short_lines && (rows > few_rows || pass == ConvPass::grad_weight)) return false;
     const auto mirrors = [](const Axis& axis) {
         const bool mirrored = axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant;
         return mirrored && (axis.pad_before > 0 || axis.pad_after > 0);
@@ -104,13 +126,16 @@ FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool chann
         const int64_t tile_rows = even_part(rows, most_rows);
         const int64_t last_rows = rows - (ceil_div(rows, tile_rows) - 1) * tile_rows;
         for (const bool whole_band : {false, true}) {
-            // Cycles: 20 a tile, 4 a vector that is written to dest apart.
+            // Cycles: 20 a tile, 4 a vector that is written to dest apart, 12 if it is transposed.
             const auto cycles = [&](int64_t r) {
                 const int64_t band = blocks.band_lines;
                 const double fixed = 20 / depth;
-                if (!whole_band) return static_cast<double>(band) * run_cycles(r, positions, lanes, limit, fixed);
-                return run_cycles(r, (band - 1) * layout.pitch + positions, lanes, limit, fixed) +
-                       4 / depth * static_cast<double>(r * band * ceil_div(positions, lanes));
+                const double apart =
+                    (channels_last ? 12 : 4) / depth * static_cast<double>(r * band * ceil_div(positions, lanes));
+                if (!whole_band)
+                    return static_cast<double>(band) * run_cycles(r, positions, lanes, limit, fixed) +
+                           (channels_last ? apart : 0);
+                return run_cycles(r, (band - 1) * layout.pitch + positions, lanes, limit, fixed) + apart;
             };
             const double total =
                 static_cast<double>(ceil_div(rows, tile_rows) - 1) * cycles(tile_rows) + cycles(last_rows);
@@ -120,11 +145,27 @@ FewChannelsBlocks plan_few_channels_blocks(const PlaneLayout& layout, bool chann
             blocks.whole_band = whole_band;
         }
     }
+
+    // Vectors over rows take all channels at once.
+    const int64_t nr = limit / mr * lanes;
+    const int64_t all_fit = band_bytes / (channels * layout.planes() * layout.pitch * item_bytes) - layout.reach;
+    const int64_t band_lines = even_part(lines, std::min(all_fit, blocks.band_lines));
+    const double vector_rows = static_cast<double>(ceil_div(lines, band_lines)) /
+                               static_cast<double>(ceil_div(lines, blocks.band_lines)) *
+                               vector_rows_cycles(rows, band_lines * positions, lanes, mr, static_cast<int>(nr),
+                                                  !channels_last, static_cast<double>(channels * taps));
+    if (all_fit >= std::min(layout.reach, lines) && all_fit > 0 && vector_rows < best) {
+        blocks = {};
+        blocks.vectors_of_rows = true;
+        blocks.chunk_channels = channels;
+        blocks.band_lines = band_lines;
+    }
     return blocks;
 }
 
 FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& layout, int64_t batch, int64_t rows,
-                                                          int64_t channels, int64_t item_bytes, int limit) {
+                                                          int64_t channels, int64_t item_bytes, int lanes, int mr,
+                                                          int limit) {
     FewChannelsGradWeightBlocks blocks;
     const int64_t columns = channels * most_taps(layout.h) * most_taps(layout.w);
     double best = 0;
@@ -149,8 +190,27 @@ FewChannelsGradWeightBlocks plan_few_channels_grad_weight(const PlaneLayout& lay
     blocks.block_rows = std::clamp(grad_bytes / (blocks.band_lines * line_bytes) / blocks.tile_rows * blocks.tile_rows,
                                    blocks.tile_rows, round_up(rows, blocks.tile_rows));
     const int64_t bands = batch * ceil_div(layout.h.positions(), blocks.band_lines);
-    blocks.splits = std::min<int64_t>(bands, 32);
-    return blocks;
+    blocks.splits = std::min<int64_t>(bands, most_splits);
+
+    // The dots take the lanes between lines along, wait for loads (a quarter), and need 30 cycles a tile for the sums
+    // across lanes. Vectors over rows: chunks of 128 to 512 pixels, beside which a tile's own 25 cycles count little.
+    // The choice settles the order of sums, so it may not look at the layout.
+    const int64_t positions = layout.w.positions(), lines = layout.h.positions();
+    const double run = static_cast<double>(blocks.band_lines * layout.pitch) / lanes;
+    const double dots =
+        best / lanes * (1.25 + 5 / run) * static_cast<double>(layout.pitch) / static_cast<double>(positions);
+    FewChannelsGradWeightBlocks other;
+    other.vectors_of_rows = true;
+    other.band_lines =
+        even_part(lines, std::min(ceil_div(int64_t{512}, positions), std::max(fit, layout.reach / 2 + 1)));
+    if (other.band_lines == lines) other.images = std::clamp(128 / (lines * positions), int64_t{1}, batch);
+    const int64_t pixels = other.images * other.band_lines * positions;
+    const double vector_rows =
+        vector_rows_cycles(rows, columns, lanes, mr, limit / mr * lanes, false, static_cast<double>(pixels)) +
+        0.25 * static_cast<double>(rows);
+    if (vector_rows >= dots) return blocks;
+    other.splits = std::min(ceil_div(batch, other.images) * ceil_div(lines, other.band_lines), most_splits);
+    return other;
 }
 
 template <class T>
@@ -165,6 +225,8 @@ void describe_few_channels(PassPlan& plan, const ConvProblem& problem, bool forw
     const int64_t vecs = std::min<int64_t>(kernels.few_channels_limit / blocks.tile_rows, 8);
     plan.algorithm = "few channels";
     plan.tile = std::to_string(blocks.tile_rows) + " channels x " + std::to_string(vecs * kernels.lanes) + " pixels";
+    if (blocks.vectors_of_rows)
+        plan.tile = std::to_string(kernels.mr) + " pixels x " + std::to_string(kernels.nr) + " channels";
     plan.block = describe_band(layout, blocks.band_lines) + " pixels, sums of " +
                  std::to_string(blocks.chunk_channels) + " channels x " +
                  std::to_string(most_taps(layout.h) * most_taps(layout.w)) + " taps";
@@ -180,21 +242,27 @@ template <class T>
 void describe_few_channels_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
                                        int threads) {
     const PlaneLayout layout = few_channels_layout(problem, true);
-    const FewChannelsGradWeightBlocks blocks = plan_few_channels_grad_weight(
-        layout, problem.batch, problem.out_channels, problem.in_channels, sizeof(T), kernels.few_channels_limit);
+    const FewChannelsGradWeightBlocks blocks =
+        plan_few_channels_grad_weight(layout, problem.batch, problem.out_channels, problem.in_channels, sizeof(T),
+                                      kernels.lanes, kernels.mr, kernels.few_channels_limit);
     const PassScratch scratch =
         few_channels_grad_weight_scratch(layout, blocks, problem.out_channels, problem.in_channels, kernels);
     plan.algorithm = "few channels";
-    plan.tile = std::to_string(blocks.tile_rows) + " x " + std::to_string(blocks.tile_taps) + " weights";
-    plan.block = std::to_string(std::min(blocks.block_rows, problem.out_channels)) + " output channels, sums of " +
+    const int64_t tile_rows = blocks.vectors_of_rows ? kernels.nr : blocks.tile_rows;
+    const int64_t tile_taps = blocks.vectors_of_rows ? kernels.mr : blocks.tile_taps;
+    const int64_t block_rows = blocks.vectors_of_rows ? kernels.nr : blocks.block_rows;
+    plan.tile = std::to_string(tile_rows) + " x " + std::to_string(tile_taps) + " weights";
+    plan.block = std::to_string(std::min(block_rows, problem.out_channels)) + " output channels, sums of " +
+                 (blocks.images > 1 ? std::to_string(blocks.images) + " images of " : "") +
                  describe_band(layout, blocks.band_lines) + " pixels, " + std::to_string(blocks.splits) +
                  (blocks.splits == 1 ? " part" : " parts");
     plan.tasks = blocks.splits;
     plan.threads = std::min<int64_t>({parallel_width(plan.flops), threads, std::max<int64_t>(plan.tasks, 1)});
     plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
-    plan.reason =
-        "few channels in: vectors over pixels, so that neither operand is packed by taps; "
-        "bands of lines are shared out and their sums added in order";
+    plan.reason = "few channels in: vectors over ";
+    plan.reason += blocks.vectors_of_rows ? "output channels" : "pixels";
+    plan.reason +=
+        ", so that neither operand is packed by taps; bands of lines are shared out and their sums added in order";
 }
 
 template void describe_few_channels(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&, int);

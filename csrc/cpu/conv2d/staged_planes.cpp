@@ -11,6 +11,12 @@ int64_t PhasedAxis::reach() const {
     return most;
 }
 
+int64_t PhasedAxis::all_taps() const {
+    size_t count = 0;
+    for (const Class& one : classes) count += one.taps.size();
+    return static_cast<int64_t>(count);
+}
+
 PhasedAxis phases_of_forward(const Axis& axis) {
     const AxisTable table = forward_table(axis);
     PhasedAxis staged;

@@ -33,6 +33,7 @@ struct PhasedAxis {
 
     int64_t positions() const { return classes.front().positions; }  // the first class has the most
     int64_t reach() const;                                           // the largest offset
+    int64_t all_taps() const;                                        // of all classes
     int64_t at(int64_t phase, int64_t cell) const {
         return cell < cells ? source[static_cast<size_t>(phase * cells + cell)] : AxisTable::outside;
     }
@@ -50,6 +51,7 @@ struct PlaneLayout {
     int64_t reach;  // lines that a band needs beyond its own
 
     int64_t planes() const { return h.phases * w.phases; }
+    int64_t all_taps() const { return h.all_taps() * w.all_taps(); }
     // One plane for a band of `lines` positions; vectors of `lanes` may read past its end.
     int64_t plane_size(int64_t lines, int64_t lanes) const {
         return (lines + reach) * pitch + (width - w.positions()) + lanes;

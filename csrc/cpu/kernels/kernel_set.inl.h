@@ -32,6 +32,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.nr = vecs * VecOf<T>::lanes;
     set.gemm_tile = gemm_tile<T, mr, vecs>;
     set.gemm_tile_rows = gemm_tile_rows<T, mr, vecs>;
+    set.gemm_tile_pixels = gemm_tile_pixels<T, mr, vecs>;
     set.dot_rows = dot_rows;
     set.dot_columns = dot_columns;
     set.dot_tile = dot_tile<T, dot_rows, dot_columns>;
