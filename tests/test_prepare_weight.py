@@ -58,7 +58,8 @@ def test_winograd(name, isa, dtype, layout):
     options = {**problem.options, "layout": layout, "algorithm": "winograd"}
     images = {n: to_layout(arrays(problem.replace(n=n), dtype)[0], layout) for n in (problem.n, 9)}
     ready = convx.prepare_weight(w, images[9].shape, **options)
-    assert 5 * w.nbytes <= ready.nbytes <= 9 * w.nbytes
+    # The weight, four times its size, and what fills up panels.
+    assert 5 * w.nbytes <= ready.nbytes <= 12 * w.nbytes
     for x in images.values():
         assert_same_bits(convx.conv2d(x, ready, b, **options), convx.conv2d(x, w, b, **options))
     w[3, 2, 0, 1] = np.nan

@@ -380,9 +380,9 @@ private:
     const KernelSet<T>& kernels_;
     const int64_t tile_rows_, tile_columns_, tiles_;
     const WinogradBlocks blocks_;
-    const std::vector<int64_t> row_of_, column_of_;
     const SharedWeights<T> shared_weights_;
     const T* weights_;  // transformed ones of all rows, or null
+    const std::vector<int64_t> row_of_, column_of_;
     char* workers_ = nullptr;
     int64_t worker_bytes_ = 0;
     int width_ = 1;
