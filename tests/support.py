@@ -162,6 +162,8 @@ CONV_PROBLEMS = {
     "groups-circular": Conv(c=34, h=6, w=9, k=36, groups=2, padding=2, padding_mode="circular"),
     "depthwise": Conv(c=19, h=15, w=17, k=19, groups=19, padding=1),
     "depthwise-stride2": Conv(c=16, h=15, w=18, k=16, groups=16, stride=2, padding=1),
+    "depthwise-7x7-plane": Conv(n=3, c=21, h=7, w=7, k=21, groups=21, padding=1),
+    "depthwise-14x14-plane": Conv(c=21, h=14, w=14, k=21, groups=21, stride=2, padding=1),
     "depthwise-5x5-stride2": Conv(c=9, h=14, w=19, k=9, r=5, s=5, groups=9, stride=2, padding=2),
     "depthwise-dilation": Conv(c=7, h=14, w=19, k=7, groups=7, dilation=(2, 3), padding=(2, 3)),
     "depthwise-7x7": Conv(c=8, h=14, w=14, k=8, r=7, s=7, groups=8, padding=3),

@@ -29,6 +29,7 @@ CONV_PROBLEMS = {
     "depthwise": Conv(n=2, c=34, h=61, w=63, k=34, groups=34, padding=1),
     "depthwise-stride2": Conv(n=2, c=34, h=77, w=79, k=34, r=5, s=5, groups=34, stride=2, padding=2),
     "depthwise-3x3-stride2": Conv(n=2, c=34, h=127, w=129, k=34, groups=34, stride=2, padding=1),
+    "depthwise-narrow": Conv(n=3, c=600, h=14, w=14, k=600, groups=600, stride=2, padding=1),
     "depthwise-any-window": Conv(n=2, c=20, h=60, w=61, k=20, r=7, s=4, groups=20, dilation=(1, 2), padding=3),
     "depthwise-multiplier": Conv(n=2, c=20, h=60, w=61, k=60, groups=20, padding=1),
     "groups-of-4": Conv(n=2, c=48, h=75, w=76, k=48, groups=12, stride=2, padding=1),

@@ -137,8 +137,9 @@ bool run_depthwise_planes(const DepthwiseWindow& window, const GroupedConv<T>& c
     const int64_t row_blocks = ceil_div(height, blocks.block_rows);
     const int64_t units = batch * channels * row_blocks, tasks = ceil_div(units, blocks.task_units);
     const int threads = static_cast<int>(std::min<int64_t>({depthwise_width(conv), num_threads(), tasks}));
-    const Workspace zeros(static_cast<size_t>(cache_lines(source_width * static_cast<int64_t>(sizeof(T)))));
-    std::fill_n(static_cast<T*>(zeros.data()), source_width, T(0));
+    const Workspace workspace(static_cast<size_t>(depthwise_planes_scratch(source_width, sizeof(T))));
+    T* const zeros = static_cast<T*>(workspace.data()) + masked_elements;
+    std::fill_n(zeros, source_width, T(0));
     const int64_t last_tap = window.flipped ? window.kernel - 1 : 0, step = window.flipped ? -1 : 1;
     parallel_for(tasks, threads, [&, channels = channels, height = height, width = width](int64_t task, int) {
         DepthwisePlanes<T> job;
@@ -148,7 +149,7 @@ bool run_depthwise_planes(const DepthwiseWindow& window, const GroupedConv<T>& c
         job.width = source_width;
         job.pad_top = window.pad_top;
         job.pad_left = window.pad_left;
-        job.zeros = static_cast<const T*>(zeros.data());
+        job.zeros = zeros;
         job.weights_plane = conv.weight_group;
         job.weights_row = step * conv.weight_h;
         job.weights_column = step * conv.weight_w;

@@ -2,6 +2,7 @@
 // adjacent. The order of every sum is that of the staged nest: the same bits, whichever runs.
 #pragma once
 
+#include "common/rounding.h"
 #include "cpu/conv2d/grouped.h"
 
 namespace convx {
@@ -13,6 +14,13 @@ struct DepthwiseWindow {
     bool flipped;  // weights from the last to the first
     bool adjoint;  // of a window with stride 2: the padding is that of the forward pass
 };
+
+// Masked lanes reach this far beyond the row of zeros, at most. They must not lie in a page that is not there: though
+// nothing is read, each such load would cost 100 ns.
+constexpr int64_t masked_elements = 64;
+inline int64_t depthwise_planes_scratch(int64_t source_columns, int64_t item_bytes) {
+    return cache_lines((source_columns + 2 * masked_elements) * item_bytes);
+}
 
 // False where the strides of the arrays do not allow it: nothing has been done then.
 template <class T>

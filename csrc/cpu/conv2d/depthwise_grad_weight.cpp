@@ -38,7 +38,7 @@ template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const ConvProblem& problem, const DepthwiseGradWeightBlocks& blocks, bool gathers,
             int64_t lanes)
-        : zeros(parts.take<T>(problem.w.input)),
+        : zero_line(parts.take<T>(problem.w.input + 2 * masked_elements)),
           sums(parts.take<T>(std::min(blocks.task_channels, problem.groups) * problem.taps() * lanes)) {
         if (gathers) {
             source = parts.take<T>(gathered_channels * source_rows(problem, blocks.block_rows) * problem.w.input);
@@ -46,9 +46,11 @@ struct Scratch {
         }
         bytes = parts.bytes();
     }
-    T *zeros, *sums;                       // sums: [channel][tap][lane]
+    T *zero_line, *sums;                   // sums: [channel][tap][lane]
     T *source = nullptr, *grad = nullptr;  // [channel][row][column]
     int64_t bytes;
+
+    T* zeros() const { return zero_line + masked_elements; }
 };
 
 template <class T>
@@ -74,7 +76,7 @@ public:
         parallel_for(tasks, width, [&](int64_t task, int worker) {
             const Scratch<T> own(ScratchParts(workers + worker * scratch.worker_bytes), problem_, blocks_, gathers_,
                                  kernels_.lanes);
-            std::fill_n(own.zeros, problem_.w.input, T(0));
+            std::fill_n(own.zeros(), problem_.w.input, T(0));
             const int64_t split = task / channel_tasks, first = task % channel_tasks * blocks_.task_channels;
             const int64_t channels = std::min(blocks_.task_channels, problem_.groups - first);
             const int64_t sums = channels * problem_.taps();
@@ -111,7 +113,7 @@ private:
         job.width = problem_.w.input;
         job.pad_top = problem_.h.pad_before;
         job.pad_left = problem_.w.pad_before;
-        job.zeros = scratch.zeros;
+        job.zeros = scratch.zeros();
         job.first_row = p;
         job.rows = rows;
         job.columns = problem_.out_w();
@@ -143,13 +145,25 @@ private:
         grad_stage_.fill(scratch.grad, job.grad_plane, n, channel, job.planes, job.first_row, job.rows, pads);
     }
 
+    void add_lanes(const T* sums, int64_t count, T* to) const {
+        if (kernels_.lanes == 16) return add_lanes_of<16>(sums, count, to);
+        if (kernels_.lanes == 8) return add_lanes_of<8>(sums, count, to);
+        if (kernels_.lanes == 4) return add_lanes_of<4>(sums, count, to);
+        add_lanes_of<2>(sums, count, to);
+    }
+
+    template <int lanes>
+    static void add_lanes_of(const T* sums, int64_t count, T* to) {
+        for (int64_t i = 0; i < count; ++i) to[i] = sum_lanes<lanes, 1>(sums + i * lanes);
+    }
+
     // The lanes in pairs, pairs of pairs, ...: shorter chains than one after the other.
-    void add_lanes(T* sums, int64_t count, T* to) const {
-        for (int64_t i = 0; i < count; ++i, sums += kernels_.lanes) {
-            for (int64_t width = kernels_.lanes / 2; width > 0; width /= 2)
-                for (int64_t lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
-            to[i] = sums[0];
-        }
+    template <int lanes, int width>
+    static T sum_lanes(const T* lane) {
+        if constexpr (width == lanes)
+            return *lane;
+        else
+            return sum_lanes<lanes, 2 * width>(lane) + sum_lanes<lanes, 2 * width>(lane + width);
     }
 
     const ConvProblem& problem_;

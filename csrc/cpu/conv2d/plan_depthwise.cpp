@@ -75,7 +75,7 @@ void describe_depthwise_planes(PassPlan& plan, const ConvProblem& problem, bool 
     plan.block = std::to_string(blocks.block_rows) + " rows of one plane, sums of 1 channel x " +
                  std::to_string(problem.taps()) + " taps";
     plan.tasks = ceil_div(planes * ceil_div(rows, blocks.block_rows), blocks.task_units);
-    plan.scratch_bytes = cache_lines(source_columns * static_cast<int64_t>(sizeof(T)));
+    plan.scratch_bytes = depthwise_planes_scratch(source_columns, sizeof(T));
     plan.reason = "one channel a group, vectors over pixels because the layout is NCHW";
 }
 
