@@ -15,7 +15,7 @@ from support import CONV_PROBLEMS, ISAS, Conv, conv_data, to_layout
 
 pytestmark = pytest.mark.core
 
-PROBLEM = Conv(c=32, h=9, w=10, k=36, padding=1, stride=2, groups=2)
+PROBLEM = Conv(c=32, h=9, w=10, k=192, padding=1, stride=2, groups=2)
 
 
 def assert_same_bits(actual, expected):
@@ -162,7 +162,7 @@ def test_description():
     ready = prepare(PROBLEM, arrays(PROBLEM)[1])
     assert (ready.shape, ready.dtype) == (PROBLEM.weight_shape, np.dtype("float32"))
     assert ready.nbytes >= 2 * ready.weight.nbytes
-    assert repr(ready).startswith("PreparedWeight(float32(36, 16, 3, 3) for ")
+    assert repr(ready).startswith("PreparedWeight(float32(192, 16, 3, 3) for ")
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda ready: pickle.loads(pickle.dumps(ready))])

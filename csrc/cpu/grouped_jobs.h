@@ -37,13 +37,14 @@ struct GroupedGradWeight {
     T* sums;
 };
 
-// With enough channels a group, vectors run over the channels of the result, one or two of them (`vecs`), and pixels are
-// broadcast from wherever they lie: no stride takes rows apart, and no vector holds columns that there are not.
+// With enough channels a group, vectors run over the channels of the result, one or two of them (`vecs`), and pixels
+// are broadcast from wherever they lie: no stride takes rows apart, and no vector holds columns that there are not.
 //
 // A tile is as many pixels (or taps) x `vecs` accumulators; the addresses of more than 8 would not stay in registers.
 constexpr int grouped_channel_pixels(int vecs, int limit) { return limit / vecs < 8 ? limit / vecs : 8; }
 
-// One tile: dest[to[p]][channel] = relu(sum over t < taps of source[places[p] + offsets[t]] * weights[t][channel] + bias[channel])
+// One tile: dest[to[p]][channel] = relu(sum over t < taps of source[places[p] + offsets[t]] * weights[t][channel] +
+// bias[channel])
 template <class T>
 struct GroupedChannels {
     int vecs;

@@ -1,4 +1,6 @@
-// Forward and input gradient of convolutions with few channels a group, depthwise ones above all, as one loop nest:
+// Forward and input gradient of convolutions with few channels a group as one loop nest. It runs depthwise ones of any
+// window and memory layout, and others whose channels are adjacent in memory; for the rest there are grouped_pixels.h
+// and grouped_channels.h.
 //
 //   dest[n, k, i, j] = sum over channel c of k's group, tap of weight[k, c, tap] * source[n, c, h(tap, i), w(tap, j)]
 //

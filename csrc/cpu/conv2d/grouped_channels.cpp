@@ -16,11 +16,11 @@ template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const GroupedPlanes& planes, const GroupedChannelsBlocks& blocks, int64_t channels,
             int64_t dest_columns, int lanes)
-        : planes(parts.take<T>(channels * planes.plane_size(blocks.band_lines, lanes))),
+        : staged(parts.take<T>(channels * planes.plane_size(blocks.band_lines, lanes))),
           result(parts.take<T>(blocks.dest_rows * dest_columns * 2 * lanes)),
           pixels(parts.take<const T*>(blocks.dest_rows * dest_columns)),
           taps(parts.take<T>(planes.kernel_taps * 2 * lanes)), bytes(parts.bytes()) {}
-    T* planes;         // [channel][plane]
+    T* staged;         // [channel][plane]
     T* result;         // [pixel][vectors of channels]
     const T** pixels;  // where each of them begins
     T* taps;           // [tap][vectors of channels]
@@ -40,8 +40,8 @@ struct Shared {
 // The pixels of a class: what they read and where they go, counted from the first of a band.
 struct Class {
     const PhasedAxis::Class *h, *w;
-    int64_t taps;      // of a channel
-    int64_t weights;   // taps of the classes before
+    int64_t taps;     // of a channel
+    int64_t weights;  // taps of the classes before
     std::vector<int32_t> offsets, places, to;
 };
 
@@ -49,7 +49,8 @@ template <class T>
 class Nest {
 public:
     Nest(const GroupedConv<T>& conv, const GroupedPlanes& planes, const KernelSet<T>& kernels)
-        : conv_(conv), planes_(planes), kernels_(kernels), lanes_(kernels.lanes), padded_rows_(round_up(conv.rows, lanes_)),
+        : conv_(conv), planes_(planes), kernels_(kernels), lanes_(kernels.lanes),
+          padded_rows_(round_up(conv.rows, lanes_)),
           blocks_(plan_grouped_channels(planes, conv.batch, conv.groups, conv.channels, conv.rows, conv.dest.shape[3],
                                         sizeof(T), kernels.lanes)),
           stager_(planes.layout, strides_of(conv.source.stride), conv.pad, kernels),
@@ -162,7 +163,7 @@ private:
 
     // `next` is what comes after it: staging alone would wait for memory longer than it works.
     void run_band(const Band& band, const Band& next, const Shared<T>& shared, const Scratch<T>& scratch) const {
-        stager_.stage(scratch.planes, plane_, conv_.source.at(band.n, band.group * conv_.channels, 0, 0),
+        stager_.stage(scratch.staged, plane_, conv_.source.at(band.n, band.group * conv_.channels, 0, 0),
                       conv_.channels, band.first_line * planes_.advance_h, planes_.band(band.lines));
         // Between two tiles a share of it is asked for, and of the lines that will be written: more at once than about
         // 20 lines would have to wait.
@@ -171,15 +172,15 @@ private:
         for (const Class& one : classes_) tiles += ceil_div(class_pixels(one, band), tile_pixels(0));
         ReadAhead<T> ahead;
         if (next.lines > 0)
-            ahead = stager_.read_ahead(conv_.source.at(next.n, next.group * conv_.channels, 0, 0), conv_.channels,
-                                       next.first_line * planes_.advance_h, planes_.band(next.lines),
-                                       tiles * row_blocks);
+            ahead =
+                stager_.read_ahead(conv_.source.at(next.n, next.group * conv_.channels, 0, 0), conv_.channels,
+                                   next.first_line * planes_.advance_h, planes_.band(next.lines), tiles * row_blocks);
         const int64_t step = planes_.layout.h.classes[0].step, first_row = band.first_line * step;
         const int64_t dest_rows = std::min(conv_.dest.shape[2] - first_row, band.lines * step);
         for (int64_t row = 0; row < padded_rows_; row += 2 * lanes_) {
             GroupedChannels<T> job{};
             job.vecs = vecs_of(row);
-            job.source = scratch.planes;
+            job.source = scratch.staged;
             job.bias = conv_.bias ? shared.bias + band.group * padded_rows_ + row : nullptr;
             job.relu = conv_.relu;
             job.dest = scratch.result;
@@ -231,8 +232,8 @@ private:
             } else {
                 const LaneRun adjacent{0, static_cast<int32_t>(channels), 0};
                 if (of_channel == 1)
-                    kernels_.pack_lanes(dest, of_column, from, width, columns, &adjacent, 1,
-                                        static_cast<int>(channels), 1, T(0));
+                    kernels_.pack_lanes(dest, of_column, from, width, columns, &adjacent, 1, static_cast<int>(channels),
+                                        1, T(0));
                 else
                     for (int64_t x = 0; x < columns; ++x)
                         for (int64_t c = 0; c < channels; ++c)
@@ -272,7 +273,6 @@ template PassScratch grouped_channels_scratch(const GroupedPlanes&, const Groupe
 template PassScratch grouped_channels_scratch(const GroupedPlanes&, const GroupedChannelsBlocks&, int64_t, int64_t,
                                               int64_t, int64_t, const KernelSet<double>&);
 template void run_grouped_channels(const GroupedConv<float>&, const GroupedPlanes&, int64_t, const KernelSet<float>&);
-template void run_grouped_channels(const GroupedConv<double>&, const GroupedPlanes&, int64_t,
-                                   const KernelSet<double>&);
+template void run_grouped_channels(const GroupedConv<double>&, const GroupedPlanes&, int64_t, const KernelSet<double>&);
 
 }  // namespace convx

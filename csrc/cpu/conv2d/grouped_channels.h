@@ -35,8 +35,7 @@ GroupedChannelsBlocks plan_grouped_channels(const GroupedPlanes& planes, int64_t
                                             int lanes);
 template <class T>
 PassScratch grouped_channels_scratch(const GroupedPlanes& planes, const GroupedChannelsBlocks& blocks, int64_t groups,
-                                     int64_t channels, int64_t rows, int64_t dest_columns,
-                                     const KernelSet<T>& kernels);
+                                     int64_t channels, int64_t rows, int64_t dest_columns, const KernelSet<T>& kernels);
 
 // The axes of `conv` are not looked at.
 template <class T>

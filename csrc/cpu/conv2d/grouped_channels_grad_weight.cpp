@@ -3,9 +3,9 @@
 //   grad_weight[k, c, r, s] = sum over n, p, q of grad_output[n, k, p, q] * input[n, c, h(r, p), w(s, q)]
 //
 // Vectors run over the output channels k, pixels of the input are broadcast. A task owns a group and a contiguous part
-// of the chunks (a few small images, or a band of lines of a large one): it stages the input as planes with their border
-// written out, transposes grad_output to [pixel][channel], and adds the sums of the chunk to its own. The parts are
-// added in order at the end. All cuts follow from the problem.
+// of the chunks (a few small images, or a band of lines of a large one): it stages the input as planes with their
+// border written out, transposes grad_output to [pixel][channel], and adds the sums of the chunk to its own. The parts
+// are added in order at the end. All cuts follow from the problem.
 #include <algorithm>
 
 #include "common/rounding.h"
@@ -24,13 +24,12 @@ struct Scratch {
     Scratch(ScratchParts parts, const GroupedPlanes& planes, const GroupedChannelSumsBlocks& blocks, int64_t channels,
             int64_t rows, int64_t columns, int lanes)
         : plane(planes.plane_size(blocks.band_lines, lanes)), pixels(blocks.images * blocks.band_lines * columns),
-          planes(parts.take<T>(blocks.images * channels * plane)),
-          grad(parts.take<T>(pixels * round_up(rows, lanes))),
+          staged(parts.take<T>(blocks.images * channels * plane)), grad(parts.take<T>(pixels * round_up(rows, lanes))),
           sums(parts.take<T>(channels * planes.kernel_taps * round_up(rows, lanes))),
           starts(parts.take<const T*>(channels * planes.kernel_taps)), bytes(parts.bytes()) {}
     int64_t plane;     // elements of a plane
     int64_t pixels;    // of grad_output, at most
-    T* planes;         // [image][channel][plane]
+    T* staged;         // [image][channel][plane]
     T* grad;           // [vectors of rows][pixel][row]
     T* sums;           // [vectors of rows][channel, tap][row]
     const T** starts;  // of each channel and tap
@@ -45,8 +44,8 @@ public:
         : problem_(problem), kernels_(kernels), grad_(grad_output), input_(input), planes_(problem, true),
           channels_(problem.group_in()), rows_(problem.group_out()), lanes_(kernels.lanes),
           padded_rows_(round_up(rows_, lanes_)), taps_(channels_ * problem.taps()), columns_(problem.out_w()),
-          blocks_(plan_grouped_channel_sums(planes_, problem.batch, problem.groups, channels_, sizeof(T),
-                                            kernels.lanes)),
+          blocks_(
+              plan_grouped_channel_sums(planes_, problem.batch, problem.groups, channels_, sizeof(T), kernels.lanes)),
           stager_(planes_.layout, {input.stride[0], input.stride[1], input.stride[2], input.stride[3]}, pad, kernels),
           bands_(ceil_div(problem.out_h(), blocks_.band_lines)),
           offsets_(planes_.layout.offsets(0, 0, channels_, planes_.plane_size(blocks_.band_lines, lanes_))) {}
@@ -81,7 +80,7 @@ private:
         const int64_t images = std::min(blocks_.images, problem_.batch - n);
         const int64_t lines = std::min(blocks_.band_lines, problem_.out_h() - line);
         GroupedChannelSums<T> job{};
-        job.source = scratch.planes;
+        job.source = scratch.staged;
         job.source_image = channels_ * scratch.plane;
         job.source_row = planes_.advance_h * planes_.layout.pitch;
         job.source_step = planes_.advance_w;
@@ -89,7 +88,7 @@ private:
         job.rows = lines;
         job.columns = columns_;
         for (int64_t i = 0; i < images; ++i)
-            stager_.stage(scratch.planes + i * job.source_image, scratch.plane,
+            stager_.stage(scratch.staged + i * job.source_image, scratch.plane,
                           input_.at(n + i, group * channels_, 0, 0), channels_, line * planes_.advance_h,
                           planes_.band(lines));
         const int64_t row_blocks = ceil_div(padded_rows_, 2 * lanes_);
@@ -100,8 +99,8 @@ private:
             const int64_t width = job.vecs * lanes_;
             T* grad = scratch.grad + row * scratch.pixels;
             for (int64_t i = 0; i < images; ++i)
-                pack_grad(grad + i * lines * columns_ * width, width,
-                          grad_.at(n + i, group * rows_ + row, line, 0), std::min(width, rows_ - row), lines);
+                pack_grad(grad + i * lines * columns_ * width, width, grad_.at(n + i, group * rows_ + row, line, 0),
+                          std::min(width, rows_ - row), lines);
             job.grad = grad;
             const int64_t piece = grouped_channel_pixels(job.vecs, kernels_.few_channels_limit);
             for (int64_t tap = 0; tap < taps_; tap += piece) {
@@ -191,8 +190,8 @@ template PassScratch grouped_channel_sums_scratch(const GroupedPlanes&, const Gr
                                                   int64_t, int64_t, int64_t, const KernelSet<float>&);
 template PassScratch grouped_channel_sums_scratch(const GroupedPlanes&, const GroupedChannelSumsBlocks&, int64_t,
                                                   int64_t, int64_t, int64_t, const KernelSet<double>&);
-template void grouped_channels_grad_weight(const ConvProblem&, float, TensorView<const float>,
-                                           TensorView<const float>, float*, const KernelSet<float>&);
+template void grouped_channels_grad_weight(const ConvProblem&, float, TensorView<const float>, TensorView<const float>,
+                                           float*, const KernelSet<float>&);
 template void grouped_channels_grad_weight(const ConvProblem&, double, TensorView<const double>,
                                            TensorView<const double>, double*, const KernelSet<double>&);
 

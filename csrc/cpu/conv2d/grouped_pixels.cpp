@@ -56,8 +56,7 @@ public:
           blocks_(plan_grouped_pixels(layout, conv.batch, conv.groups, conv.channels, conv.rows, sizeof(T))),
           stager_(layout, {conv.source.stride[0], conv.source.stride[1], conv.source.stride[2], conv.source.stride[3]},
                   conv.pad, kernels),
-          plane_(layout.plane_size(blocks_.band_lines, kernels.lanes)),
-          taps_(all_taps(layout.h) * all_taps(layout.w)) {
+          plane_(layout.plane_size(blocks_.band_lines, kernels.lanes)), taps_(all_taps(layout.h) * all_taps(layout.w)) {
         int64_t taps = 0;
         for (size_t i = 0; i < layout.h.classes.size(); ++i)
             for (size_t j = 0; j < layout.w.classes.size(); ++j) {
@@ -128,8 +127,7 @@ private:
         stager_.stage(scratch.planes, plane_, conv_.source.at(band.n, band.group * conv_.channels, 0, 0),
                       conv_.channels, band.first_line, band.lines);
         const int64_t tiles =
-            ceil_div(conv_.rows, blocks_.tile_rows) * static_cast<int64_t>(classes_.size()) *
-            tiles_of(band.lines);
+            ceil_div(conv_.rows, blocks_.tile_rows) * static_cast<int64_t>(classes_.size()) * tiles_of(band.lines);
         ReadAhead<T> ahead;
         if (next.lines > 0)
             ahead = stager_.read_ahead(conv_.source.at(next.n, next.group * conv_.channels, 0, 0), conv_.channels,
@@ -145,7 +143,12 @@ private:
                 T* dest = conv_.dest.at(band.n, band.group * conv_.rows + row, h.first + band.first_line * h.step, 0);
                 ReadAhead<T> dest_ahead;
                 if (of_column == 1)
-                    dest_ahead = {dest, rows_of(row), of_channel, lines, h.step * of_row, conv_.dest.shape[3],
+                    dest_ahead = {dest,
+                                  rows_of(row),
+                                  of_channel,
+                                  lines,
+                                  h.step * of_row,
+                                  conv_.dest.shape[3],
                                   static_cast<int64_t>(classes_w) * tiles_of(lines)};
                 for (size_t j = 0; j < classes_w; ++j)
                     run_class(classes_[i + j], band, lines, row, shared, scratch,

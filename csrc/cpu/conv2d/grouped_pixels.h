@@ -1,9 +1,9 @@
 // Groups of few channels in arrays whose columns are adjacent: forward and input gradient with vectors over pixels.
 //
 // A unit is a band of lines of one group of one image. Its source is staged as planes with their border written out
-// (staged_planes.h); all lines of the band are one run of positions, so that vectors are full whatever the width is, and
-// what lies between the lines is dropped on the way to the result. Sums have the order of grouped.h's nest, which takes
-// the other memory layouts: the same bits.
+// (staged_planes.h); all lines of the band are one run of positions, so that vectors are full whatever the width is,
+// and what lies between the lines is dropped on the way to the result. Sums have the order of grouped.h's nest, which
+// takes the other memory layouts: the same bits.
 #pragma once
 
 #include "cpu/conv2d/grouped.h"

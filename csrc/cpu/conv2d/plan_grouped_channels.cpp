@@ -153,8 +153,8 @@ void describe_grouped_channels(PassPlan& plan, const ConvProblem& problem, bool 
     const int64_t channels = forward ? problem.group_in() : problem.group_out();
     const int64_t rows = forward ? problem.group_out() : problem.group_in();
     const int64_t columns = forward ? problem.out_w() : problem.w.input;
-    const GroupedChannelsBlocks blocks = plan_grouped_channels(planes, problem.batch, problem.groups, channels, rows,
-                                                               columns, sizeof(T), kernels.lanes);
+    const GroupedChannelsBlocks blocks =
+        plan_grouped_channels(planes, problem.batch, problem.groups, channels, rows, columns, sizeof(T), kernels.lanes);
     const int vecs = rows > kernels.lanes ? 2 : 1;
     plan.tile = std::to_string(grouped_channel_pixels(vecs, kernels.few_channels_limit)) + " pixels x " +
                 std::to_string(vecs * kernels.lanes) + " channels";

@@ -83,7 +83,7 @@ private:
     const T pad_;
     const KernelSet<T>& kernels_;
     std::vector<std::vector<LaneRun>> runs_;  // of each phase of w
-    int64_t even_phase_ = -1;  // of the two phases of w, if they are the even and odd cells of one run
+    int64_t even_phase_ = -1;                 // of the two phases of w, if they are the even and odd cells of one run
 };
 
 }  // namespace convx

@@ -1,8 +1,8 @@
 // Groups of as many channels as a vector has lanes, or more: vectors over the channels of the result, broadcast pixels.
 //
 // A tile is 6 pixels (or taps, in the weight gradient) x 2 vectors on AVX2: per step 2 loads that are aligned and 6
-// broadcasts, which no line border slows down, for 12 FMA, whatever the stride is. One vector takes 8 pixels: more would
-// not have their addresses in registers. Every sum is one chain of FMA in the order of taps (or pixels).
+// broadcasts, which no line border slows down, for 12 FMA, whatever the stride is. One vector takes 8 pixels: more
+// would not have their addresses in registers. Every sum is one chain of FMA in the order of taps (or pixels).
 #pragma once
 
 namespace {
