@@ -235,6 +235,8 @@ void describe_few_channels(PassPlan& plan, const ConvProblem& problem, bool forw
     plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
     plan.reason = forward ? "few channels in: packing every tap would cost more than staging whole lines"
                           : "few channels in: vectors over pixels, tiles as wide as the few rows allow";
+    if (blocks.vectors_of_rows)
+        plan.reason = "few channels or short lines: vectors over the channels written, staged pixels are broadcast";
     plan.reason += "; implicit GEMM if a weight is inf or NaN";
 }
 
