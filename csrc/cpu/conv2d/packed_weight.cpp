@@ -11,7 +11,7 @@ namespace {
 
 PackedForm form_of(const ConvProblem& problem) {
     return {choose_method(problem, ConvPass::forward), &active_kernels(), problem.groups, problem.channels_last,
-            winograd_by_channels(problem.out_h(), problem.out_w())};
+            winograd_by_channels(problem.groups, problem.out_h(), problem.out_w())};
 }
 
 }  // namespace

@@ -120,8 +120,8 @@ template <class T>
 PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64_t channels, int64_t rows,
                              const KernelSet<T>& kernels);
 // Whether an image of this output (grad_input: input) size has so few tiles that vectors had better run over channels
-// (winograd_channels.h), and the blocks of that nest.
-bool winograd_by_channels(int64_t height, int64_t width);
+// (winograd_channels.h; its tasks lie within one group, so groups go the other way), and the blocks of that nest.
+bool winograd_by_channels(int64_t groups, int64_t height, int64_t width);
 constexpr int64_t winograd_most_panels = 2;
 int64_t winograd_chunk_channels(int64_t channels, int lanes);
 struct WinogradChannelBlocks {

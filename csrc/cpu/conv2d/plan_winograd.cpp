@@ -69,8 +69,8 @@ WinogradBlocks plan_winograd_blocks(int64_t tiles, int64_t groups, int64_t chann
     return blocks;
 }
 
-bool winograd_by_channels(int64_t height, int64_t width) {
-    return ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs) <= 16;
+bool winograd_by_channels(int64_t groups, int64_t height, int64_t width) {
+    return groups == 1 && ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs) <= 16;
 }
 
 int64_t winograd_chunk_channels(int64_t channels, int lanes) {
@@ -119,7 +119,7 @@ void describe_winograd(PassPlan& plan, const ConvProblem& problem, bool forward,
     const int64_t rows = forward ? problem.group_out() : problem.group_in();
     const int64_t height = forward ? problem.out_h() : problem.h.input;
     const int64_t width = forward ? problem.out_w() : problem.w.input;
-    if (winograd_by_channels(height, width)) {
+    if (winograd_by_channels(problem.groups, height, width)) {
         const WinogradChannelBlocks blocks =
             plan_winograd_channel_blocks(problem.batch, height, width, channels, rows, kernels.lanes, kernels.nr);
         const PassScratch scratch = winograd_channels_scratch(blocks, kernels);

@@ -403,14 +403,14 @@ PassScratch winograd_scratch(const WinogradBlocks& blocks, int64_t groups, int64
 
 template <class T>
 int64_t winograd_weight_bytes(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels) {
-    if (winograd_by_channels(gemm.h->positions, gemm.w->positions))
+    if (winograd_by_channels(gemm.groups, gemm.h->positions, gemm.w->positions))
         return winograd_channels_weight_bytes(gemm.groups, gemm.channels, gemm.rows, kernels);
     return SharedWeights<T>(gemm.channels, gemm.rows, kernels).size(gemm.groups) * static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
 void transform_winograd_weights(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels, T* transformed) {
-    if (winograd_by_channels(gemm.h->positions, gemm.w->positions))
+    if (winograd_by_channels(gemm.groups, gemm.h->positions, gemm.w->positions))
         transform_winograd_channels_weights(gemm, kernels, transformed);
     else
         Nest<T>(gemm, false, kernels, nullptr, nullptr).prepare(transformed);
@@ -424,7 +424,7 @@ void run_winograd(const ImplicitGemm<T>& gemm, bool mirrored, const GemmBlocks& 
         (gemm.pad != T(0) && (gemm.skips_h() || gemm.skips_w())))
         return run_implicit_gemm(gemm, direct, kernels);
     std::vector<std::atomic<bool>> faulty(static_cast<size_t>(gemm.batch));
-    if (winograd_by_channels(gemm.h->positions, gemm.w->positions))
+    if (winograd_by_channels(gemm.groups, gemm.h->positions, gemm.w->positions))
         run_winograd_channels(gemm, mirrored, kernels, transformed, faulty.data());
     else
         Nest<T>(gemm, mirrored, kernels, transformed, faulty.data()).run();
