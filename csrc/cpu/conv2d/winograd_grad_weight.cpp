@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/pixels.h"
 #include "cpu/conv2d/plan.h"
@@ -269,9 +270,11 @@ template <class T>
 void winograd_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                           TensorView<T> grad_weight) {
     Nest<T> nest(problem, grad_output, input, kernel_set<T>(active_kernels()));
-    if (nest.is_mixed()) return gemm_grad_weight(problem, grad_output, input, grad_weight);
+    ConvProblem direct = problem;
+    direct.algorithm = Algorithm::direct;
+    if (nest.is_mixed()) return conv2d_grad_weight(direct, grad_output, input, grad_weight);
     nest.run(grad_weight.data);
-    if (nest.is_faulty()) gemm_grad_weight(problem, grad_output, input, grad_weight);
+    if (nest.is_faulty()) conv2d_grad_weight(direct, grad_output, input, grad_weight);
 }
 
 template PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks&, int64_t, int64_t, int64_t,
