@@ -1,0 +1,18 @@
+// The functions of convx._cuda, as those of convx._cpu (cpu_ops.h) with the caller's array library in front. One file an
+// operation; cuda_module.cpp names them.
+#pragma once
+
+#include "bindings/cuda_arrays.h"
+
+namespace convx {
+
+py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                          py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
+                          py::handle padding_value, py::handle activation, py::handle layout, py::handle algorithm,
+                          py::handle precision, py::handle out);
+py::tuple cuda_conv2d_backward_op(py::handle library, py::handle grad_output, py::handle input, py::handle weight,
+                                  py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                                  py::handle padding_mode, py::handle padding_value, py::handle layout,
+                                  py::handle algorithm, py::handle precision, py::handle output_mask);
+
+}  // namespace convx

@@ -1,0 +1,34 @@
+// conv2d and its gradients on CUDA. Problems are settled (common/check.h), tensors are the caller's device memory, the
+// workspace has plan_conv2d(...).workspace_bytes() and belongs to the stream's work until that is done. Nothing here
+// allocates, waits, or chooses a stream.
+#pragma once
+
+#include "common/problem.h"
+#include "cuda/conv2d/plan.h"
+#include "cuda/device_tensor.h"
+#include "cuda/stream.h"
+
+namespace convx::cuda {
+
+// bias: 1 x K x 1 x 1, without data where there is none.
+void conv2d_forward(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& input,
+                    const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output, void* workspace,
+                    Stream stream);
+void conv2d_grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
+                       const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream);
+void conv2d_grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
+                        const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream);
+
+// The same for one element type: instantiated in <type>.cu, one translation unit each.
+template <class T>
+struct Conv2d {
+    static void forward(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& input,
+                        const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output,
+                        void* workspace, Stream stream);
+    static void grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
+                           const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream);
+    static void grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
+                            const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream);
+};
+
+}  // namespace convx::cuda
