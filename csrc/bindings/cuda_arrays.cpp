@@ -89,8 +89,10 @@ DeviceArray DeviceArrays::output(py::handle object, const ArrayInfo& like, const
     check_shape(op_, array.info, shape);
     if (!array.writeable) throw ShapeError(op_ + ": out is read-only");
     std::vector<std::pair<int64_t, int64_t>> axes;  // |stride|, size: see may_overlap_itself in arguments.cpp
-    for (size_t axis = 0; axis < shape.size(); ++axis)
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+        if (shape[axis] == 0) return array;
         if (shape[axis] > 1) axes.emplace_back(std::abs(array.stride[axis]), shape[axis]);
+    }
     std::sort(axes.begin(), axes.end());
     int64_t span = 1;
     for (const auto& [stride, size] : axes) {
