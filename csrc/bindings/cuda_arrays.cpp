@@ -53,7 +53,11 @@ DeviceArray DeviceArrays::described(const char* name, py::handle object, std::st
                         library_.attr("array_type").cast<std::string>() + " as the first array is");
     const auto parts = description.cast<py::tuple>();
     dtype = parts[3].cast<std::string>();
-    DeviceArray array{{name, DType::float32, {}}, {}, nullptr, parts[4].cast<int>(), parts[5].cast<bool>(),
+    DeviceArray array{{name, DType::float32, {}},
+                      {},
+                      nullptr,
+                      parts[4].cast<int>(),
+                      parts[5].cast<bool>(),
                       py::reinterpret_borrow<py::object>(object)};
     array.data = reinterpret_cast<void*>(parts[0].cast<uintptr_t>());
     array.info.shape = numbers(parts[1]);
@@ -85,8 +89,10 @@ DeviceArray DeviceArrays::output(py::handle object, const ArrayInfo& like, const
     check_shape(op_, array.info, shape);
     if (!array.writeable) throw ShapeError(op_ + ": out is read-only");
     std::vector<std::pair<int64_t, int64_t>> axes;  // |stride|, size: see may_overlap_itself in arguments.cpp
-    for (size_t axis = 0; axis < shape.size(); ++axis)
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+        if (shape[axis] == 0) return array;
         if (shape[axis] > 1) axes.emplace_back(std::abs(array.stride[axis]), shape[axis]);
+    }
     std::sort(axes.begin(), axes.end());
     int64_t span = 1;
     for (const auto& [stride, size] : axes) {
@@ -106,6 +112,16 @@ void DeviceArrays::check_no_overlap(const DeviceArray& out, const DeviceArray& i
 
 DeviceArray DeviceArrays::empty(DType dtype, const Shape& shape) {
     return input("output", library_.attr("empty")(shape_tuple(shape), dtype_name(dtype), device_));
+}
+
+DeviceArray DeviceArrays::empty_like(const DeviceArray& like) {
+    const Shape& shape = like.info.shape;
+    bool row_major = true;
+    int64_t dense = 1;
+    for (size_t axis = shape.size(); axis-- > 0; dense *= shape[axis])
+        row_major = row_major && (shape[axis] == 1 || like.stride[axis] == dense);
+    if (row_major || !py::hasattr(library_, "empty_like")) return empty(like.info.dtype, shape);
+    return input("output", library_.attr("empty_like")(like.array));
 }
 
 DeviceArray DeviceArrays::integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes) {

@@ -1,6 +1,6 @@
-// Arrays on a CUDA device, of whichever library the caller uses. A library is a Python object (python/convx/_devices.py)
-// that says what an array is and allocates new ones; C++ never owns device memory, so that the caller's pool and its
-// stream order stay in charge.
+// Arrays on a CUDA device, of whichever library the caller uses. A library is a Python object
+// (python/convx/_devices.py) that says what an array is and allocates new ones; C++ never owns device memory, so that
+// the caller's pool and its stream order stay in charge.
 #pragma once
 
 #include "bindings/arguments.h"
@@ -30,6 +30,8 @@ public:
     DeviceArray output(py::handle object, const ArrayInfo& like, const Shape& shape);
     void check_no_overlap(const DeviceArray& out, const DeviceArray& in, bool in_place_legal = false) const;
     DeviceArray empty(DType dtype, const Shape& shape);
+    // The same memory order where the library can (its empty_like), row-major order otherwise.
+    DeviceArray empty_like(const DeviceArray& like);
     // Any array with one of the given dtypes, for codes and indices.
     DeviceArray integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes);
     DeviceArray empty_integers(const char* dtype, const Shape& shape);

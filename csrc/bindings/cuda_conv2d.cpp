@@ -92,6 +92,13 @@ py::tuple cuda_conv2d_backward_op(py::handle library, py::handle grad_output, py
                                  arrays.workspace(plan.workspace_bytes()), stream);
         grads[1] = grad.array;
     }
+    if (mask[2]) {
+        const DeviceArray grad = arrays.empty(problem.dtype, {problem.out_channels});
+        const cuda::ConvPlan plan = cuda::plan_conv2d(problem, cuda::ConvPass::grad_bias, exactness);
+        cuda::conv2d_grad_bias(problem, plan, g_tensor, vector_tensor(grad), arrays.workspace(plan.workspace_bytes()),
+                               stream);
+        grads[2] = grad.array;
+    }
     return py::make_tuple(grads[0], grads[1], grads[2]);
 }
 

@@ -12,6 +12,10 @@ PYBIND11_MODULE(CONVX_MODULE, module) {
     static PyMethodDef functions[] = {
         FastCall<&cuda_conv2d_op>::named("conv2d"),
         FastCall<&cuda_conv2d_backward_op>::named("conv2d_backward"),
+        FastCall<&cuda_relu_op>::named("relu"),
+        FastCall<&cuda_relu_backward_op>::named("relu_backward"),
+        FastCall<&cuda_max_pool2d_op>::named("max_pool2d"),
+        FastCall<&cuda_max_pool2d_backward_op>::named("max_pool2d_backward"),
         {nullptr, nullptr, 0, nullptr},
     };
     add_functions(module, functions);

@@ -21,10 +21,19 @@ void conv2d_grad_input(const ConvProblem& problem, const ConvPlan& plan, const D
 }
 
 void conv2d_grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                        const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream) {
+                        const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream,
+                        const Carried& carried) {
     with_type(problem.dtype, [&](auto type) {
         Conv2d<typename decltype(type)::T>::grad_weight(problem, plan, grad_output, input, grad_weight, workspace,
-                                                        stream);
+                                                        stream, carried);
+    });
+}
+
+void conv2d_grad_bias(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
+                      const DeviceTensor& grad_bias, void* workspace, Stream stream, const Carried& carried) {
+    with_type(problem.dtype, [&](auto type) {
+        Conv2d<typename decltype(type)::T>::grad_bias(problem, plan, grad_output, grad_bias, workspace, stream,
+                                                      carried);
     });
 }
 

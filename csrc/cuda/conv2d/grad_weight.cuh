@@ -1,6 +1,6 @@
 // The weight gradient as an implicit GEMM: output channels are rows, taps (r, s, c) columns, and the sum runs over the
-// pixels of the batch, cut into parts that the plan fixes; a second kernel adds the parts in order. No atomics: the same
-// bits on every run.
+// pixels of the batch, cut into parts that the plan fixes; a second kernel adds the parts in order. No atomics: the
+// same bits on every run.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +22,8 @@ struct WeightGrad {
     int64_t result_k, result_c, result_r, result_s;  // strides
     int rows, columns, groups, parts;
     Sum<T>* partial;  // [part][group][row][column]
+    Sum<T>* carried;  // none: one run is all
+    bool first, last;
 
     // The law's sum: pixels whose tap lies outside under zeros are skipped.
     __device__ Sum<T> exact(int group, int row, int column) const {
@@ -74,6 +76,11 @@ __global__ void __launch_bounds__(256) add_parts(WeightGrad<T> grad) {
     Sum<T> sum = 0;
     for (int part = 0; part < grad.parts; ++part) sum += grad.partial[part * of_part + index];
     if (is_nan(sum)) sum = grad.exact(group, row, column);
+    if (!grad.first) sum += grad.carried[index];
+    if (!grad.last) {
+        grad.carried[index] = sum;
+        return;
+    }
     const auto tap = grad.images.tap(column);
     grad.result[line * grad.result_k + tap.c * grad.result_c + tap.r * grad.result_r + tap.s * grad.result_s] =
         from_sum<T>(sum);

@@ -3,6 +3,7 @@
 
 #include "cuda/conv2d/conv2d.h"
 #include "cuda/conv2d/fold.cuh"
+#include "cuda/conv2d/grad_bias.cuh"
 #include "cuda/conv2d/grad_weight.cuh"
 #include "cuda/conv2d/window_gemm.cuh"
 
@@ -29,7 +30,8 @@ void with_tile(const ConvPlan& plan, const Work& work) {
     sized(Chosen<Tiles<T, Precision::ieee>>{});
 }
 
-// Whether 16 bytes of adjacent channels can be copied as they lie, and what they are summed with needs no padding value.
+// Whether 16 bytes of adjacent channels can be copied as they lie, and what they are summed with needs no padding
+// value.
 template <class T>
 bool channels_in_chunks(const WindowSum<T>& sum) {
     const ImageGather<T>& image = sum.image;
@@ -80,11 +82,11 @@ void adjoint(const ConvProblem& problem, const ConvPlan& plan, const Axis& h, co
              void* workspace, Stream stream) {
     for (int64_t residue_h = 0; residue_h < std::min(h.stride, h.input); ++residue_h)
         for (int64_t residue_w = 0; residue_w < std::min(w.stride, w.input); ++residue_w)
-            run_window_sum(plan,
-                           window_sum<T>(adjoint_axis(h, residue_h), adjoint_axis(w, residue_w), problem.groups,
-                                         problem.group_out(), problem.group_in(), grad_output, weight, true, grad_input,
-                                         0.0),
-                           workspace, stream);
+            run_window_sum(
+                plan,
+                window_sum<T>(adjoint_axis(h, residue_h), adjoint_axis(w, residue_w), problem.groups,
+                              problem.group_out(), problem.group_in(), grad_output, weight, true, grad_input, 0.0),
+                workspace, stream);
 }
 
 template <class T>
@@ -110,14 +112,26 @@ void Conv2d<T>::grad_input(const ConvProblem& problem, const ConvPlan& plan, con
 
 template <class T>
 void Conv2d<T>::grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                            const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace,
-                            Stream stream) {
+                            const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream,
+                            const Carried& carried) {
     if (problem.in_channels == 0) return;
-    const auto grad = weight_grad<T>(problem, grad_output, input, grad_weight, workspace, static_cast<int>(plan.parts));
-    with_tile<T>(plan, [&](auto chosen) {
-        run_grad_weight<typename decltype(chosen)::Tile>(
-            grad, grad_output.stride[1] == 1 && input.stride[1] == 1, plan.steps_of_part, stream);
-    });
+    int64_t first = 0;
+    do {  // once also where there is no image: a gradient of zeros
+        const int64_t count = std::min(plan.images, problem.batch - first);
+        auto grad =
+            weight_grad<T>(problem, some_images<T>(grad_output, first, count), some_images<T>(input, first, count),
+                           grad_weight, workspace, static_cast<int>(plan.parts));
+        grad.carried = static_cast<Sum<T>*>(carried.sums);
+        if (!grad.carried && plan.carried_bytes)
+            grad.carried = reinterpret_cast<Sum<T>*>(static_cast<char*>(workspace) + plan.partial_bytes);
+        grad.first = carried.first && first == 0;
+        grad.last = carried.last && first + count == problem.batch;
+        with_tile<T>(plan, [&](auto chosen) {
+            run_grad_weight<typename decltype(chosen)::Tile>(grad, grad_output.stride[1] == 1 && input.stride[1] == 1,
+                                                             plan.steps_of_part, stream);
+        });
+        first += count;
+    } while (first < problem.batch);
 }
 
 }  // namespace convx::cuda

@@ -47,6 +47,21 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
                          std::to_string(most_positions) + " on CUDA");
     plan.images = std::max<int64_t>(1, std::min(problem.batch, most_positions / positions));
 
+    const int64_t sum_bytes = problem.dtype == DType::float64 ? 8 : 4;
+    if (pass == ConvPass::grad_bias) {
+        const int64_t pixels = std::max<int64_t>(problem.batch * problem.out_pixels(), 1);
+        const int64_t tiles = ceil_div(problem.out_channels, 32);
+        const int64_t wanted = std::clamp<int64_t>(2 * enough_blocks / tiles, ceil_div(pixels, most_positions),
+                                                   std::max<int64_t>(ceil_div(pixels, 1024), 1));
+        plan.steps_of_part = ceil_div(pixels, wanted);
+        plan.parts = ceil_div(pixels, plan.steps_of_part);
+        plan.blocks = plan.parts * tiles;
+        plan.partial_bytes = round_up(plan.parts * problem.out_channels * sum_bytes);
+        plan.reason = "sums over " + std::to_string(pixels) + " pixels in " + std::to_string(plan.parts) +
+                      (plan.parts == 1 ? " part" : " parts, added in order");
+        return plan;
+    }
+
     const auto count_blocks = [&](int64_t rows, int64_t columns) {
         const TileSize tile = tile_size(problem.dtype, plan.precision, plan.large);
         return ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns) * groups;
@@ -58,14 +73,15 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
         plan.large = rows > 64 && columns > 64;
         plan.blocks = count_blocks(rows, columns);
         const TileSize tile = tile_size(problem.dtype, plan.precision, plan.large);
-        const int64_t steps = ceil_div(std::max<int64_t>(problem.batch * problem.out_pixels(), 1), tile.depth);
-        const int64_t wanted = std::clamp<int64_t>(enough_blocks / std::max<int64_t>(plan.blocks, 1), 1,
-                                                   ceil_div(steps, least_steps));
+        const int64_t steps = ceil_div(std::max<int64_t>(plan.images * problem.out_pixels(), 1), tile.depth);
+        const int64_t wanted =
+            std::clamp<int64_t>(enough_blocks / std::max<int64_t>(plan.blocks, 1), 1, ceil_div(steps, least_steps));
         plan.steps_of_part = ceil_div(steps, wanted);
         plan.parts = ceil_div(steps, plan.steps_of_part);
         plan.blocks *= plan.parts;
-        plan.partial_bytes = plan.parts * problem.out_channels * columns * (problem.dtype == DType::float64 ? 8 : 4);
-        plan.reason = "the sum over " + std::to_string(problem.batch * problem.out_pixels()) + " pixels in " +
+        plan.partial_bytes = round_up(plan.parts * problem.out_channels * columns * sum_bytes);
+        if (plan.images < problem.batch) plan.carried_bytes = round_up(problem.out_channels * columns * sum_bytes);
+        plan.reason = "the sum over " + std::to_string(plan.images * problem.out_pixels()) + " pixels in " +
                       std::to_string(plan.parts) + (plan.parts == 1 ? " part" : " parts, added in order");
         return plan;
     }
@@ -80,8 +96,7 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
     const int64_t depth = channels * problem.taps();  // of a residue class: at most this
     plan.panel_bytes = round_up(groups * ceil_div(columns, tile.columns) * tile.columns * ceil_div(depth, tile.depth) *
                                 tile.depth * item);
-    if (folded)
-        plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * item);
+    if (folded) plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * item);
     const int64_t classes = adjoint ? std::min(h.stride, h.input) * std::min(w.stride, w.input) : 1;
     plan.reason = std::to_string(plan.blocks) + " blocks" +
                   (classes > 1 ? " for each of " + std::to_string(classes) + " residue classes" : "") +

@@ -1,5 +1,5 @@
-// Describe, choose, run, for CUDA: from a settled problem to tile, parts and workspace, as a value. Nothing here knows a
-// device; a plan is the same on every one, so its sums have the same order.
+// Describe, choose, run, for CUDA: from a settled problem to tile, parts and workspace, as a value. Nothing here knows
+// a device; a plan is the same on every one, so its sums have the same order.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace convx::cuda {
 
-enum class ConvPass { forward, grad_input, grad_weight };
+enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
 
 // How float32 is multiplied: `ieee` on the CUDA cores; `tf32x3` as three products of TF32 numbers on the tensor cores;
 // `tf32` as one.
@@ -28,17 +28,18 @@ constexpr TileSize tile_size(DType dtype, Precision precision, bool large) {
 
 struct ConvPlan {
     Precision precision = Precision::ieee;
-    bool large = false;         // which tile
-    int64_t images = 1;         // of one launch: window positions are counted in 31 bits
-    int64_t parts = 1;          // of a weight gradient's sum
-    int64_t steps_of_part = 1;  // of the tile's depth
-    int64_t panel_bytes = 0;    // the packed weight
-    int64_t unfolded_bytes = 0; // the gradient of the padded images, where a border mirrors
-    int64_t blocks = 0;         // of the largest launch
+    bool large = false;          // which tile
+    int64_t images = 1;          // of one launch: window positions are counted in 31 bits
+    int64_t parts = 1;           // of a weight or bias gradient's sum
+    int64_t steps_of_part = 1;   // of the tile's depth; pixels in a bias gradient
+    int64_t panel_bytes = 0;     // the packed weight
+    int64_t partial_bytes = 0;   // the parts of a sum
+    int64_t carried_bytes = 0;   // sums of a weight gradient over images of several launches
+    int64_t unfolded_bytes = 0;  // the gradient of the padded images, where a border mirrors
+    int64_t blocks = 0;          // of the largest launch
     std::string reason;
 
-    int64_t workspace_bytes() const { return panel_bytes + unfolded_bytes + partial_bytes; }
-    int64_t partial_bytes = 0;  // the parts of a weight gradient
+    int64_t workspace_bytes() const { return panel_bytes + unfolded_bytes + partial_bytes + carried_bytes; }
 };
 
 // Throws ShapeError where an image alone has more than 2^30 window positions.
