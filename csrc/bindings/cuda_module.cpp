@@ -19,6 +19,7 @@ PYBIND11_MODULE(CONVX_MODULE, module) {
         {nullptr, nullptr, 0, nullptr},
     };
     add_functions(module, functions);
+    module.def("explain", &cuda_explain_op);
     module.def("device_count", &cuda::device_count);
     module.def("unavailable_reason", &cuda::unavailable_reason);
     module.def("device_name", &cuda::device_name);

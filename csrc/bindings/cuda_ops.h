@@ -3,6 +3,7 @@
 #pragma once
 
 #include "bindings/cuda_arrays.h"
+#include "cuda/conv2d/plan.h"
 
 namespace convx {
 
@@ -23,5 +24,10 @@ py::object cuda_max_pool2d_backward_op(py::handle library, py::handle grad_outpu
                                        py::handle input_shape, py::handle kernel_size, py::handle stride,
                                        py::handle padding, py::handle dilation, py::handle ceil_mode,
                                        py::handle layout);
+
+py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::handle operand, const py::dict& options,
+                         const std::string& dtype);
+
+cuda::Precision precision_option(const std::string& op, py::handle precision);
 
 }  // namespace convx
