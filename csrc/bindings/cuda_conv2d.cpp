@@ -5,8 +5,6 @@
 
 namespace convx {
 
-namespace {
-
 cuda::Precision precision_option(const std::string& op, py::handle precision) {
     if (PyUnicode_Check(precision.ptr()))
         for (int i = 0; i < 3; ++i)
@@ -15,6 +13,8 @@ cuda::Precision precision_option(const std::string& op, py::handle precision) {
     throw ShapeError(op + ": precision is " + py::repr(precision).cast<std::string>() +
                      ", expected 'ieee', 'tf32x3' or 'tf32'");
 }
+
+namespace {
 
 // The direct sum is what CUDA has; "winograd" is asked for by name only where it exists.
 void check_algorithm(const std::string& op, const ConvOptions& options) {

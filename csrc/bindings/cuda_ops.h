@@ -3,8 +3,11 @@
 #pragma once
 
 #include "bindings/cuda_arrays.h"
+#include "cuda/conv2d/plan.h"
 
 namespace convx {
+
+cuda::Precision precision_option(const std::string& op, py::handle precision);
 
 py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias, py::handle stride,
                           py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
@@ -23,5 +26,16 @@ py::object cuda_max_pool2d_backward_op(py::handle library, py::handle grad_outpu
                                        py::handle input_shape, py::handle kernel_size, py::handle stride,
                                        py::handle padding, py::handle dilation, py::handle ceil_mode,
                                        py::handle layout);
+
+py::tuple cuda_conv2d_relu_max_pool2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
+                                         py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                                         py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
+                                         py::handle layout, py::handle precision);
+py::tuple cuda_conv2d_relu_max_pool2d_backward_op(py::handle library, py::handle grad_output, py::handle input,
+                                                  py::handle weight, py::handle codes, py::handle stride,
+                                                  py::handle padding, py::handle dilation, py::handle groups,
+                                                  py::handle pool_kernel_size, py::handle pool_stride,
+                                                  py::handle pool_padding, py::handle layout, py::handle precision,
+                                                  py::handle output_mask);
 
 }  // namespace convx
