@@ -16,6 +16,8 @@ PYBIND11_MODULE(CONVX_MODULE, module) {
         FastCall<&cuda_relu_backward_op>::named("relu_backward"),
         FastCall<&cuda_max_pool2d_op>::named("max_pool2d"),
         FastCall<&cuda_max_pool2d_backward_op>::named("max_pool2d_backward"),
+        FastCall<&cuda_conv2d_relu_max_pool2d_op>::named("conv2d_relu_max_pool2d"),
+        FastCall<&cuda_conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
         {nullptr, nullptr, 0, nullptr},
     };
     add_functions(module, functions);

@@ -7,6 +7,8 @@
 
 namespace convx {
 
+cuda::Precision precision_option(const std::string& op, py::handle precision);
+
 py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias, py::handle stride,
                           py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
                           py::handle padding_value, py::handle activation, py::handle layout, py::handle algorithm,
@@ -27,7 +29,15 @@ py::object cuda_max_pool2d_backward_op(py::handle library, py::handle grad_outpu
 
 py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::handle operand, const py::dict& options,
                          const std::string& dtype);
-
-cuda::Precision precision_option(const std::string& op, py::handle precision);
+py::tuple cuda_conv2d_relu_max_pool2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
+                                         py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                                         py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
+                                         py::handle layout, py::handle precision);
+py::tuple cuda_conv2d_relu_max_pool2d_backward_op(py::handle library, py::handle grad_output, py::handle input,
+                                                  py::handle weight, py::handle codes, py::handle stride,
+                                                  py::handle padding, py::handle dilation, py::handle groups,
+                                                  py::handle pool_kernel_size, py::handle pool_stride,
+                                                  py::handle pool_padding, py::handle layout, py::handle precision,
+                                                  py::handle output_mask);
 
 }  // namespace convx

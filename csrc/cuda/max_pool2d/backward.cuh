@@ -48,7 +48,7 @@ struct PoolGather {
 };
 
 template <class T, class Code, int count>
-__global__ void __launch_bounds__(256) max_pool2d_gather(PoolGather<T, Code> gather) {
+__global__ void __launch_bounds__(256, 4) max_pool2d_gather(PoolGather<T, Code> gather) {
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= gather.cells.count) return;
     const Cell cell = gather.cells.at(static_cast<int>(index));

@@ -33,7 +33,7 @@ struct MaxPool {
 };
 
 template <class T, int taps_h, int taps_w, int count, Chosen chosen>
-__global__ void __launch_bounds__(256) max_pool2d_kernel(MaxPool<T> pool) {
+__global__ void __launch_bounds__(256, 3) max_pool2d_kernel(MaxPool<T> pool) {
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= pool.cells.count) return;
     const Cell cell = pool.cells.at(static_cast<int>(index));
