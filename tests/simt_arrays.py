@@ -1,8 +1,8 @@
 """convx._simt, the CUDA kernels over the shim of tests/simt, and two ways to hand it arrays.
 
 `HOST` is a library object whose "device" memory is NumPy's: the shortest way to a kernel. `fake_cupy()` makes a module
-that behaves as CuPy does where convx looks at it, so that the public functions, the layers and the commands run the code
-that they run on a GPU.
+that behaves as CuPy does where convx looks at it, so that the public functions, the layers and the commands run the
+code that they run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 // convx.explain for CUDA: the operation's own checks and plans, run without arrays and without a device.
 #include "bindings/cuda_ops.h"
 #include "bindings/options.h"
-#include "cuda/max_pool2d/max_pool2d.h"
+#include "cuda/conv2d_relu_max_pool2d.h"
 
 namespace convx {
 
@@ -122,8 +122,9 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
         const cuda::Precision precision = precision_option(op, options["precision"]);
         const bool fused = forward_op == "conv2d_relu_max_pool2d";
         const auto [problem, unbatched] = check_conv2d(op, input, weight, nullptr, conv);
+        std::array<bool, 3> mask{};
         if (backward) {
-            const std::array<bool, 3> mask = output_mask(op, options["output_mask"]);
+            mask = output_mask(op, options["output_mask"]);
             constexpr cuda::ConvPass passes[] = {cuda::ConvPass::grad_input, cuda::ConvPass::grad_weight,
                                                  cuda::ConvPass::grad_bias};
             for (size_t i = 0; i < 3; ++i)
@@ -138,10 +139,15 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
                                                   options["pool_padding"], options["layout"]);
             const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
             check_codes_fit(op, pooling);
+            const cuda::FusedProblem both{problem, pooling};
+            const cuda::FusedPlan plan = backward ? cuda::plan_fused_backward(both, precision, mask)
+                                                  : cuda::plan_fused_forward(both, precision);
             const int64_t whole = volume(problem.output_shape()), out = volume(pooling.output_shape());
             Entry entry = memory_entry(backward ? "max_pool2d_backward" : "max_pool2d", type,
-                                       (whole + out) * item + out, whole * item);
-            entry.reason += "; the workspace is the convolution's output, which lives for this call";
+                                       (whole + out) * item + out,
+                                       plan.buffer_bytes + plan.carried_weight + plan.carried_bias);
+            entry.reason += "; the workspace holds the convolution's output of " + std::to_string(plan.images) +
+                            (plan.images == 1 ? " image" : " images") + " at a time";
             entries.insert(backward ? entries.begin() : entries.end(), entry);
         }
     }
