@@ -87,6 +87,12 @@ __global__ void __launch_bounds__(256) add_parts(WeightGrad<T> grad) {
 }
 
 template <class T>
+void add_parts_in_order(const WeightGrad<T>& grad, Stream stream) {
+    const int64_t elements = int64_t{grad.groups} * grad.rows * grad.columns;
+    launch(add_parts<T>, dim3(static_cast<unsigned>((elements + 255) / 256)), 256, 0, stream, grad);
+}
+
+template <class T>
 WeightGrad<T> weight_grad(const ConvProblem& problem, const DeviceTensor& grad_output, const DeviceTensor& input,
                           const DeviceTensor& grad_weight, void* workspace, int parts) {
     const auto gather = [&](const DeviceTensor& tensor, const WindowAxis& h, const WindowAxis& w, int64_t channels) {
@@ -149,8 +155,7 @@ void run_grad_weight(const WeightGrad<typename Tile::Element>& grad, bool channe
         start(std::integral_constant<Adjacent, Adjacent::lines>{});
     else
         start(std::integral_constant<Adjacent, Adjacent::depth>{});
-    const int64_t elements = int64_t{grad.groups} * grad.rows * grad.columns;
-    launch(add_parts<T>, dim3(static_cast<unsigned>((elements + 255) / 256)), 256, 0, stream, grad);
+    add_parts_in_order(grad, stream);
 }
 
 }  // namespace convx::cuda

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "cuda/max_pool2d/cells.cuh"
+#include "cuda/cells.cuh"
 
 namespace convx::cuda {
 
