@@ -157,7 +157,7 @@ struct ChannelsOperand {
 // blockIdx.x: column tile + row tile * column tiles, so that blocks that read the same rows run side by side;
 // blockIdx.y: part of the depth; blockIdx.z: group.
 template <class Tile, class OperandA, class OperandB, class Output>
-__global__ void __launch_bounds__(Tile::threads)
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     implicit_gemm(typename OperandA::Argument a_argument, typename OperandB::Argument b_argument, Output output,
                   int column_tiles, int depth_steps, int steps_of_part) {
     struct Shared {

@@ -29,6 +29,7 @@ struct FmaTile {
     static constexpr int threads = rows / tile_rows * (columns / tile_columns);
     static constexpr int group = Chunk<T>::count;  // adjacent rows of a thread
     static constexpr int row_step = rows / (tile_rows / group), column_step = columns / (tile_columns / group);
+    static constexpr int blocks = 0;  // asked of the compiler on a multiprocessor: what it chooses, does not spill
     static_assert(threads % 32 == 0 && tile_rows % group == 0 && tile_columns % group == 0);
     static constexpr bool depth_inside = false;
 
@@ -103,6 +104,8 @@ struct MmaTile {
     static constexpr int rows = rows_, columns = columns_, depth = depth_, stages = 3;
     static constexpr int warps_down = rows / warp_rows;
     static constexpr int threads = 32 * warps_down * (columns / warp_columns);
+    // Left alone, the compiler aims at five small blocks on a multiprocessor with tf32x3, and spills.
+    static constexpr int blocks = threads == 128 ? 4 : 0;
     static constexpr int step = 32 / static_cast<int>(sizeof(T));  // the depth of one mma: 8 or 16
     static constexpr int parts_down = warp_rows / 16, parts_across = warp_columns / 8;
     static_assert(depth % step == 0 && warp_rows % 16 == 0 && warp_columns % 16 == 0);
