@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(256, 3) direct_any(DirectSum<T> conv) {
 
 // One channel a group, 3x3 taps, adjacent rows: each value is loaded once for all outputs of the thread.
 template <class T, int step>
-__global__ void __launch_bounds__(256, 3) direct_3x3(DirectSum<T> conv) {
+__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 2 : 3) direct_3x3(DirectSum<T> conv) {
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= conv.cells.count) return;
     const Cell cell = conv.cells.at(static_cast<int>(index));

@@ -24,6 +24,7 @@ struct WeightGrad {
     Sum<T>* partial;  // [part][group][row][column]
     Sum<T>* carried;  // none: one run is all
     bool first, last;
+    bool skips;  // the parts are sums of the law already
 
     // The law's sum: pixels whose tap lies outside under zeros are skipped.
     __device__ Sum<T> exact(int group, int row, int column) const {
@@ -40,6 +41,7 @@ struct WeightGrad {
             if (found == ImageGather<T>::Found::nothing) continue;
             const T value = found == ImageGather<T>::Found::element ? *element : x.padding;
             sum = multiply_add(to_sum(*grad), to_sum(value), sum);
+            if (is_nan(sum)) break;  // and stays it: where gradients overflowed, after a few pixels of millions
         }
         return sum;
     }
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(256) add_parts(WeightGrad<T> grad) {
     const int row = static_cast<int>(line - int64_t{group} * grad.rows);
     Sum<T> sum = 0;
     for (int part = 0; part < grad.parts; ++part) sum += grad.partial[part * of_part + index];
-    if (is_nan(sum)) sum = grad.exact(group, row, column);
+    if (is_nan(sum) && !grad.skips) sum = grad.exact(group, row, column);
     if (!grad.first) sum += grad.carried[index];
     if (!grad.last) {
         grad.carried[index] = sum;

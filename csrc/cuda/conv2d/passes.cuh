@@ -139,6 +139,7 @@ void Conv2d<T>::grad_weight(const ConvProblem& problem, const ConvPlan& plan, co
         if (!grad.carried && plan.carried_bytes)
             grad.carried = reinterpret_cast<Sum<T>*>(static_cast<char*>(workspace) + plan.partial_bytes);
         grad.first = carried.first && first == 0;
+        grad.skips = plan.method == ConvMethod::direct;
         grad.last = carried.last && first + count == problem.batch;
         if (plan.method == ConvMethod::direct)
             run_direct_grad_weight(grad, grad_output.stride[1] == 1 && input.stride[1] == 1, plan.steps_of_part,

@@ -1,8 +1,8 @@
 // The inner product of two tiles in shared memory: sum[rows x columns] += a[rows x depth] * b[columns x depth]^T, with
 // the sums in the registers of one block of threads. Two ways: fused multiply-adds of the CUDA cores, and tensor cores.
 //
-// Laws: every sum is taken in ascending order of the depth, one (FmaTile) or 8 or 16 (MmaTile) at a time, so the size of
-// a tile never changes a result. Columns and rows past the matrix are computed and not stored.
+// Laws: every sum is taken in ascending order of the depth, one (FmaTile) or 8 or 16 (MmaTile) at a time, so the size
+// of a tile never changes a result. Columns and rows past the matrix are computed and not stored.
 #pragma once
 
 #include "cuda/conv2d/plan.h"
@@ -71,8 +71,8 @@ struct FmaTile {
             for (int i = 0; i < tile_rows; ++i)
 #pragma unroll
                 for (int j = 0; j < tile_columns; ++j)
-                    sum[i][j] = multiply_add(from_a[i / group].value[i % group], from_b[j / group].value[j % group],
-                                             sum[i][j]);
+                    sum[i][j] =
+                        multiply_add(from_a[i / group].value[i % group], from_b[j / group].value[j % group], sum[i][j]);
         }
     }
 
@@ -93,10 +93,10 @@ struct FmaTile {
     T sum[tile_rows][tile_columns];
 };
 
-// Tensor cores by mma.sync: float (as TF32), half, bfloat16, with float sums. A warp has warp_rows x warp_columns sums in
-// parts of 16 x 8. TF32 keeps 10 bits of a float's mantissa; three products of its upper and lower 10 keep 21 of the 23.
-// Shared memory holds the depth inside, [rows][depth + 16 bytes]: the eight rows of an ldmatrix then lie
-// 80 bytes apart and meet each of the 32 banks once.
+// Tensor cores by mma.sync: float (as TF32), half, bfloat16, with float sums. A warp has warp_rows x warp_columns sums
+// in parts of 16 x 8. TF32 keeps 10 bits of a float's mantissa; three products of its upper and lower 10 keep 21 of
+// the 23. Shared memory holds the depth inside, [rows][depth + 16 bytes]: the eight rows of an ldmatrix then lie 80
+// bytes apart and meet each of the 32 banks once.
 template <class T, Precision precision, int rows_, int columns_, int depth_, int warp_rows, int warp_columns>
 struct MmaTile {
     using Element = T;
@@ -147,7 +147,8 @@ struct MmaTile {
 #pragma unroll
             for (int j = 0; j < parts_across; j += 2) {
                 uint32_t two[4];
-                load_matrices(two, &b.at(first_column + 8 * j + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * half_step));
+                load_matrices(two,
+                              &b.at(first_column + 8 * j + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * half_step));
                 from_b[j][0] = two[0];
                 from_b[j][1] = two[1];
                 from_b[j + 1][0] = two[2];
