@@ -175,7 +175,8 @@ struct ForeignPlanes {
 };
 
 // No flag is set. A kernel, since a memset is none of the shim's words.
-inline __global__ void __launch_bounds__(256) clear_flags(int* flags, int64_t count) {
+template <class Flag>
+__global__ void __launch_bounds__(256) clear_flags(Flag* flags, int64_t count) {
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index < count) flags[index] = 0;
 }
@@ -241,7 +242,7 @@ void max_pool2d_indices_of(const PoolProblem& problem, const DeviceTensor& grad_
     int* const foreign = static_cast<int*>(workspace);
     const int64_t planes = problem.batch * problem.channels;
     if (planes == 0) return;
-    launch(clear_flags, dim3(static_cast<unsigned>((planes + 255) / 256)), 256, 0, stream, foreign, planes);
+    launch(clear_flags<int>, dim3(static_cast<unsigned>((planes + 255) / 256)), 256, 0, stream, foreign, planes);
     const bool inside = grad_input.stride[1] == 1;
     const DeviceTensor codes{static_cast<char*>(workspace) + flag_bytes(problem), indices.shape,
                              dense_strides(indices.shape, inside)};

@@ -33,14 +33,14 @@ struct MaxPool {
     bool dead_at_zero;
 };
 
-// Windows of a thread, one below the other: what is worked out for the first serves the second too, 35 of about 110
-// instructions, where 16 bytes of channels do not make that small already.
-template <int taps_h, int count>
-constexpr int windows_of_thread = taps_h > 0 && count == 1 ? 2 : 1;
+// Windows of a thread, one below the other: of 2x2, where what is worked out for the first too makes 35 of about 110
+// instructions, and 16 bytes of channels do not make that small already (3x3: two would spill).
+template <int taps_h, int taps_w, int count>
+constexpr int windows_of_thread = taps_h == 2 && taps_w == 2 && count == 1 ? 2 : 1;
 
 template <class T, int taps_h, int taps_w, int count, Chosen chosen>
 __global__ void __launch_bounds__(256, 3) max_pool2d_kernel(MaxPool<T> pool) {
-    constexpr int windows = windows_of_thread<taps_h, count>;
+    constexpr int windows = windows_of_thread<taps_h, taps_w, count>;
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= pool.cells.count) return;
     Cell cell = pool.cells.at(static_cast<int>(index));
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(256, 3) max_pool2d_kernel(MaxPool<T> pool) {
 template <class T, int taps_h, int taps_w, int count>
 void start_max_pool2d(MaxPool<T> pool, const std::array<int64_t, 4>& shape, bool inside, Stream stream) {
     const auto [batch, channels, height, width] = shape;
-    constexpr int windows = windows_of_thread<taps_h, count>;
+    constexpr int windows = windows_of_thread<taps_h, taps_w, count>;
     const auto kernel = pool.indices.data ? &max_pool2d_kernel<T, taps_h, taps_w, count, Chosen::indices>
                         : pool.codes.data ? &max_pool2d_kernel<T, taps_h, taps_w, count, Chosen::codes>
                                           : &max_pool2d_kernel<T, taps_h, taps_w, count, Chosen::nothing>;
