@@ -41,7 +41,10 @@ def nvcc() -> str | None:
 
 def demangled(names: set[str]) -> dict[str, str]:
     done = subprocess.run(["c++filt", *sorted(names)], capture_output=True, text=True, check=True)
-    return dict(zip(sorted(names), done.stdout.splitlines(), strict=True))
+    short = [
+        re.sub(r">\(.*|convx::cuda::|\((?:Precision|Lines|Adjacent)\)", "", line) for line in done.stdout.splitlines()
+    ]
+    return dict(zip(sorted(names), short, strict=True))
 
 
 def bounds(ptx: str) -> dict[str, tuple[int, int]]:

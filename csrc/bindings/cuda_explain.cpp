@@ -52,10 +52,13 @@ Entry conv_entry(const ConvProblem& problem, cuda::ConvPass pass, cuda::Precisio
     const bool bias = pass == cuda::ConvPass::grad_bias;
     Entry entry;
     entry.pass = names[static_cast<int>(pass)];
-    entry.algorithm = bias ? "sum over pixels" : "implicit GEMM";
-    entry.precision = bias ? problem.dtype == DType::float64 ? "float64" : "summed in float32"
-                           : precision_text(problem.dtype, plan.precision);
-    if (!bias) {
+    const bool direct = plan.method == cuda::ConvMethod::direct;
+    entry.algorithm = bias ? "sum over pixels" : direct ? "direct" : "implicit GEMM";
+    entry.precision = bias     ? problem.dtype == DType::float64 ? "float64" : "summed in float32"
+                      : direct ? std::string(dtype_name(problem.dtype)) + " on CUDA cores, summed in " +
+                                     (problem.dtype == DType::float64 ? "float64" : "float32")
+                               : precision_text(problem.dtype, plan.precision);
+    if (!bias && !direct) {
         const cuda::TileSize tile = cuda::tile_size(problem.dtype, plan.precision, plan.large);
         entry.tile = std::to_string(tile.rows) + " x " + std::to_string(tile.columns) + ", " +
                      std::to_string(tile.depth) + " deep";
@@ -113,8 +116,8 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
         const PoolProblem problem = check_max_pool2d(op, input, pool).problem;
         cuda::check_planes(op, problem);
         const int64_t out = volume(problem.output_shape());
-        entries.push_back(memory_entry(pass, type,
-                                       (volume(problem.input_shape()) + out) * item + (backward ? out : 0), 0));
+        entries.push_back(
+            memory_entry(pass, type, (volume(problem.input_shape()) + out) * item + (backward ? out : 0), 0));
     } else {
         const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
         ConvOptions conv = conv_options_from(op, options);
@@ -140,12 +143,12 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
             const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
             check_codes_fit(op, pooling);
             const cuda::FusedProblem both{problem, pooling};
-            const cuda::FusedPlan plan = backward ? cuda::plan_fused_backward(both, precision, mask)
-                                                  : cuda::plan_fused_forward(both, precision);
+            const cuda::FusedPlan plan =
+                backward ? cuda::plan_fused_backward(both, precision, mask) : cuda::plan_fused_forward(both, precision);
             const int64_t whole = volume(problem.output_shape()), out = volume(pooling.output_shape());
-            Entry entry = memory_entry(backward ? "max_pool2d_backward" : "max_pool2d", type,
-                                       (whole + out) * item + out,
-                                       plan.buffer_bytes + plan.carried_weight + plan.carried_bias);
+            Entry entry =
+                memory_entry(backward ? "max_pool2d_backward" : "max_pool2d", type, (whole + out) * item + out,
+                             plan.buffer_bytes + plan.carried_weight + plan.carried_bias);
             entry.reason += "; the workspace holds the convolution's output of " + std::to_string(plan.images) +
                             (plan.images == 1 ? " image" : " images") + " at a time";
             entries.insert(backward ? entries.begin() : entries.end(), entry);

@@ -3,9 +3,9 @@
 // other one reads a single value. Bound by memory.
 #pragma once
 
+#include "cuda/conv2d/image_gather.cuh"
 #include "cuda/device_tensor.h"
 #include "cuda/numbers.cuh"
-#include "cuda/conv2d/image_gather.cuh"
 
 namespace convx::cuda {
 
@@ -31,7 +31,7 @@ __device__ void each_showing(const GatherAxis& axis, int padded, int shown, cons
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) fold_kernel(Fold<T> fold) {
+__global__ void __launch_bounds__(256, 2) fold_kernel(Fold<T> fold) {
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= fold.count) return;
     const int64_t line = index / fold.width;
@@ -42,9 +42,8 @@ __global__ void __launch_bounds__(256) fold_kernel(Fold<T> fold) {
     const T* const cells = fold.padded + plane * fold.padded_height * fold.padded_width;
     Sum<T> sum = 0;
     each_showing(fold.h, fold.padded_height, h, [&](int row) {
-        each_showing(fold.w, fold.padded_width, w, [&](int column) {
-            sum += to_sum(cells[static_cast<int64_t>(row) * fold.padded_width + column]);
-        });
+        each_showing(fold.w, fold.padded_width, w,
+                     [&](int column) { sum += to_sum(cells[static_cast<int64_t>(row) * fold.padded_width + column]); });
     });
     fold.result[n * fold.stride_n + c * fold.stride_c + h * fold.stride_h + w * fold.stride_w] = from_sum<T>(sum);
 }

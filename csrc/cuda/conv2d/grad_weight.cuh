@@ -24,6 +24,7 @@ struct WeightGrad {
     Sum<T>* partial;  // [part][group][row][column]
     Sum<T>* carried;  // none: one run is all
     bool first, last;
+    bool skips;  // the parts are sums of the law already
 
     // The law's sum: pixels whose tap lies outside under zeros are skipped.
     __device__ Sum<T> exact(int group, int row, int column) const {
@@ -40,6 +41,7 @@ struct WeightGrad {
             if (found == ImageGather<T>::Found::nothing) continue;
             const T value = found == ImageGather<T>::Found::element ? *element : x.padding;
             sum = multiply_add(to_sum(*grad), to_sum(value), sum);
+            if (is_nan(sum)) break;  // and stays it: where gradients overflowed, after a few pixels of millions
         }
         return sum;
     }
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(256) add_parts(WeightGrad<T> grad) {
     const int row = static_cast<int>(line - int64_t{group} * grad.rows);
     Sum<T> sum = 0;
     for (int part = 0; part < grad.parts; ++part) sum += grad.partial[part * of_part + index];
-    if (is_nan(sum)) sum = grad.exact(group, row, column);
+    if (is_nan(sum) && !grad.skips) sum = grad.exact(group, row, column);
     if (!grad.first) sum += grad.carried[index];
     if (!grad.last) {
         grad.carried[index] = sum;
@@ -84,6 +86,12 @@ __global__ void __launch_bounds__(256) add_parts(WeightGrad<T> grad) {
     const auto tap = grad.images.tap(column);
     grad.result[line * grad.result_k + tap.c * grad.result_c + tap.r * grad.result_r + tap.s * grad.result_s] =
         from_sum<T>(sum);
+}
+
+template <class T>
+void add_parts_in_order(const WeightGrad<T>& grad, Stream stream) {
+    const int64_t elements = int64_t{grad.groups} * grad.rows * grad.columns;
+    launch(add_parts<T>, dim3(static_cast<unsigned>((elements + 255) / 256)), 256, 0, stream, grad);
 }
 
 template <class T>
@@ -149,8 +157,7 @@ void run_grad_weight(const WeightGrad<typename Tile::Element>& grad, bool channe
         start(std::integral_constant<Adjacent, Adjacent::lines>{});
     else
         start(std::integral_constant<Adjacent, Adjacent::depth>{});
-    const int64_t elements = int64_t{grad.groups} * grad.rows * grad.columns;
-    launch(add_parts<T>, dim3(static_cast<unsigned>((elements + 255) / 256)), 256, 0, stream, grad);
+    add_parts_in_order(grad, stream);
 }
 
 }  // namespace convx::cuda

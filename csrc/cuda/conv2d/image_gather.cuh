@@ -19,11 +19,16 @@ struct GatherAxis {
     __device__ int source(int position) const {
         if (static_cast<uint32_t>(position) < static_cast<uint32_t>(size)) return position;
         switch (mode) {
-            case PaddingMode::zeros: return reads_nothing;
-            case PaddingMode::constant: return reads_value;
-            case PaddingMode::reflect: return position < 0 ? -position : 2 * (size - 1) - position;
-            case PaddingMode::replicate: return position < 0 ? 0 : size - 1;
-            default: return position < 0 ? position + size : position - size;
+            case PaddingMode::zeros:
+                return reads_nothing;
+            case PaddingMode::constant:
+                return reads_value;
+            case PaddingMode::reflect:
+                return position < 0 ? -position : 2 * (size - 1) - position;
+            case PaddingMode::replicate:
+                return position < 0 ? 0 : size - 1;
+            default:
+                return position < 0 ? position + size : position - size;
         }
     }
 
@@ -84,12 +89,12 @@ struct ImageGather {
     const T* data;
     int64_t stride_n, stride_c, stride_h, stride_w;
     GatherAxis h, w;
-    int pixels;                // window positions of all images
-    int depth;                 // taps in all: h.taps * w.taps * channels
-    Divisor rows, columns;     // window positions of an image
-    Divisor channels;          // of a group
-    Divisor window_columns;    // w.taps
-    T padding;                 // what PaddingMode::constant reads
+    int pixels;              // window positions of all images
+    int depth;               // taps in all: h.taps * w.taps * channels
+    Divisor rows, columns;   // window positions of an image
+    Divisor channels;        // of a group
+    Divisor window_columns;  // w.taps
+    T padding;               // what PaddingMode::constant reads
 };
 
 }  // namespace convx::cuda

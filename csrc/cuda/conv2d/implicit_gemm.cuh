@@ -7,8 +7,8 @@
 //   grad_input   pixels (n,h,w)   C/G          taps (r,s,k)      images   panel    one problem for each residue class
 //   grad_weight  K/G              taps         pixels (n,p,q)    images   images   split over the depth
 //
-// What bounds it: fused multiply-adds (or mma) where the depth is long; a gather costs about 10 instructions an element,
-// 128 x 16 of them to 128 x 128 x 16 multiply-adds of 256 threads: 80 to 1024 in each.
+// What bounds it: fused multiply-adds (or mma) where the depth is long; a gather costs about 10 instructions an
+// element, 128 x 16 of them to 128 x 128 x 16 multiply-adds of 256 threads: 80 to 1024 in each.
 #pragma once
 
 #include <type_traits>
@@ -46,7 +46,8 @@ struct PanelOperand {
 };
 
 // Images. Lines are pixels and the depth taps, or the other way round; a thread takes elements of one line that follow
-// each other in depth (its neighbours: adjacent lines), or of one depth (neighbours: adjacent depths), as memory has it.
+// each other in depth (its neighbours: adjacent lines), or of one depth (neighbours: adjacent depths), as memory has
+// it.
 enum class Lines { pixels, taps };
 enum class Adjacent { lines, depth };
 
@@ -121,8 +122,8 @@ struct ImageOperand {
     T element[count];
 };
 
-// Images whose channels are adjacent, whole 16 bytes of them in a group, and that have no padding value other than zero:
-// pixels are lines, and 16 bytes at a time go around the registers.
+// Images whose channels are adjacent, whole 16 bytes of them in a group, and that have no padding value other than
+// zero: pixels are lines, and 16 bytes at a time go around the registers.
 template <class Tile, int lines>
 struct ChannelsOperand {
     using T = typename Tile::Element;
@@ -157,7 +158,7 @@ struct ChannelsOperand {
 // blockIdx.x: column tile + row tile * column tiles, so that blocks that read the same rows run side by side;
 // blockIdx.y: part of the depth; blockIdx.z: group.
 template <class Tile, class OperandA, class OperandB, class Output>
-__global__ void __launch_bounds__(Tile::threads, 512 / Tile::threads)
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     implicit_gemm(typename OperandA::Argument a_argument, typename OperandB::Argument b_argument, Output output,
                   int column_tiles, int depth_steps, int steps_of_part) {
     struct Shared {
@@ -210,8 +211,7 @@ __global__ void __launch_bounds__(Tile::threads, 512 / Tile::threads)
 }
 
 template <class Tile>
-constexpr size_t implicit_gemm_shared =
-    Tile::stages * (sizeof(typename Tile::template Operand<Tile::rows>) +
-                    sizeof(typename Tile::template Operand<Tile::columns>));
+constexpr size_t implicit_gemm_shared = Tile::stages * (sizeof(typename Tile::template Operand<Tile::rows>) +
+                                                        sizeof(typename Tile::template Operand<Tile::columns>));
 
 }  // namespace convx::cuda

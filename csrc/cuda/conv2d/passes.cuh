@@ -2,6 +2,8 @@
 #pragma once
 
 #include "cuda/conv2d/conv2d.h"
+#include "cuda/conv2d/direct.cuh"
+#include "cuda/conv2d/direct_grad_weight.cuh"
 #include "cuda/conv2d/fold.cuh"
 #include "cuda/conv2d/grad_bias.cuh"
 #include "cuda/conv2d/grad_weight.cuh"
@@ -65,6 +67,14 @@ void Conv2d<T>::forward(const ConvProblem& problem, const ConvPlan& plan, const 
                         void* workspace, Stream stream) {
     for (int64_t first = 0; first < problem.batch; first += plan.images) {
         const int64_t count = std::min(plan.images, problem.batch - first);
+        if (plan.method == ConvMethod::direct) {
+            const DeviceTensor images = some_images<T>(input, first, count),
+                               result = some_images<T>(output, first, count);
+            Direct<T> direct(problem, images, weight, false, result, static_cast<T*>(workspace), stream);
+            direct.set_output(bias, problem.relu);
+            direct.run_forward(problem.h, problem.w);
+            continue;
+        }
         WindowSum<T> sum = window_sum<T>(forward_axis(problem.h), forward_axis(problem.w), problem.groups,
                                          problem.group_in(), problem.group_out(), some_images<T>(input, first, count),
                                          weight, false, some_images<T>(output, first, count), problem.padding_value);
@@ -80,6 +90,10 @@ template <class T>
 void adjoint(const ConvProblem& problem, const ConvPlan& plan, const Axis& h, const Axis& w,
              const DeviceTensor& grad_output, const DeviceTensor& weight, const DeviceTensor& grad_input,
              void* workspace, Stream stream) {
+    if (plan.method == ConvMethod::direct) {
+        Direct<T>(problem, grad_output, weight, true, grad_input, static_cast<T*>(workspace), stream).run_adjoint(h, w);
+        return;
+    }
     for (int64_t residue_h = 0; residue_h < std::min(h.stride, h.input); ++residue_h)
         for (int64_t residue_w = 0; residue_w < std::min(w.stride, w.input); ++residue_w)
             run_window_sum(
@@ -125,11 +139,16 @@ void Conv2d<T>::grad_weight(const ConvProblem& problem, const ConvPlan& plan, co
         if (!grad.carried && plan.carried_bytes)
             grad.carried = reinterpret_cast<Sum<T>*>(static_cast<char*>(workspace) + plan.partial_bytes);
         grad.first = carried.first && first == 0;
+        grad.skips = plan.method == ConvMethod::direct;
         grad.last = carried.last && first + count == problem.batch;
-        with_tile<T>(plan, [&](auto chosen) {
-            run_grad_weight<typename decltype(chosen)::Tile>(grad, grad_output.stride[1] == 1 && input.stride[1] == 1,
-                                                             plan.steps_of_part, stream);
-        });
+        if (plan.method == ConvMethod::direct)
+            run_direct_grad_weight(grad, grad_output.stride[1] == 1 && input.stride[1] == 1, plan.steps_of_part,
+                                   stream);
+        else
+            with_tile<T>(plan, [&](auto chosen) {
+                run_grad_weight<typename decltype(chosen)::Tile>(
+                    grad, grad_output.stride[1] == 1 && input.stride[1] == 1, plan.steps_of_part, stream);
+            });
         first += count;
     } while (first < problem.batch);
 }

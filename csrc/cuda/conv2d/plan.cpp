@@ -16,6 +16,13 @@ constexpr int64_t most_positions = int64_t{1} << 30;
 constexpr int64_t least_steps = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// A tile of a GEMM has 64 columns: with fewer than 16 channels three quarters of it would be empty.
+bool has_few_channels(const ConvProblem& problem) {
+    constexpr int64_t few = 16;
+    const bool one_to_one = problem.in_channels == 1 && problem.out_channels == 1;
+    return problem.in_channels > 0 &&
+           (one_to_one || (problem.groups > 1 && problem.group_in() < few && problem.group_out() < few));
+}
 int64_t round_up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 }  // namespace
@@ -58,6 +65,37 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
         plan.blocks = plan.parts * tiles;
         plan.partial_bytes = round_up(plan.parts * problem.out_channels * sum_bytes);
         plan.reason = "sums over " + std::to_string(pixels) + " pixels in " + std::to_string(plan.parts) +
+                      (plan.parts == 1 ? " part" : " parts, added in order");
+        return plan;
+    }
+
+    if (has_few_channels(problem)) {
+        plan.method = ConvMethod::direct;
+        plan.precision = Precision::ieee;
+        const std::string few = std::to_string(problem.group_in()) + " channels in and " +
+                                std::to_string(problem.group_out()) + " out of a group: direct, ";
+        const int64_t weights = problem.out_channels * problem.group_in() * problem.taps();
+        if (pass != ConvPass::grad_weight) {
+            const bool adjoint = pass == ConvPass::grad_input;
+            const int64_t pixels = plan.images * (adjoint ? h.input * w.input : problem.out_pixels());
+            plan.blocks = ceil_div(pixels * (adjoint ? problem.in_channels : problem.out_channels), 4 * 256);
+            plan.panel_bytes = round_up(weights * item);
+            if (folded) plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * item);
+            plan.reason =
+                few + "four rows a thread" + (folded ? "; the gradient of the padded images is folded afterwards" : "");
+            return plan;
+        }
+        const int64_t pixels = std::max<int64_t>(plan.images * problem.out_pixels(), 1);
+        const int64_t tiles = ceil_div(problem.out_channels, direct_channels) *
+                              ceil_div(problem.group_in() * problem.taps(), direct_taps);
+        const int64_t wanted =
+            std::clamp<int64_t>(4 * enough_blocks / tiles, 1, std::max<int64_t>(pixels / (32 * direct_lanes), 1));
+        plan.steps_of_part = ceil_div(pixels, wanted);
+        plan.parts = ceil_div(pixels, plan.steps_of_part);
+        plan.blocks = plan.parts * tiles;
+        plan.partial_bytes = round_up(plan.parts * weights * sum_bytes);
+        if (plan.images < problem.batch) plan.carried_bytes = round_up(weights * sum_bytes);
+        plan.reason = few + "the sum over " + std::to_string(pixels) + " pixels in " + std::to_string(plan.parts) +
                       (plan.parts == 1 ? " part" : " parts, added in order");
         return plan;
     }

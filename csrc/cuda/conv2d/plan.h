@@ -26,12 +26,19 @@ constexpr TileSize tile_size(DType dtype, Precision precision, bool large) {
     return large ? TileSize{128, 128, depth} : TileSize{64, 64, depth};
 }
 
+// What a block of the direct weight gradient takes (direct_grad_weight.cuh).
+constexpr int direct_lanes = 16, direct_channels = 16, direct_taps = 9;
+
+// `direct`: direct.cuh, for few channels a group.
+enum class ConvMethod { implicit_gemm, direct };
+
 struct ConvPlan {
+    ConvMethod method = ConvMethod::implicit_gemm;
     Precision precision = Precision::ieee;
     bool large = false;          // which tile
     int64_t images = 1;          // of one launch: window positions are counted in 31 bits
     int64_t parts = 1;           // of a weight or bias gradient's sum
-    int64_t steps_of_part = 1;   // of the tile's depth; pixels in a bias gradient
+    int64_t steps_of_part = 1;   // of the tile's depth; pixels in a bias gradient and in the direct weight gradient
     int64_t panel_bytes = 0;     // the packed weight
     int64_t partial_bytes = 0;   // the parts of a sum
     int64_t carried_bytes = 0;   // sums of a weight gradient over images of several launches

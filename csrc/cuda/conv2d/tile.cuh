@@ -1,8 +1,8 @@
 // The inner product of two tiles in shared memory: sum[rows x columns] += a[rows x depth] * b[columns x depth]^T, with
 // the sums in the registers of one block of threads. Two ways: fused multiply-adds of the CUDA cores, and tensor cores.
 //
-// Laws: every sum is taken in ascending order of the depth, one (FmaTile) or 8 or 16 (MmaTile) at a time, so the size of
-// a tile never changes a result. Columns and rows past the matrix are computed and not stored.
+// Laws: every sum is taken in ascending order of the depth, one (FmaTile) or 8 or 16 (MmaTile) at a time, so the size
+// of a tile never changes a result. Columns and rows past the matrix are computed and not stored.
 #pragma once
 
 #include "cuda/conv2d/plan.h"
@@ -29,6 +29,7 @@ struct FmaTile {
     static constexpr int threads = rows / tile_rows * (columns / tile_columns);
     static constexpr int group = Chunk<T>::count;  // adjacent rows of a thread
     static constexpr int row_step = rows / (tile_rows / group), column_step = columns / (tile_columns / group);
+    static constexpr int blocks = 0;  // asked of the compiler on a multiprocessor: what it chooses, does not spill
     static_assert(threads % 32 == 0 && tile_rows % group == 0 && tile_columns % group == 0);
     static constexpr bool depth_inside = false;
 
@@ -70,8 +71,8 @@ struct FmaTile {
             for (int i = 0; i < tile_rows; ++i)
 #pragma unroll
                 for (int j = 0; j < tile_columns; ++j)
-                    sum[i][j] = multiply_add(from_a[i / group].value[i % group], from_b[j / group].value[j % group],
-                                             sum[i][j]);
+                    sum[i][j] =
+                        multiply_add(from_a[i / group].value[i % group], from_b[j / group].value[j % group], sum[i][j]);
         }
     }
 
@@ -92,10 +93,10 @@ struct FmaTile {
     T sum[tile_rows][tile_columns];
 };
 
-// Tensor cores by mma.sync: float (as TF32), half, bfloat16, with float sums. A warp has warp_rows x warp_columns sums in
-// parts of 16 x 8. TF32 keeps 10 bits of a float's mantissa; three products of its upper and lower 10 keep 21 of the 23.
-// Shared memory holds the depth inside, [rows][depth + 16 bytes]: the eight rows of an ldmatrix then lie
-// 80 bytes apart and meet each of the 32 banks once.
+// Tensor cores by mma.sync: float (as TF32), half, bfloat16, with float sums. A warp has warp_rows x warp_columns sums
+// in parts of 16 x 8. TF32 keeps 10 bits of a float's mantissa; three products of its upper and lower 10 keep 21 of
+// the 23. Shared memory holds the depth inside, [rows][depth + 16 bytes]: the eight rows of an ldmatrix then lie 80
+// bytes apart and meet each of the 32 banks once.
 template <class T, Precision precision, int rows_, int columns_, int depth_, int warp_rows, int warp_columns>
 struct MmaTile {
     using Element = T;
@@ -103,6 +104,8 @@ struct MmaTile {
     static constexpr int rows = rows_, columns = columns_, depth = depth_, stages = 3;
     static constexpr int warps_down = rows / warp_rows;
     static constexpr int threads = 32 * warps_down * (columns / warp_columns);
+    // Left alone, the compiler aims at five small blocks on a multiprocessor with tf32x3, and spills.
+    static constexpr int blocks = threads == 128 ? 4 : 0;
     static constexpr int step = 32 / static_cast<int>(sizeof(T));  // the depth of one mma: 8 or 16
     static constexpr int parts_down = warp_rows / 16, parts_across = warp_columns / 8;
     static_assert(depth % step == 0 && warp_rows % 16 == 0 && warp_columns % 16 == 0);
@@ -144,7 +147,8 @@ struct MmaTile {
 #pragma unroll
             for (int j = 0; j < parts_across; j += 2) {
                 uint32_t two[4];
-                load_matrices(two, &b.at(first_column + 8 * j + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * half_step));
+                load_matrices(two,
+                              &b.at(first_column + 8 * j + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * half_step));
                 from_b[j][0] = two[0];
                 from_b[j][1] = two[1];
                 from_b[j + 1][0] = two[2];

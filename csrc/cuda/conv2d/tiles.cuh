@@ -1,5 +1,5 @@
-// The tiles of every element type. A large one has the better ratio of multiply-adds to loads, a small one fills the GPU
-// where there are few rows or columns; which of them runs never changes a bit of the result.
+// The tiles of every element type. A large one has the better ratio of multiply-adds to loads, a small one fills the
+// GPU where there are few rows or columns; which of them runs never changes a bit of the result.
 //
 //   tile                          threads  sums a thread  shared memory  bound by
 //   float   128 x 128 x 16          256        64           33 KiB       FMA: 64 to four 16-byte loads

@@ -35,9 +35,8 @@ struct WindowOutput {
 
 // One thread an element of the panel: [group][column tile][depth step] of tiles.
 template <class Tile>
-__global__ void __launch_bounds__(256)
-    pack_panel(WindowSum<typename Tile::Element> sum, typename Tile::Element* panel, int depth_steps, int column_tiles,
-               int64_t count) {
+__global__ void __launch_bounds__(256) pack_panel(WindowSum<typename Tile::Element> sum, typename Tile::Element* panel,
+                                                  int depth_steps, int column_tiles, int64_t count) {
     using T = typename Tile::Element;
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= count) return;

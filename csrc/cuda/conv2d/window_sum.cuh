@@ -57,6 +57,7 @@ struct WindowSum {
             if (found == ImageGather<T>::Found::nothing) continue;
             const T value = found == ImageGather<T>::Found::element ? *element : image.padding;
             sum = multiply_add(to_sum(value), to_sum(*weight.at(group, column, tap.c, tap.r, tap.s)), sum);
+            if (is_nan(sum)) break;  // and stays it
         }
         return sum;
     }
@@ -65,8 +66,8 @@ struct WindowSum {
 // Host side. `channels`: of the source, in a group; weight strides: how the source's and the result's channels step.
 template <class T>
 WindowSum<T> window_sum(const WindowAxis& h, const WindowAxis& w, int64_t groups, int64_t channels, int64_t columns,
-                        const DeviceTensor& source, const DeviceTensor& weight, bool adjoint, const DeviceTensor& result,
-                        double padding_value) {
+                        const DeviceTensor& source, const DeviceTensor& weight, bool adjoint,
+                        const DeviceTensor& result, double padding_value) {
     WindowSum<T> sum{};
     const auto [n, c, height, width] = source.stride;
     const int64_t batch = source.shape[0];

@@ -1,6 +1,6 @@
-// The gradient of max-pooling as a gather: a thread takes a cell of grad_input (or 16 bytes of its channels), looks at
-// the codes of the windows that cover it, in row-major order, and adds the gradients of those that chose it. No
-// atomics, and every cell is written once.
+// The gradient of max-pooling as a gather: a thread takes 16 bytes of grad_input, of a row or of a pixel's channels,
+// looks at the codes of the windows that cover them, in row-major order, and adds the gradients of those that chose a
+// cell of its own. No atomics, and every cell is written once.
 //
 // int64 indices become codes in the workspace first, since eight bytes looked at by every cell that a window covers
 // would cost more than to read them once and write one. An index may lie in the plane but outside its own window, where
@@ -24,12 +24,20 @@ struct PoolCover {
     // Calls visit(output, tap) for those that have a tap on the cell, in ascending order.
     template <class Visit>
     __device__ void each(int cell, const Visit& visit) const {
-        const int place = cell + pad, last = step.quotient(place);
-        int output = place > reach ? step.quotient(place - reach + step.value - 1) : 0;
-        for (; output <= last && output < outputs; ++output) {
-            const int distance = place - output * step.value, tap = tap_step.quotient(distance);
+        const int end = end_at(cell);
+        for (int output = first_at(cell); output < end; ++output) {
+            const int distance = cell + pad - output * step.value, tap = tap_step.quotient(distance);
             if (tap * tap_step.value == distance) visit(output, tap);
         }
+    }
+    // The windows over a cell, whether or not they have a tap on it.
+    __device__ int first_at(int cell) const {
+        const int place = cell + pad;
+        return place > reach ? step.quotient(place - reach + step.value - 1) : 0;
+    }
+    __device__ int end_at(int cell) const {
+        const int end = step.quotient(cell + pad) + 1;
+        return end < outputs ? end : outputs;
     }
 
     Divisor step;
@@ -45,6 +53,8 @@ struct PoolGather {
     Strided4<const T> grad_output;
     Strided4<const Code> codes;
     Strided4<T> grad_input;
+    int width;
+    bool stores_chunks;  // of a row
 };
 
 template <class T, class Code, int count>
@@ -75,6 +85,47 @@ __global__ void __launch_bounds__(256, 4) max_pool2d_gather(PoolGather<T, Code> 
 #pragma unroll
     for (int i = 0; i < count; ++i) result.value[i] = from_sum<T>(sum[i]);
     store_channels(gather.grad_input.at(cell), result);
+}
+
+// `count` cells of a row: the windows over them are looked at once, and say themselves which of the cells they chose.
+template <class T, class Code, int count>
+__global__ void __launch_bounds__(256, 4) max_pool2d_gather_row(PoolGather<T, Code> gather) {
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+    if (index >= gather.cells.count) return;
+    const Cell cell = gather.cells.at(static_cast<int>(index));
+    const int first = cell.w * count;
+    const T* const grads = gather.grad_output.image(cell.n, cell.c);
+    const Code* const codes = gather.codes.image(cell.n, cell.c);
+    Sum<T> sum[count];
+#pragma unroll
+    for (int i = 0; i < count; ++i) sum[i] = 0;
+    const int first_q = gather.w.first_at(first), end_q = gather.w.end_at(first + count - 1);
+    gather.h.each(cell.h, [&](int p, int r) {
+        const Code* const code = codes + p * gather.codes.h;
+        const T* const grad = grads + p * gather.grad_output.h;
+#pragma unroll 4
+        for (int q = first_q; q < end_q; ++q) {
+            const int s = static_cast<int>(code[q * gather.codes.w]) - r * gather.w.taps;
+            if (static_cast<unsigned>(s) >= static_cast<unsigned>(gather.w.taps)) continue;
+            const int at = q * gather.w.step.value + s * gather.w.tap_step.value - gather.w.pad - first;
+            if (static_cast<unsigned>(at) >= count) continue;
+            const Sum<T> value = to_sum(grad[q * gather.grad_output.w]);
+#pragma unroll
+            for (int i = 0; i < count; ++i)
+                if (at == i) sum[i] += value;
+        }
+    });
+    Channels<T, count> result;
+#pragma unroll
+    for (int i = 0; i < count; ++i) result.value[i] = from_sum<T>(sum[i]);
+    T* const to = gather.grad_input.at({cell.n, cell.c, cell.h, first});
+    if (gather.stores_chunks) {
+        store_channels(to, result);
+    } else {
+#pragma unroll
+        for (int i = 0; i < count; ++i)
+            if (first + i < gather.width) to[i * gather.grad_input.w] = result.value[i];
+    }
 }
 
 // Indices to codes.
@@ -124,7 +175,8 @@ struct ForeignPlanes {
 };
 
 // No flag is set. A kernel, since a memset is none of the shim's words.
-inline __global__ void __launch_bounds__(256) clear_flags(int* flags, int64_t count) {
+template <class Flag>
+__global__ void __launch_bounds__(256) clear_flags(Flag* flags, int64_t count) {
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index < count) flags[index] = 0;
 }
@@ -151,23 +203,33 @@ __global__ void __launch_bounds__(32) max_pool2d_foreign(ForeignPlanes<T> pool) 
 template <class T, class Code>
 void max_pool2d_gather_of(const PoolProblem& problem, const DeviceTensor& grad_output, const DeviceTensor& codes,
                           const DeviceTensor& grad_input, Stream stream) {
-    constexpr int count = sizeof(Code) == 1 ? 16 / static_cast<int>(sizeof(T)) : 1;
-    const bool chunks = count > 1 && has_chunks(grad_output, sizeof(T), count) &&
-                        has_chunks(grad_input, sizeof(T), count) && has_chunks(codes, sizeof(Code), count);
-    const bool inside = chunks || grad_input.stride[1] == 1;
-    for_each_launch(grad_input.shape, inside, chunks ? count : 1, [&](const Cells& cells) {
-        const PoolGather<T, Code> gather{cells,
-                                         PoolCover(problem.h),
-                                         PoolCover(problem.w),
-                                         Strided4<const T>(grad_output),
-                                         Strided4<const Code>(codes),
-                                         Strided4<T>(grad_input)};
-        const dim3 grid(static_cast<unsigned>((int64_t{cells.count} + 255) / 256));
-        if (chunks)
-            launch(max_pool2d_gather<T, Code, count>, grid, 256, 0, stream, gather);
-        else
-            launch(max_pool2d_gather<T, Code, 1>, grid, 256, 0, stream, gather);
-    });
+    constexpr int count = 16 / static_cast<int>(sizeof(T));
+    const auto start = [&](auto kernel, const std::array<int64_t, 4>& shape, bool inside, int of_chunk, bool vectors) {
+        for_each_launch(shape, inside, of_chunk, [&](const Cells& cells) {
+            const PoolGather<T, Code> gather{cells,
+                                             PoolCover(problem.h),
+                                             PoolCover(problem.w),
+                                             Strided4<const T>(grad_output),
+                                             Strided4<const Code>(codes),
+                                             Strided4<T>(grad_input),
+                                             static_cast<int>(problem.w.input),
+                                             vectors};
+            launch(kernel, dim3(static_cast<unsigned>((int64_t{cells.count} + 255) / 256)), 256, 0, stream, gather);
+        });
+    };
+    const auto& [n, c, h, w] = grad_input.stride;
+    if (c != 1 || w == 1) {
+        const auto [batch, channels, height, width] = grad_input.shape;
+        const bool vectors = w == 1 && width % count == 0 && n % count == 0 && c % count == 0 && h % count == 0 &&
+                             reinterpret_cast<uintptr_t>(grad_input.data) % 16 == 0;
+        return start(&max_pool2d_gather_row<T, Code, count>, {batch, channels, height, (width + count - 1) / count},
+                     false, 1, vectors);
+    }
+    if constexpr (sizeof(Code) == 1)
+        if (has_chunks(grad_output, sizeof(T), count) && has_chunks(grad_input, sizeof(T), count) &&
+            has_chunks(codes, 1, count))
+            return start(&max_pool2d_gather<T, Code, count>, grad_input.shape, true, count, false);
+    start(&max_pool2d_gather<T, Code, 1>, grad_input.shape, true, 1, false);
 }
 
 inline int64_t flag_bytes(const PoolProblem& problem) {
@@ -180,7 +242,7 @@ void max_pool2d_indices_of(const PoolProblem& problem, const DeviceTensor& grad_
     int* const foreign = static_cast<int*>(workspace);
     const int64_t planes = problem.batch * problem.channels;
     if (planes == 0) return;
-    launch(clear_flags, dim3(static_cast<unsigned>((planes + 255) / 256)), 256, 0, stream, foreign, planes);
+    launch(clear_flags<int>, dim3(static_cast<unsigned>((planes + 255) / 256)), 256, 0, stream, foreign, planes);
     const bool inside = grad_input.stride[1] == 1;
     const DeviceTensor codes{static_cast<char*>(workspace) + flag_bytes(problem), indices.shape,
                              dense_strides(indices.shape, inside)};
