@@ -6,6 +6,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -59,6 +60,10 @@ void Fiber::prepare(void (*entry)(void*), void* argument) {
         stack_bottom_ = stack_;
         stack_size_ = stack_bytes;
     }
+#if defined(__SANITIZE_ADDRESS__)
+    // A fiber that was left in the middle leaves the borders of its frames behind.
+    __asan_unpoison_memory_region(stack_, stack_bytes);
+#endif
     entry_ = entry;
     argument_ = argument;
     // Six registers and the address to return to; 16-byte alignment as after a call.
