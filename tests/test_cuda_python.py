@@ -109,7 +109,7 @@ class TestDispatch:
     def test_an_interface_without_a_library(self, monkeypatch):
         monkeypatch.delitem(sys.modules, "cupy", raising=False)
         exported = type("Exported", (), {"__cuda_array_interface__": {}})()
-        with pytest.raises(TypeError, match="relu: input is a .*Exported, .* import cupy"):
+        with pytest.raises(TypeError, match=r"relu: input is a .*Exported, .* import cupy"):
             convx.relu(exported)
 
     def test_mixed_libraries(self, cupy):
@@ -120,7 +120,9 @@ class TestDispatch:
             convx.conv2d(cupy.asarray(x), w)
         with pytest.raises(TypeError, match=r"conv2d: weight is a cupy\.ndarray, expected a numpy\.ndarray"):
             convx.conv2d(x, cupy.asarray(w))
-        with pytest.raises(TypeError, match="prepare_weight: weight is a cupy.ndarray, .* on CUDA weights are packed"):
+        with pytest.raises(
+            TypeError, match=r"prepare_weight: weight is a cupy\.ndarray, .* on CUDA weights are packed"
+        ):
             convx.prepare_weight(cupy.asarray(w), x.shape)
 
     def test_mixed_devices(self, cupy):
@@ -146,7 +148,7 @@ class TestDispatch:
 
     def test_odd_strides_and_byte_order(self, cupy):
         packed = np.zeros(5, [("flag", "u1"), ("value", "f4")])["value"]
-        with pytest.raises(convx.ShapeError, match="strides .* expected multiples of its item's 4"):
+        with pytest.raises(convx.ShapeError, match=r"strides .* expected multiples of its item's 4"):
             convx.relu(FakeArray(packed))
         with pytest.raises(TypeError, match="relu: input has dtype byte-swapped float32"):
             convx.relu(FakeArray(np.zeros(5, ">f4")))
@@ -161,7 +163,7 @@ def test_precision_changes_nothing_on_the_cpu():
         lambda: convx.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2, precision="half"),
         lambda: convx.explain("conv2d", x.shape, w.shape, precision="half"),
     ):
-        with pytest.raises(convx.ShapeError, match="precision is .*, expected 'ieee', 'tf32x3' or 'tf32'"):
+        with pytest.raises(convx.ShapeError, match=r"precision is .*, expected 'ieee', 'tf32x3' or 'tf32'"):
             call()
 
 

@@ -4,8 +4,8 @@
 
 namespace convx {
 
-// The options of an operation, from its arguments: shared by the backends and by explain. The fused operation has neither padding modes nor dilated
-// windows; what these leave out keeps its default.
+// The options of an operation, from its arguments: shared by the backends and by explain. The fused operation has
+// neither padding modes nor dilated windows; what these leave out keeps its default.
 ConvOptions conv_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
                          py::handle groups, py::handle layout);
 ConvOptions padded_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,

@@ -27,7 +27,8 @@ constexpr int poison = 0xff;
 Block& Block::current() { return *current_block; }
 
 void Block::run_grid(Index3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
-    if (threads < 1 || threads > 1024) throw std::logic_error("simt: a block of " + std::to_string(threads) + " threads");
+    if (threads < 1 || threads > 1024)
+        throw std::logic_error("simt: a block of " + std::to_string(threads) + " threads");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
         throw std::logic_error("simt: a grid that no GPU takes");
     // As the largest devices allow; a kernel's own budget is for the compile gate.

@@ -1,7 +1,7 @@
 // One block of a kernel, run by one OS thread: every CUDA thread is a fiber, a barrier is a place where fibers wait.
-// Made to find mistakes: shared memory starts as NaN and ends where the launch said (AddressSanitizer sees the end), the
-// target of a copy is NaN until it was waited for, fibers and blocks run in an order that a seed decides (CONVX_SIMT_SEED), and threads
-// that wait for each other are reported.
+// Made to find mistakes: shared memory starts as NaN and ends where the launch said (AddressSanitizer sees the end),
+// the target of a copy is NaN until it was waited for, fibers and blocks run in an order that a seed decides
+// (CONVX_SIMT_SEED), and threads that wait for each other are reported.
 #pragma once
 
 #include <cstddef>

@@ -189,9 +189,7 @@ template <class T>
 void mma_16bit(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     detail::Mma lane{sum, a, b};
     simt::Block::current().warp_together(&lane, [](void* const(&lanes)[32]) {
-        detail::mma<2>(lanes, [](uint32_t bits, int i) {
-            return to_float(T{static_cast<uint16_t>(bits >> 16 * i)});
-        });
+        detail::mma<2>(lanes, [](uint32_t bits, int i) { return to_float(T{static_cast<uint16_t>(bits >> 16 * i)}); });
     });
 }
 
