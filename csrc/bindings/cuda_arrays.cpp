@@ -34,8 +34,9 @@ Shape numbers(py::handle tuple) {
 
 struct Extent {
     Extent(const DeviceArray& array, int64_t item) : begin(reinterpret_cast<uintptr_t>(array.data)), end(begin) {
+        for (const int64_t size : array.info.shape)
+            if (size == 0) return;
         for (size_t axis = 0; axis < array.info.shape.size(); ++axis) {
-            if (array.info.shape[axis] == 0) return;
             const int64_t last = (array.info.shape[axis] - 1) * array.stride[axis] * item;
             (last < 0 ? begin : end) += static_cast<uintptr_t>(last);
         }
