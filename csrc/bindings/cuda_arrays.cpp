@@ -34,8 +34,9 @@ Shape numbers(py::handle tuple) {
 
 struct Extent {
     Extent(const DeviceArray& array, int64_t item) : begin(reinterpret_cast<uintptr_t>(array.data)), end(begin) {
+        for (const int64_t size : array.info.shape)
+            if (size == 0) return;
         for (size_t axis = 0; axis < array.info.shape.size(); ++axis) {
-            if (array.info.shape[axis] == 0) return;
             const int64_t last = (array.info.shape[axis] - 1) * array.stride[axis] * item;
             (last < 0 ? begin : end) += static_cast<uintptr_t>(last);
         }
@@ -87,7 +88,7 @@ DeviceArray DeviceArrays::output(py::handle object, const ArrayInfo& like, const
     DeviceArray array = input("out", object);
     check_dtype(op_, array.info, like);
     check_shape(op_, array.info, shape);
-    if (!array.writeable) throw ShapeError(op_ + ": out is read-only");
+    if (!array.writeable) throw ShapeError(op_ + ": out is read-only, expected a writeable array");
     std::vector<std::pair<int64_t, int64_t>> axes;  // |stride|, size: see may_overlap_itself in arguments.cpp
     for (size_t axis = 0; axis < shape.size(); ++axis) {
         if (shape[axis] == 0) return array;
@@ -96,7 +97,9 @@ DeviceArray DeviceArrays::output(py::handle object, const ArrayInfo& like, const
     std::sort(axes.begin(), axes.end());
     int64_t span = 1;
     for (const auto& [stride, size] : axes) {
-        if (stride < span) throw ShapeError(op_ + ": out has elements that share memory");
+        if (stride < span)
+            throw ShapeError(op_ +
+                             ": out has elements that share memory with each other, expected an array without overlap");
         span += stride * (size - 1);
     }
     return array;
@@ -107,7 +110,7 @@ void DeviceArrays::check_no_overlap(const DeviceArray& out, const DeviceArray& i
     const Extent a(out, item), b(in, item);
     if (a.end <= b.begin || b.end <= a.begin) return;
     if (in_place_legal && out.data == in.data && out.stride == in.stride) return;
-    throw ShapeError(op_ + ": out shares memory with " + in.info.name);
+    throw ShapeError(op_ + ": out shares memory with " + in.info.name + ", expected memory of its own");
 }
 
 DeviceArray DeviceArrays::empty(DType dtype, const Shape& shape) {
@@ -124,7 +127,8 @@ DeviceArray DeviceArrays::empty_like(const DeviceArray& like) {
     return input("output", library_.attr("empty_like")(like.array));
 }
 
-DeviceArray DeviceArrays::integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes) {
+DeviceArray DeviceArrays::integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes,
+                                   const char* expected) {
     std::string dtype;
     DeviceArray array = described(name, object, dtype);
     for (const char* allowed : dtypes)
@@ -132,13 +136,11 @@ DeviceArray DeviceArrays::integers(const char* name, py::handle object, std::ini
             array.item_bytes = item_bytes(dtype);
             return array;
         }
-    std::string expected;
-    for (const char* allowed : dtypes) expected += (expected.empty() ? "" : " or ") + std::string(allowed);
     throw TypeError(op_ + ": " + name + " has dtype " + dtype + ", expected " + expected);
 }
 
 DeviceArray DeviceArrays::empty_integers(const char* dtype, const Shape& shape) {
-    return integers("output", library_.attr("empty")(shape_tuple(shape), dtype, device_), {dtype});
+    return integers("output", library_.attr("empty")(shape_tuple(shape), dtype, device_), {dtype}, dtype);
 }
 
 void* DeviceArrays::workspace(int64_t bytes) {

@@ -33,7 +33,8 @@ public:
     // The same memory order where the library can (its empty_like), row-major order otherwise.
     DeviceArray empty_like(const DeviceArray& like);
     // Any array with one of the given dtypes, for codes and indices.
-    DeviceArray integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes);
+    DeviceArray integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes,
+                         const char* expected);
     DeviceArray empty_integers(const char* dtype, const Shape& shape);
     // Memory for the length of the call's work on the stream; none for 0 bytes.
     void* workspace(int64_t bytes);

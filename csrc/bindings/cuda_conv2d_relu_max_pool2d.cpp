@@ -78,7 +78,7 @@ py::tuple cuda_conv2d_relu_max_pool2d_backward_op(py::handle library, py::handle
     const DeviceArray g = arrays.input("grad_output", grad_output);
     const DeviceArray x = arrays.input("input", input);
     const DeviceArray w = arrays.input("weight", weight);
-    const DeviceArray chosen = arrays.integers("codes", codes, {"uint8"});
+    const DeviceArray chosen = arrays.integers("codes", codes, {"uint8"}, "uint8");
     const FusedOptions options =
         fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
     const cuda::Precision exactness = precision_option(op, precision);

@@ -53,7 +53,8 @@ py::object cuda_max_pool2d_backward_op(py::handle library, py::handle grad_outpu
     static const std::string op = "max_pool2d_backward";
     DeviceArrays arrays(op, library);
     const DeviceArray g = arrays.input("grad_output", grad_output);
-    const DeviceArray chosen = arrays.integers("indices_or_codes", indices_or_codes, {"int64", "uint8"});
+    const DeviceArray chosen =
+        arrays.integers("indices_or_codes", indices_or_codes, {"int64", "uint8"}, "int64 (indices) or uint8 (codes)");
     const PoolOptions options = dilated_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
     const ArrayInfo input{"input_shape", g.info.dtype, sizes(op, "input_shape", input_shape)};
     const auto [problem, unbatched] = check_max_pool2d(op, input, options);

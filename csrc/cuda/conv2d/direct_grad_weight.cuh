@@ -17,7 +17,7 @@ struct DirectTapSums {
 
 // is_3x3: depthwise, the nine taps of a window.
 template <class T, bool channels_adjacent, bool is_3x3>
-__global__ void __launch_bounds__(direct_lanes* direct_channels)
+__global__ void __launch_bounds__(direct_lanes* direct_channels, 3)
     direct_grad_weight(WeightGrad<T> grad, int tap_tiles, Divisor group_rows, int pixels_of_part) {
     DirectTapSums<T>& shared = shared_memory<DirectTapSums<T>>();
     const int thread = static_cast<int>(threadIdx.x);

@@ -34,7 +34,7 @@ struct BiasSums {
 };
 
 template <class T, bool channels_adjacent>
-__global__ void __launch_bounds__(bias_threads, 2) grad_bias_parts(BiasGrad<T> grad) {
+__global__ void __launch_bounds__(bias_threads, 4) grad_bias_parts(BiasGrad<T> grad) {
     BiasSums<T>& shared = shared_memory<BiasSums<T>>();
     constexpr int own = bias_lanes * bias_channels / bias_threads, step = bias_threads / 32;
     const int inner = static_cast<int>(threadIdx.x) % 32, outer = static_cast<int>(threadIdx.x) / 32;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(bias_threads, 2) grad_bias_parts(BiasGrad<T> g
 
 // One thread a channel.
 template <class T>
-__global__ void __launch_bounds__(128, 2) grad_bias_add(BiasGrad<T> grad) {
+__global__ void __launch_bounds__(128) grad_bias_add(BiasGrad<T> grad) {
     const int channel = static_cast<int>(blockIdx.x) * 128 + static_cast<int>(threadIdx.x);
     if (channel >= grad.channels) return;
     Sum<T> sum = grad.first ? Sum<T>(0) : grad.carried[channel];

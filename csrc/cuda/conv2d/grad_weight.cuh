@@ -67,7 +67,7 @@ struct PartialOutput {
 
 // One thread an element of the gradient, in the order of the partial sums.
 template <class T>
-__global__ void __launch_bounds__(256) add_parts(WeightGrad<T> grad) {
+__global__ void __launch_bounds__(256, 4) add_parts(WeightGrad<T> grad) {
     const int64_t of_part = int64_t{grad.groups} * grad.rows * grad.columns;
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= of_part) return;
