@@ -69,7 +69,8 @@ def compile_file(compiler: str, path: Path) -> tuple[str, list[str]]:
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return name, [f"{name}: {done.stderr}"]
+            first = "\n".join(done.stderr.splitlines()[:8])
+            return f"{name:<40} does not compile", [f"{name}: {first}"]
         declared: dict[str, tuple[int, int]] = {}
         for ptx in Path(folder).glob("*.ptx"):
             declared |= bounds(ptx.read_text())

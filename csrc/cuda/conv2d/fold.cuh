@@ -31,11 +31,7 @@ __device__ void each_showing(const GatherAxis& axis, int padded, int shown, cons
 }
 
 template <class T>
-<<<<<<< HEAD
-__global__ void __launch_bounds__(256, 2) fold_kernel(Fold<T> fold) {
-=======
 __global__ void __launch_bounds__(256, 4) fold_kernel(Fold<T> fold) {
->>>>>>> cudakern
     const int64_t index = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
     if (index >= fold.count) return;
     const int64_t line = index / fold.width;
