@@ -3,7 +3,7 @@
 // parts. The order is that of the pixels (n, p, q), whatever the memory order: only who adds changes with the layout,
 // so that neighbours in a warp read neighbours in memory.
 //
-// Bound by memory: 8 loads a thread are in flight. Shared memory: 4.1 KiB (8.3 for double); 40 to 48 registers.
+// Bound by memory: 8 loads a thread are in flight. Shared memory: 4.1 KiB (8.3 for double); 32 to 64 registers.
 #pragma once
 
 #include "cuda/conv2d/conv2d.h"
