@@ -296,8 +296,18 @@ def conv_data(problem: Conv, kind: str = "normal", seed: int = 0) -> tuple[np.nd
 def conv_expected(problem: Conv, kind: str = "normal", seed: int = 0) -> SimpleNamespace:
     """Data and reference results of `problem`: output (with bias) and gradients, each with its terms and magnitude."""
     x, w, b = conv_data(problem, kind, seed)
+    g = numbers(reference.conv2d(x, w, b, **problem.options).shape, kind, seed + 1000)
+    expected = conv_results(problem, x, w, b, g)
+    if kind == "integer":
+        assert max(m.max(initial=0) for m in expected.magnitude.values()) < 2**24, (
+            f"{problem}: partial sums beyond float32's integers"
+        )
+    return expected
+
+
+def conv_results(problem: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray, g: np.ndarray) -> SimpleNamespace:
+    """The same for data of the caller's."""
     output = reference.conv2d(x, w, b, **problem.options)
-    g = numbers(output.shape, kind, seed + 1000)
     gradients = reference.conv2d_backward(g, x, w, **problem.options)
     ones, sizes = problem.options, problem.options
     ones["padding_value"], sizes["padding_value"] = 1.0, abs(problem.padding_value)
@@ -308,10 +318,6 @@ def conv_expected(problem: Conv, kind: str = "normal", seed: int = 0) -> SimpleN
     terms["output"] = reference.conv2d(count_x, count_w, count_b, **ones)
     magnitude = dict(zip(GRADIENTS, reference.conv2d_backward(abs_g, abs_x, abs_w, **sizes), strict=True))
     magnitude["output"] = reference.conv2d(abs_x, abs_w, abs_b, **sizes)
-    if kind == "integer":
-        assert max(m.max(initial=0) for m in magnitude.values()) < 2**24, (
-            f"{problem}: partial sums beyond float32's integers"
-        )
     freeze(g, *results.values())
     return SimpleNamespace(x=x, w=w, b=b, g=g, terms=terms, magnitude=magnitude, **results)
 

@@ -1,4 +1,4 @@
-"""The C++ tests of tests/native: the thread pool, the workspace, and the vector vocabulary of each instruction set."""
+"""The C++ tests: the thread pool, the workspace, the vocabulary of each instruction set (native/), the shim (simt/)."""
 
 import os
 import re

@@ -74,9 +74,13 @@ def test_source_archive_is_whole_and_clean(tmp_path):
     with tarfile.open(tmp_path / f"convx-{convx.__version__}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = [path for top in ("csrc", "python", "tests") for path in (CHECKOUT / top).rglob("*")]
-    sources = [path for path in sources if path.suffix in {".cpp", ".h", ".py", ".pyi"}]
+    sources = [path for path in sources if path.suffix in {".cpp", ".h", ".cu", ".cuh", ".py", ".pyi"}]
     expected = {path.relative_to(CHECKOUT).as_posix() for path in sources}
-    assert expected | {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "python/convx/py.typed"} <= names
+    assert (
+        expected
+        | {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "python/convx/py.typed", "cmake/cuda.cmake"}
+        <= names
+    )
     tops = {"CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
-    assert {name.partition("/")[0] for name in names} - tops == {"benchmarks", "csrc", "python", "tests"}
+    assert {name.partition("/")[0] for name in names} - tops == {"benchmarks", "cmake", "csrc", "python", "tests"}
     assert not [name for name in names if re.search(r"\.so$|__pycache__|\.pyc$|^benchmarks/results/", name)]

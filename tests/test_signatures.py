@@ -11,9 +11,10 @@ from convx import reference
 
 SIGNATURES = {
     "conv2d": "(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode='zeros', "
-    "padding_value=0.0, activation=None, layout='NCHW', algorithm='auto', out=None)",
+    "padding_value=0.0, activation=None, layout='NCHW', algorithm='auto', precision='ieee', out=None)",
     "conv2d_backward": "(grad_output, input, weight, stride=1, padding=0, dilation=1, groups=1, *, "
-    "padding_mode='zeros', padding_value=0.0, layout='NCHW', algorithm='auto', output_mask=(True, True, True))",
+    "padding_mode='zeros', padding_value=0.0, layout='NCHW', algorithm='auto', precision='ieee', "
+    "output_mask=(True, True, True))",
     "relu": "(input, *, out=None)",
     "relu_backward": "(grad_output, output, *, out=None)",
     "max_pool2d": "(input, kernel_size, stride=None, padding=0, *, dilation=1, ceil_mode=False, layout='NCHW', "
@@ -21,7 +22,7 @@ SIGNATURES = {
     "max_pool2d_backward": "(grad_output, indices_or_codes, input_shape, kernel_size, stride=None, padding=0, *, "
     "dilation=1, ceil_mode=False, layout='NCHW')",
     "conv2d_relu_max_pool2d": "(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, "
-    "pool_kernel_size, pool_stride=None, pool_padding=0, layout='NCHW')",
+    "pool_kernel_size, pool_stride=None, pool_padding=0, layout='NCHW', precision='ieee')",
     "conv2d_relu_max_pool2d_backward": "(grad_output, saved, *, output_mask=(True, True, True))",
 }
 

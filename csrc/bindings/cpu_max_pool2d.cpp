@@ -3,17 +3,6 @@
 
 namespace convx {
 
-PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
-                         py::handle padding_option, py::handle layout) {
-    PoolOptions options;
-    options.prefix = prefix;
-    options.kernel = pair(op, {prefix, "kernel_size"}, kernel_size);
-    if (!stride.is_none()) options.stride = pair(op, {prefix, "stride"}, stride);
-    options.padding = padding(op, {prefix, "padding"}, padding_option);
-    options.channels_last = channels_last(op, layout);
-    return options;
-}
-
 namespace {
 
 PoolOptions dilated_options(const std::string& op, py::handle kernel_size, py::handle stride, py::handle padding_option,

@@ -2,9 +2,8 @@
 // and the documentation.
 #include <pybind11/stl.h>
 
-#include <new>
-
 #include "bindings/cpu_ops.h"
+#include "bindings/errors.h"
 #include "bindings/fast_call.h"
 #include "bindings/prepared_weight.h"
 #include "cpu/cpuid.h"
@@ -16,31 +15,6 @@
 namespace py = pybind11;
 
 namespace {
-
-py::handle shape_error_type;
-
-// convx.ShapeError is both a ValueError and a RuntimeError, which pybind11's own helper cannot say.
-void register_errors(py::module_& module) {
-    const py::tuple bases = py::make_tuple(py::handle(PyExc_ValueError), py::handle(PyExc_RuntimeError));
-    shape_error_type = PyErr_NewExceptionWithDoc(
-        "convx.ShapeError",
-        "A shape or an option that an operation cannot work with: a ValueError and a RuntimeError.\n\n"
-        "Examples\n--------\n>>> import convx\n"
-        ">>> issubclass(convx.ShapeError, ValueError), issubclass(convx.ShapeError, RuntimeError)\n(True, True)",
-        bases.ptr(), nullptr);
-    module.attr("ShapeError") = shape_error_type;
-    py::register_exception_translator([](std::exception_ptr error) {
-        try {
-            std::rethrow_exception(error);
-        } catch (const convx::ShapeError& e) {
-            PyErr_SetString(shape_error_type.ptr(), e.what());
-        } catch (const convx::TypeError& e) {
-            PyErr_SetString(PyExc_TypeError, e.what());
-        } catch (const std::bad_alloc&) {
-            PyErr_SetString(PyExc_MemoryError, "convx: scratch memory could not be allocated");
-        }
-    });
-}
 
 void set_num_threads(py::handle n) {
     const int64_t count = convx::integer("set_num_threads", "n", n);
@@ -89,7 +63,8 @@ py::dict config() {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-    register_errors(module);
+    module.attr("ShapeError") = convx::new_shape_error();
+    convx::register_errors(module.attr("ShapeError"));
     static PyMethodDef operations[] = {
         convx::FastCall<&convx::conv2d_op>::named("conv2d"),
         convx::FastCall<&convx::conv2d_backward_op>::named("conv2d_backward"),

@@ -1,7 +1,7 @@
 // The functions of convx._cpu: Python objects in, arrays out. One file an operation; cpu_module.cpp names them.
 #pragma once
 
-#include "bindings/arguments.h"
+#include "bindings/options.h"
 
 namespace convx {
 
@@ -74,15 +74,5 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
 
 py::list explain_op(const std::string& op, py::handle input_shape, py::handle weight_shape_or_kernel_size,
                     const py::dict& options, const std::string& dtype);
-
-// Option parsing shared by the operations and explain. The fused operation has neither padding modes nor dilated
-// windows; what these leave out keeps its default.
-ConvOptions conv_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
-                         py::handle groups, py::handle layout);
-ConvOptions padded_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
-                           py::handle groups, py::handle padding_mode, py::handle padding_value, py::handle layout,
-                           py::handle algorithm);
-PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
-                         py::handle padding, py::handle layout);
 
 }  // namespace convx

@@ -229,6 +229,9 @@ std::string shape_text(const Shape& shape) {
     return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-const char* dtype_name(DType dtype) { return dtype == DType::float32 ? "float32" : "float64"; }
+const char* dtype_name(DType dtype) {
+    constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16"};
+    return names[static_cast<int>(dtype)];
+}
 
 }  // namespace convx

@@ -6,9 +6,10 @@
 
 namespace convx {
 
-enum class DType { float32, float64 };
+// The 16-bit types exist on CUDA alone.
+enum class DType { float32, float64, float16, bfloat16 };
 
-constexpr int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
+constexpr int64_t item_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 // Axes are always in logical N, C, H, W order, whatever the memory order: NHWC is a matter of strides.
 // Strides count elements and may be zero or negative.

@@ -1,6 +1,7 @@
 """Convolution, ReLU and max-pooling for people who write their own training loops: arrays in, arrays out.
 
-The functions take and return NumPy arrays and run on hand-written kernels chosen for this machine.
+The functions take and return NumPy arrays and run on hand-written kernels chosen for this machine; given arrays of CuPy
+or PyTorch on a CUDA device they run there, where convx was built with CUDA (`convx.cuda` tells).
 
 >>> import numpy as np
 >>> import convx
@@ -13,7 +14,7 @@ The functions take and return NumPy arrays and run on hand-written kernels chose
 `convx.nn` has layers, `convx.optim` optimizers, `convx.reference` the same functions in plain NumPy.
 """
 
-from . import nn, optim, reference
+from . import cuda, nn, optim, reference
 from ._cpu import PreparedWeight, ShapeError
 from ._types import SavedConv2dReluMaxPool2d
 from .ops import (
@@ -27,11 +28,12 @@ from .ops import (
     relu,
     relu_backward,
 )
-from .runtime import Explanation, Plan, explain, get_num_threads, set_num_threads, show_config, threads
+from .runtime import CudaPlan, Explanation, Plan, explain, get_num_threads, set_num_threads, show_config, threads
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CudaPlan",
     "Explanation",
     "Plan",
     "PreparedWeight",
@@ -42,6 +44,7 @@ __all__ = [
     "conv2d_backward",
     "conv2d_relu_max_pool2d",
     "conv2d_relu_max_pool2d_backward",
+    "cuda",
     "explain",
     "get_num_threads",
     "max_pool2d",

@@ -26,6 +26,10 @@ PaddingMode: TypeAlias = Mode | tuple[Mode, Mode]
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
 Activation: TypeAlias = Literal["relu"] | None
 
+Precision: TypeAlias = Literal["ieee", "tf32x3", "tf32"]
+"""How exactly float32 is multiplied on CUDA."""
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
 OutputMask: TypeAlias = tuple[bool, bool, bool]
 """Which of grad_input, grad_weight and grad_bias to compute."""
 
@@ -42,7 +46,7 @@ class SavedConv2dReluMaxPool2d(Generic[FloatT]):
         The arrays of the forward pass themselves, not copies.
     codes : ndarray of uint8, the shape of the output
         The tap ``r*S + s`` of the pooling window whose value was chosen, 255 where the ReLU is dead.
-    stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout
+    stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout, precision
         The options of the forward pass.
 
     Examples
@@ -66,6 +70,7 @@ class SavedConv2dReluMaxPool2d(Generic[FloatT]):
     pool_stride: Pair | None
     pool_padding: Padding
     layout: Layout
+    precision: Precision = "ieee"
 
     def __repr__(self) -> str:
         arrays = (("input", self.input), ("weight", self.weight), ("codes", self.codes))

@@ -1,7 +1,10 @@
 """The operations as functions: arrays in, arrays out.
 
-The first argument decides which library's arrays an operation works on; all others must be of the same kind. Shapes,
-options and dtypes are checked once, behind this module, before anything is computed or written.
+The first argument decides which library's arrays an operation works on: NumPy's run on the CPU, those of CuPy and
+PyTorch on their CUDA device, in the order of the library's current stream. All others must be of the same library and
+on the same device; results are too. Wherever an ndarray stands below, CuPy's and PyTorch's are meant as well; on CUDA
+they may also be float16 and bfloat16, which are summed in float32. Shapes, options and dtypes are checked once, behind
+this module, before anything is computed or written.
 
 Letters: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
 """
@@ -14,9 +17,10 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import _cpu
-from ._cpu import PreparedWeight
+from . import _cpu, _devices
+from ._cpu import PreparedWeight, ShapeError
 from ._types import (
+    PRECISIONS,
     Activation,
     FloatT,
     Gradients,
@@ -25,6 +29,7 @@ from ._types import (
     Padding,
     PaddingMode,
     Pair,
+    Precision,
     SavedConv2dReluMaxPool2d,
 )
 
@@ -57,6 +62,7 @@ def conv2d(
     activation: Activation = None,
     layout: Layout = "NCHW",
     algorithm: str = "auto",
+    precision: Precision = "ieee",
     out: npt.NDArray[FloatT] | None = None,
 ) -> npt.NDArray[FloatT]:
     r"""Convolve images with kernels: cross-correlation, the kernel is not flipped.
@@ -98,6 +104,10 @@ def conv2d(
         outputs at a time by F(4x4, 3x3) with a quarter of the multiplications. Its error, 5e-6 of the largest output
         (float64: 1e-14) for normal data and 512 input channels, follows the largest value that a tile of 6x6 inputs
         sees: ask for ``"direct"`` where values of very different size lie side by side and the small ones matter.
+    precision : {"ieee", "tf32x3", "tf32"}, default "ieee"
+        How exactly float32 is multiplied on CUDA: ``"ieee"`` as float32 is, on the CUDA cores; on the tensor cores,
+        ``"tf32x3"`` as three products of TF32 numbers (10 bits of mantissa each), which keep about 21 of float32's 23
+        bits, and ``"tf32"`` as one, which keeps 10. It allows less exactness, so other dtypes and the CPU ignore it.
     out : ndarray, optional
         Written and returned instead of a new array: of the exact shape and dtype, writeable, overlapping no input.
 
@@ -133,9 +143,27 @@ def conv2d(
             [-1.,  4., -1.],
             [ 0., -1.,  0.]]], dtype=float32)
     """
-    if not isinstance(input, np.ndarray):
-        raise _unsupported("conv2d", "input", input)
-    return _cpu.conv2d(
+    if isinstance(input, np.ndarray):
+        if precision != "ieee":
+            check_precision("conv2d", precision)
+        return _cpu.conv2d(
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            padding_value,
+            activation,
+            layout,
+            algorithm,
+            out,
+        )
+    library, cuda = _devices.dispatch("conv2d", "input", input)
+    result: npt.NDArray[FloatT] = cuda.conv2d(
+        library,
         input,
         weight,
         bias,
@@ -148,8 +176,10 @@ def conv2d(
         activation,
         layout,
         algorithm,
+        precision,
         out,
     )
+    return result
 
 
 def prepare_weight(
@@ -216,7 +246,7 @@ def prepare_weight(
     True
     """
     if not isinstance(weight, np.ndarray):
-        raise _unsupported("prepare_weight", "weight", weight)
+        raise _devices.unsupported("prepare_weight", "weight", weight, on_cuda=False)
     return _cpu.prepare_weight(
         weight, input_shape, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
     )
@@ -236,6 +266,7 @@ def conv2d_backward(
     padding_value: float = ...,
     layout: Layout = ...,
     algorithm: str = ...,
+    precision: Precision = ...,
     output_mask: tuple[Literal[True], Literal[True], Literal[True]] = ...,
 ) -> tuple[npt.NDArray[FloatT], npt.NDArray[FloatT], npt.NDArray[FloatT]]: ...
 
@@ -254,6 +285,7 @@ def conv2d_backward(
     padding_value: float = ...,
     layout: Layout = ...,
     algorithm: str = ...,
+    precision: Precision = ...,
     output_mask: OutputMask,
 ) -> Gradients[FloatT]: ...
 
@@ -271,6 +303,7 @@ def conv2d_backward(
     padding_value: float = 0.0,
     layout: Layout = "NCHW",
     algorithm: str = "auto",
+    precision: Precision = "ieee",
     output_mask: OutputMask = _ALL,
 ) -> Gradients[FloatT]:
     """Compute the gradients of `conv2d` with respect to its input, its weight and its bias: its exact adjoint.
@@ -281,7 +314,7 @@ def conv2d_backward(
         The gradient of the loss with respect to the output of `conv2d`, in the same layout.
     input, weight : ndarray
         What `conv2d` was given.
-    stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
+    stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm, precision
         As given to `conv2d`. With ``activation="relu"``, pass `grad_output` through `relu_backward` first.
     output_mask : (bool, bool, bool), default (True, True, True)
         Which of the three gradients to compute; the others cost nothing.
@@ -316,9 +349,26 @@ def conv2d_backward(
     >>> grad_weight.ravel(), grad_bias
     (array([3., 5.], dtype=float32), array([2.], dtype=float32))
     """
-    if not isinstance(grad_output, np.ndarray):
-        raise _unsupported("conv2d_backward", "grad_output", grad_output)
-    return _cpu.conv2d_backward(
+    if isinstance(grad_output, np.ndarray):
+        if precision != "ieee":
+            check_precision("conv2d_backward", precision)
+        return _cpu.conv2d_backward(
+            grad_output,
+            input,
+            weight,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            padding_value,
+            layout,
+            algorithm,
+            output_mask,
+        )
+    library, cuda = _devices.dispatch("conv2d_backward", "grad_output", grad_output)
+    gradients: Gradients[FloatT] = cuda.conv2d_backward(
+        library,
         grad_output,
         input,
         weight,
@@ -330,8 +380,10 @@ def conv2d_backward(
         padding_value,
         layout,
         algorithm,
+        precision,
         output_mask,
     )
+    return gradients
 
 
 def relu(input: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None) -> npt.NDArray[FloatT]:
@@ -369,7 +421,9 @@ def relu(input: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None) 
     """
     if isinstance(input, np.ndarray):
         return _cpu.relu(input, out)
-    raise _unsupported("relu", "input", input)
+    library, cuda = _devices.dispatch("relu", "input", input)
+    result: npt.NDArray[FloatT] = cuda.relu(library, input, out)
+    return result
 
 
 def relu_backward(
@@ -411,7 +465,9 @@ def relu_backward(
     """
     if isinstance(grad_output, np.ndarray):
         return _cpu.relu_backward(grad_output, output, out)
-    raise _unsupported("relu_backward", "grad_output", grad_output)
+    library, cuda = _devices.dispatch("relu_backward", "grad_output", grad_output)
+    result: npt.NDArray[FloatT] = cuda.relu_backward(library, grad_output, output, out)
+    return result
 
 
 @overload
@@ -544,10 +600,13 @@ def max_pool2d(
     >>> convx.max_pool2d(x, 2, return_indices=True)[1]
     array([[[5, 7]]])
     """
-    if not isinstance(input, np.ndarray):
-        raise _unsupported("max_pool2d", "input", input)
-    return _cpu.max_pool2d(
-        input, kernel_size, stride, padding, dilation, ceil_mode, layout, return_indices, return_codes
+    if isinstance(input, np.ndarray):
+        return _cpu.max_pool2d(
+            input, kernel_size, stride, padding, dilation, ceil_mode, layout, return_indices, return_codes
+        )
+    library, cuda = _devices.dispatch("max_pool2d", "input", input)
+    return cuda.max_pool2d(
+        library, input, kernel_size, stride, padding, dilation, ceil_mode, layout, return_indices, return_codes
     )
 
 
@@ -605,11 +664,14 @@ def max_pool2d_backward(
     array([[[0., 0., 0., 0.],
             [0., 1., 0., 1.]]], dtype=float32)
     """
-    if not isinstance(grad_output, np.ndarray):
-        raise _unsupported("max_pool2d_backward", "grad_output", grad_output)
-    return _cpu.max_pool2d_backward(
-        grad_output, indices_or_codes, input_shape, kernel_size, stride, padding, dilation, ceil_mode, layout
+    options = (kernel_size, stride, padding, dilation, ceil_mode, layout)
+    if isinstance(grad_output, np.ndarray):
+        return _cpu.max_pool2d_backward(grad_output, indices_or_codes, input_shape, *options)
+    library, cuda = _devices.dispatch("max_pool2d_backward", "grad_output", grad_output)
+    result: npt.NDArray[FloatT] = cuda.max_pool2d_backward(
+        library, grad_output, indices_or_codes, input_shape, *options
     )
+    return result
 
 
 def conv2d_relu_max_pool2d(
@@ -625,6 +687,7 @@ def conv2d_relu_max_pool2d(
     pool_stride: Pair | None = None,
     pool_padding: Padding = 0,
     layout: Layout = "NCHW",
+    precision: Precision = "ieee",
 ) -> tuple[npt.NDArray[FloatT], SavedConv2dReluMaxPool2d[FloatT]]:
     """Compute ``max_pool2d(relu(conv2d(input, weight, bias)))`` as one operation for training.
 
@@ -633,7 +696,7 @@ def conv2d_relu_max_pool2d(
 
     Parameters
     ----------
-    input, weight, bias, stride, padding, dilation, groups, layout
+    input, weight, bias, stride, padding, dilation, groups, layout, precision
         As in `conv2d`; outside the image are zeros.
     pool_kernel_size, pool_stride, pool_padding
         `kernel_size`, `stride` and `padding` of `max_pool2d`; the window has at most 255 taps.
@@ -668,11 +731,15 @@ def conv2d_relu_max_pool2d(
     SavedConv2dReluMaxPool2d(input=float32(8, 3, 32, 32) 98304 bytes, weight=float32(16, 3, 3, 3) 1728 bytes,
         codes=uint8(8, 16, 16, 16) 32768 bytes)
     """
-    if not isinstance(input, np.ndarray):
-        raise _unsupported("conv2d_relu_max_pool2d", "input", input)
     options = (stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout)
-    output, codes = _cpu.conv2d_relu_max_pool2d(input, weight, bias, *options)
-    return output, SavedConv2dReluMaxPool2d(input, weight, codes, *options)
+    if isinstance(input, np.ndarray):
+        if precision != "ieee":
+            check_precision("conv2d_relu_max_pool2d", precision)
+        output, codes = _cpu.conv2d_relu_max_pool2d(input, weight, bias, *options)
+    else:
+        library, cuda = _devices.dispatch("conv2d_relu_max_pool2d", "input", input)
+        output, codes = cuda.conv2d_relu_max_pool2d(library, input, weight, bias, *options, precision)
+    return output, SavedConv2dReluMaxPool2d(input, weight, codes, *options, precision)
 
 
 @overload
@@ -737,15 +804,12 @@ def conv2d_relu_max_pool2d_backward(
     >>> grad_weight.ravel(), grad_bias
     (array([5.], dtype=float32), array([2.], dtype=float32))
     """
-    if not isinstance(grad_output, np.ndarray):
-        raise _unsupported("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
     if not isinstance(saved, SavedConv2dReluMaxPool2d):
         raise TypeError(
             f"conv2d_relu_max_pool2d_backward: saved is a {type(saved).__qualname__}, "
             "expected the second result of conv2d_relu_max_pool2d"
         )
-    return _cpu.conv2d_relu_max_pool2d_backward(
-        grad_output,
+    forward = (
         saved.input,
         saved.weight,
         saved.codes,
@@ -757,29 +821,17 @@ def conv2d_relu_max_pool2d_backward(
         saved.pool_stride,
         saved.pool_padding,
         saved.layout,
-        output_mask,
     )
-
-
-# The first part of the module that defines an array type: the library's name, and how to get a NumPy array.
-_CONVERSIONS = {
-    "cupy": ("CuPy", "cupy.asnumpy(array)"),
-    "jax": ("JAX", "numpy.asarray(array)"),
-    "jaxlib": ("JAX", "numpy.asarray(array)"),
-    "torch": ("PyTorch", "tensor.detach().cpu().numpy()"),
-}
-
-
-def _unsupported(op: str, argument: str, value: object) -> TypeError:
-    """Make the error for a first argument that is not a NumPy array."""
-    kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    article = "an" if name[0] in "aeiouAEIOU" else "a"
-    expected = f"{op}: {argument} is {article} {name}, expected a numpy.ndarray of float32 or float64"
-    known = _CONVERSIONS.get(kind.__module__.partition(".")[0])
-    if known is None:
-        return TypeError(expected)
-    library, conversion = known
-    return TypeError(
-        f"{expected}; this version of convx has no bridge to {library}: pass {conversion}, which records no gradient"
+    if isinstance(grad_output, np.ndarray):
+        return _cpu.conv2d_relu_max_pool2d_backward(grad_output, *forward, output_mask)
+    library, cuda = _devices.dispatch("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
+    gradients: Gradients[FloatT] = cuda.conv2d_relu_max_pool2d_backward(
+        library, grad_output, *forward, saved.precision, output_mask
     )
+    return gradients
+
+
+def check_precision(op: str, precision: object) -> None:
+    """Refuse on the CPU, where `precision` changes nothing, the words that CUDA refuses."""
+    if precision not in PRECISIONS:
+        raise ShapeError(f"{op}: precision is {precision!r}, expected 'ieee', 'tf32x3' or 'tf32'")

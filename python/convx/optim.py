@@ -2,7 +2,8 @@
 
 An optimiser changes the parameters' values in place and never looks at how the gradients came about: hand it any
 :class:`convx.nn.Parameter` whose ``grad`` is set. Parameters without a gradient are skipped. The hyperparameters are
-plain attributes, so a learning-rate schedule is an assignment: ``optimizer.lr *= 0.1``.
+plain attributes, so a learning-rate schedule is an assignment: ``optimizer.lr *= 0.1``. What is kept for a parameter is
+made from its first gradient, by the library of that array: see :meth:`convx.nn.Module.to`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ._cpu import ShapeError
+from ._devices import moved_like
 from ._types import FloatArray
 from .nn.module import Parameter
 
@@ -107,7 +109,9 @@ class Optimizer:
             if np.shape(entry) != expected:
                 problems.append(f"{name!r} has shape {np.shape(entry)}, expected {expected}")
             else:
-                loaded[int(position)][kept] = int(entry) if kept == "step" else entry.astype(value.dtype)
+                loaded[int(position)][kept] = (
+                    int(entry) if kept == "step" else moved_like(entry, value).astype(value.dtype)
+                )
         for index, state in enumerate(loaded):
             problems += [f"missing '{index}.{name}'" for name in self.entries if state and name not in state]
         if problems:

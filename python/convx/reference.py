@@ -26,6 +26,7 @@ from convx._types import (
     Padding,
     PaddingMode,
     Pair,
+    Precision,
     SavedConv2dReluMaxPool2d,
 )
 
@@ -127,13 +128,14 @@ def conv2d(
     activation: Activation = None,
     layout: Layout = "NCHW",
     algorithm: str = "auto",
+    precision: Precision = "ieee",
     out: FloatArray | None = None,
 ) -> FloatArray:
     """Compute ``y[n,k,p,q] = b[k] + sum_{c,r,s} x[n,c,h,w] * w[k,c,r,s]``, h = p*stride + r*dilation - top, w alike.
 
     Taps outside the image are skipped under "zeros"; under "constant" they read ``padding_value``. Where the two axes
     have different modes, a tap that "zeros" skips is skipped whatever the other axis says.
-    ``algorithm`` is accepted and ignored.
+    ``algorithm`` and ``precision`` are accepted and ignored.
     """
     x, unbatched = _to_nchw("conv2d", input, layout)
     rows, cols = _conv_axes("conv2d", x, weight, stride, padding, dilation, groups, padding_mode)
@@ -174,11 +176,12 @@ def conv2d_backward(
     padding_value: float = 0.0,
     layout: Layout = "NCHW",
     algorithm: str = "auto",
+    precision: Precision = "ieee",
     output_mask: OutputMask = (True, True, True),
 ) -> Gradients[np.floating[Any]]:
     """Return the gradients of `conv2d`, its exact adjoint: (grad_input, grad_weight, grad_bias).
 
-    None stands where ``output_mask`` is False. ``algorithm`` is accepted and ignored.
+    None stands where ``output_mask`` is False. ``algorithm`` and ``precision`` are accepted and ignored.
     """
     x, unbatched = _to_nchw("conv2d_backward", input, layout)
     rows, cols = _conv_axes("conv2d_backward", x, weight, stride, padding, dilation, groups, padding_mode)
@@ -328,13 +331,15 @@ def conv2d_relu_max_pool2d(
     pool_stride: Pair | None = None,
     pool_padding: Padding = 0,
     layout: Layout = "NCHW",
+    precision: Precision = "ieee",
 ) -> tuple[FloatArray, SavedConv2dReluMaxPool2d[Any]]:
     """Return ``max_pool2d(relu(conv2d(...)))`` and what its backward pass needs."""
     y = conv2d(input, weight, bias, stride, padding, dilation, groups, activation="relu", layout=layout)
     output, codes = max_pool2d(y, pool_kernel_size, pool_stride, pool_padding, layout=layout, return_codes=True)
     codes[output <= 0] = _NO_GRADIENT
+    pooling = (pool_kernel_size, pool_stride, pool_padding)
     saved = SavedConv2dReluMaxPool2d(
-        input, weight, codes, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout
+        input, weight, codes, stride, padding, dilation, groups, *pooling, layout, precision
     )
     return output, saved
 

@@ -9,14 +9,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _cpu, ops
+from . import _cpu, cuda, ops
 
-__all__ = ["Explanation", "Plan", "explain", "get_num_threads", "set_num_threads", "show_config", "threads"]
+__all__ = [
+    "CudaPlan",
+    "Explanation",
+    "Plan",
+    "explain",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+    "threads",
+]
 
 
 def get_num_threads() -> int:
@@ -95,7 +104,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def show_config() -> None:
-    """Print what runs here and why: versions, instruction set, processor, threads, compiler.
+    """Print what runs here and why: versions, instruction set, processor, threads, compiler, CUDA devices.
 
     The instruction set is the best one that the processor has, or the one that the environment variable ``CONVX_ISA``
     names.
@@ -118,6 +127,8 @@ def show_config() -> None:
         "threads": f"{config['threads']} ({config['threads_reason']}), idle ones poll for {config['spin_us']} us",
         "compiler": config["compiler"],
     }
+    devices = [f"{index}: {cuda.device_name(index)}" for index in range(cuda.device_count())]
+    lines["CUDA"] = "; ".join(devices) or f"cannot be used: {cuda.unavailable_reason()}"
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
@@ -177,8 +188,56 @@ class Plan:
         return "\n".join([f"{self.name}: {self.algorithm}, {self.isa}", *body])
 
 
-class Explanation(tuple[Plan, ...]):
-    """The plans of an operation, one `Plan` for each pass; it prints as text.
+@dataclass(frozen=True)
+class CudaPlan:
+    """How one pass of an operation would run on a CUDA device, the same on every one.
+
+    Attributes
+    ----------
+    name : str
+        The pass: ``"forward"``, ``"grad_input"``, ...
+    algorithm, precision : str
+        The method, and how its numbers are multiplied and summed.
+    tile : str
+        What one block of threads computes.
+    parts, blocks : int
+        Into how many parts a sum is cut, and the blocks of the largest launch.
+    workspace_bytes : int
+        Memory beside the arrays, from the allocator of the arrays' library.
+    flops, bytes : int
+        Multiplications and additions of the direct sum, and array bytes read and written once.
+    reason : str
+        Why this tile and these parts.
+    """
+
+    name: str
+    algorithm: str
+    precision: str
+    tile: str
+    parts: int
+    blocks: int
+    workspace_bytes: int
+    flops: int
+    bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        lines = {
+            "tile": self.tile,
+            "blocks": f"{self.blocks} in the largest launch, {self.parts} part{'s' * (self.parts != 1)} of a sum",
+            "workspace": f"{_si(self.workspace_bytes)}B",
+            "work": f"{_si(self.flops)}FLOP, {_si(self.bytes)}B",
+            "reason": self.reason,
+        }
+        body = (f"    {name:<9} {value}" for name, value in lines.items() if value)
+        return "\n".join([f"{self.name}: {self.algorithm}, {self.precision}, CUDA", *body])
+
+
+PlanT = TypeVar("PlanT", Plan, CudaPlan)
+
+
+class Explanation(tuple[PlanT, ...]):
+    """The plans of an operation, one `Plan` or `CudaPlan` for each pass; it prints as text.
 
     Examples
     --------
@@ -194,14 +253,39 @@ class Explanation(tuple[Plan, ...]):
         return "\n".join(map(str, self))
 
 
+@overload
+def explain(
+    op: str,
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int] | int | None = ...,
+    *args: Any,
+    dtype: npt.DTypeLike = ...,
+    device: Literal["cpu"] = ...,
+    **options: Any,
+) -> Explanation[Plan]: ...
+
+
+@overload
+def explain(
+    op: str,
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int] | int | None = ...,
+    *args: Any,
+    dtype: npt.DTypeLike = ...,
+    device: Literal["cuda"],
+    **options: Any,
+) -> Explanation[CudaPlan]: ...
+
+
 def explain(
     op: str,
     input_shape: Sequence[int],
     weight_shape: Sequence[int] | int | None = None,
     *args: Any,
     dtype: npt.DTypeLike = "float32",
+    device: str = "cpu",
     **options: Any,
-) -> Explanation:
+) -> Explanation[Any]:
     """Tell what an operation would run on this machine with the present settings, and why; nothing is computed.
 
     Parameters
@@ -216,17 +300,21 @@ def explain(
     *args, **options
         The options of the function itself, in its order and with its defaults: ``stride, padding, ...``.
     dtype : dtype, default float32
-        Of all arrays.
+        Of all arrays; with ``device="cuda"`` also ``"float16"`` and ``"bfloat16"``.
+    device : {"cpu", "cuda"}, default "cpu"
+        Where the arrays would lie. Plans for CUDA need convx built with it, but no GPU.
 
     Returns
     -------
     Explanation
-        A tuple with one `Plan` for each pass.
+        A tuple with one `Plan` for each pass, one `CudaPlan` with ``device="cuda"``.
 
     Raises
     ------
     ShapeError, TypeError
         As the function itself does for such shapes and options.
+    RuntimeError
+        Where plans for CUDA are asked for and convx was built without it.
 
     Examples
     --------
@@ -243,8 +331,19 @@ def explain(
         args = (weight_shape, *args)
     values = _bind(op, functions, args, options)
     operand = values.pop("kernel_size", weight_shape)
-    plans = _cpu.explain(op, input_shape, operand, values, np.dtype(dtype).name)
-    return Explanation(Plan(name=plan.pop("pass"), **plan) for plan in plans)
+    name = "bfloat16" if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
+    if device == "cpu":
+        ops.check_precision(op, values.get("precision", "ieee"))
+        plans = _cpu.explain(op, input_shape, operand, values, name)
+        return Explanation(Plan(name=plan.pop("pass"), **plan) for plan in plans)
+    if device != "cuda":
+        raise _cpu.ShapeError(f"explain: device is {device!r}, expected 'cpu' or 'cuda'")
+    try:
+        module = cuda.module()
+    except ImportError as error:
+        raise RuntimeError(f"explain: there are no plans for CUDA: {error}") from None
+    plans = module.explain(op, input_shape, operand, values, name)
+    return Explanation(CudaPlan(name=plan.pop("pass"), **plan) for plan in plans)
 
 
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {name: (getattr(ops, name),) for name in ops.__all__}

@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=index, metavar="N", default=0, help="of the split, weights and order (default: %(default)s)"
     )
     train.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where to train; cuda needs a GPU and CuPy (default: %(default)s)",
+    )
+    train.add_argument(
         "--output-dir",
         type=Path,
         metavar="DIR",

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import runtime
+from .. import cuda, runtime
 from .._cpu import config
 
-CUDA = "not part of this version: every operation runs on the CPU"
-OPTIONAL = ("matplotlib", "pillow", "rich", "scikit-image", "scikit-learn", "torch")
+OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x", "matplotlib", "pillow", "rich", "scikit-image", "scikit-learn", "torch")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -25,7 +24,6 @@ def run(options: argparse.Namespace) -> None:
     runtime.show_config()
     facts = collect()
     installed = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
-    print(f"{'CUDA':<15}  {CUDA}")
     print(f"{'platform':<15}  {facts['platform']}")
     print(f"{'optional':<15}  {installed or 'nothing is installed'}")
 
@@ -34,7 +32,11 @@ def collect() -> dict[str, Any]:
     """Gather everything that the command tells."""
     return {
         **config(),
-        "cuda": {"available": False, "reason": CUDA},
+        "cuda": {
+            "available": cuda.is_available(),
+            "reason": cuda.unavailable_reason(),
+            "devices": [cuda.device_name(device) for device in range(cuda.device_count())],
+        },
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": platform.platform(),

@@ -7,6 +7,7 @@ scikit-learn brings along; 80 % train the network, the rest is held out and only
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from .. import nn, optim
+from .. import cuda, nn, optim
 from . import LEARNING_RATES, pictures
 from .errors import CommandError, prepare_file, prepare_folder
 
@@ -50,6 +51,7 @@ class Digits:
 
 def run(options: argparse.Namespace) -> None:
     """Train, report the accuracy of each class, and write the pictures."""
+    xp = array_module(options.device)
     prepare_folder(options.output_dir)
     if options.save is not None:
         prepare_file(options.save)
@@ -60,12 +62,13 @@ def run(options: argparse.Namespace) -> None:
         raise CommandError(
             f"--batch-size is {options.batch_size}, there are {len(digits.train_labels)} training digits"
         )
-    network = build(rng)
+    network = build(rng).to(xp)
 
     start = time.perf_counter()
-    losses, accuracies = fit(network, digits, options, rng, console)
+    losses, accuracies = fit(network, digits, options, rng, console, xp)
     seconds = time.perf_counter() - start
 
+    network.to(np)
     answers = network(digits.test_images).argmax(axis=1)
     right = int((answers == digits.test_labels).sum())
     console.print(report(digits.test_labels, answers))
@@ -116,10 +119,30 @@ def build(rng: np.random.Generator) -> nn.Sequential:
     )
 
 
+def array_module(device: str) -> Any:
+    """Return the library whose arrays train on `device`: NumPy or CuPy."""
+    if device == "cpu":
+        return np
+    if reason := cuda.unavailable_reason():
+        raise CommandError(f"--device cuda: {reason}")
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise CommandError(f"--device cuda needs CuPy (pip install cupy-cuda13x): {error}") from None
+
+
 def fit(
-    network: nn.Sequential, digits: Digits, options: argparse.Namespace, rng: np.random.Generator, console: Console
+    network: nn.Sequential,
+    digits: Digits,
+    options: argparse.Namespace,
+    rng: np.random.Generator,
+    console: Console,
+    xp: Any = np,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Train `network`; return the loss of every step, shape (epochs, steps), and the accuracy after every epoch."""
+    """Train `network`; return the loss of every step, shape (epochs, steps), and the accuracy after every epoch.
+
+    The digits lie in NumPy's arrays, batches and everything computed from them in those of `xp`.
+    """
     rate = LEARNING_RATES[options.optimizer] if options.lr is None else options.lr
     optimizer: optim.Optimizer
     if options.optimizer == "adam":
@@ -138,17 +161,18 @@ def fit(
             order = rng.permutation(count)
             for step in range(steps):
                 batch = order[step * options.batch_size : (step + 1) * options.batch_size]
-                scores, context = network.forward(shifted(digits.train_images[batch], rng))
-                loss, loss_context = criterion.forward(scores, digits.train_labels[batch])
+                scores, context = network.forward(xp.asarray(shifted(digits.train_images[batch], rng)))
+                loss, loss_context = criterion.forward(scores, xp.asarray(digits.train_labels[batch]))
+                loss = float(loss)
                 if not np.isfinite(loss):
                     raise CommandError(f"the loss is {loss} in epoch {epoch + 1}: try a --lr below {rate:g}")
                 optimizer.zero_grad()
                 network.backward(criterion.backward(loss_context), context, need_grad_input=False)
                 optimizer.step()
                 losses[epoch, step] = loss
-                tell(epoch, float(loss), None)
-            answers = network(digits.test_images).argmax(axis=1)
-            accuracies[epoch] = (answers == digits.test_labels).mean()
+                tell(epoch, loss, None)
+            answers = network(xp.asarray(digits.test_images)).argmax(axis=1)
+            accuracies[epoch] = float((answers == xp.asarray(digits.test_labels)).mean())
             tell(epoch, float(losses[epoch].mean()), float(accuracies[epoch]))
     return losses, accuracies
 

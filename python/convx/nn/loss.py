@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._cpu import ShapeError
+from .._devices import namespace_of
 from .._types import FloatArray
 from .module import check_array
 
@@ -21,6 +22,18 @@ class _Classified(NamedTuple):
 
     probabilities: FloatArray
     labels: IntArray
+
+
+def _rows(labels: IntArray) -> IntArray:
+    """Return the numbers of the rows, an array of the library of `labels`."""
+    rows: IntArray = namespace_of(labels).arange(len(labels))
+    return rows
+
+
+def _outside(input: FloatArray, labels: IntArray) -> npt.NDArray[np.bool_]:
+    """Tell which labels are not a class."""
+    outside: npt.NDArray[np.bool_] = (labels < 0) | (labels >= input.shape[1])
+    return outside
 
 
 class CrossEntropyLoss:
@@ -72,22 +85,23 @@ class CrossEntropyLoss:
         TypeError
             Where the input is not floating point or the labels are not integers.
         ValueError
-            Where a label is not a class.
+            Where a label is not a class. On a GPU, whose work nothing here waits for, the loss is NaN instead.
         """
         self._check(input, labels)
         shifted = input - input.max(axis=1, keepdims=True)
         exponentials = np.exp(shifted)
         sums = exponentials.sum(axis=1, keepdims=True)
-        right = np.take_along_axis(shifted, labels[:, None], axis=1)
+        right = shifted[_rows(labels), labels][:, None]
         losses = np.log(sums) - right
+        if not isinstance(labels, np.ndarray):
+            losses = losses + np.where(_outside(input, labels), np.nan, 0).astype(losses.dtype)[:, None]
         loss = losses.mean() if self.reduction == "mean" else losses.sum()
         return loss, _Classified(exponentials / sums, labels)
 
     def backward(self, context: _Classified) -> FloatArray:
         """Return the gradient of the loss with respect to the input, shape (N, classes): softmax minus one-hot."""
         grad = context.probabilities.copy()
-        rows = context.labels[:, None]
-        np.put_along_axis(grad, rows, np.take_along_axis(grad, rows, axis=1) - 1, axis=1)
+        grad[_rows(context.labels), context.labels] -= 1
         if self.reduction == "mean":
             grad /= grad.shape[0]
         return grad
@@ -109,7 +123,9 @@ class CrossEntropyLoss:
             raise TypeError(f"CrossEntropyLoss: labels have dtype {labels.dtype}, expected integers")
         if self.reduction == "mean" and input.shape[0] == 0:
             raise ShapeError("CrossEntropyLoss: input has no rows, so there is no mean")
-        outside = (labels < 0) | (labels >= input.shape[1])
+        if not isinstance(labels, np.ndarray):
+            return  # to look at the labels is to wait for the device: their loss is NaN
+        outside = _outside(input, labels)
         if outside.any():
             row = int(outside.argmax())
             raise ValueError(

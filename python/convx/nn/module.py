@@ -1,7 +1,8 @@
 """What every layer is made of: :class:`Parameter` (a value and its gradient) and :class:`Module` (a tree of them).
 
 NumPy's functions follow the library of their array arguments, so the code of ``convx.nn`` and ``convx.optim`` makes
-every new array from one that it was given (``zeros_like``, operators, methods) and names no library.
+every new array from one that it was given (``zeros_like``, operators, methods) and names no library: parameters that
+are CuPy's make a network that runs on the GPU.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .._cpu import ShapeError
+from .._devices import moved, moved_like
 from .._types import FloatArray
+
+ModuleT = TypeVar("ModuleT", bound="Module")
 
 
 def check_array(owner: str, name: str, value: Any) -> None:
@@ -146,6 +150,32 @@ class Module:
         for parameter in self.parameters():
             parameter.zero_grad()
 
+    def to(self: ModuleT, array_module: Any) -> ModuleT:
+        """Make all parameters and gradients arrays of another library, and return the module itself.
+
+        The layers work where their parameters and inputs lie: ``network.to(cupy)`` and inputs made with CuPy train on
+        CuPy's current device. Do it before an optimizer's first step: what the optimizer keeps stays where it is.
+
+        Parameters
+        ----------
+        array_module : module
+            ``numpy`` or ``cupy``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from convx import nn
+        >>> type(nn.Conv2d(1, 2, 3).to(np).weight.value)
+        <class 'numpy.ndarray'>
+        """
+        if not hasattr(array_module, "asarray"):
+            raise TypeError(f"to: array_module is {array_module!r}, expected numpy or cupy")
+        for parameter in self.parameters():
+            parameter.value = moved(parameter.value, array_module)
+            if parameter.grad is not None:
+                parameter.grad = moved(parameter.grad, array_module)
+        return self
+
     def state_dict(self) -> dict[str, FloatArray]:
         """Return copies of all parameter values under their dotted names.
 
@@ -179,12 +209,13 @@ class Module:
         if problems:
             raise ShapeError(f"load_state_dict: {type(self).__name__}: " + "; ".join(problems))
         for name, parameter in expected.items():
-            parameter.value[...] = state_dict[name]
+            parameter.value[...] = moved_like(state_dict[name], parameter.value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`state_dict` to exactly `path` as an npz file (arrays only, no pickle)."""
         with open(path, "wb") as file:
-            np.savez(file, **self.state_dict())  # type: ignore[arg-type]  # names could shadow its own arguments
+            arrays = {name: moved(value, np) for name, value in self.state_dict().items()}
+            np.savez(file, **arrays)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load what :meth:`save` wrote; nothing in the file is ever executed.

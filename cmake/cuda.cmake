@@ -1,0 +1,61 @@
+# convx._cuda: the decision whether it is built, the compiler, the architectures, the module.
+# nvcc takes a minute and more for each file and architecture: nobody waits for it who did not ask and has no GPU.
+
+if(CONVX_CUDA STREQUAL "OFF")
+    return()
+endif()
+
+# nvcc is often not on the PATH.
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    find_program(CONVX_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+    if(CONVX_NVCC)
+        set(CMAKE_CUDA_COMPILER ${CONVX_NVCC})
+    endif()
+endif()
+find_program(CONVX_NVIDIA_SMI nvidia-smi)
+set(convx_gpu "")
+if(CONVX_NVIDIA_SMI)
+    execute_process(COMMAND ${CONVX_NVIDIA_SMI} -L OUTPUT_VARIABLE convx_gpu ERROR_QUIET)
+endif()
+string(REGEX MATCH "GPU 0: [^\n(]+" convx_gpu "${convx_gpu}")
+
+if(CONVX_CUDA STREQUAL "AUTO")
+    if(NOT convx_gpu AND NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT CONVX_CUDA_WHEEL)
+        message(STATUS "convx: CUDA is left out: nvidia-smi finds no GPU (CONVX_CUDA=ON builds it all the same)")
+        return()
+    endif()
+    include(CheckLanguage)
+    check_language(CUDA)
+    if(NOT CMAKE_CUDA_COMPILER)
+        message(STATUS "convx: CUDA is left out: no nvcc in CUDACXX, CUDA_HOME, /usr/local/cuda or on the PATH")
+        return()
+    endif()
+endif()
+
+# No kernel asks which architecture it is compiled for, so the oldest one's PTX serves every GPU without code of its own.
+if(CONVX_CUDA_WHEEL)
+    set(CMAKE_CUDA_ARCHITECTURES 80 86-real 89-real 90a-real 100-real 120-real)
+elseif(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80)
+    if(convx_gpu)
+        set(CMAKE_CUDA_ARCHITECTURES native)
+    endif()
+endif()
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+# The static runtime: the module loads, and tells why nothing runs, where there is neither a driver nor a toolkit.
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+message(STATUS "convx: CUDA for architectures ${CMAKE_CUDA_ARCHITECTURES} by ${CMAKE_CUDA_COMPILER}")
+
+pybind11_add_module(_cuda MODULE NO_EXTRAS ${convx_cuda_sources})
+target_compile_definitions(_cuda PRIVATE CONVX_MODULE=_cuda)
+target_include_directories(_cuda PRIVATE csrc)
+# -fmad=false: as -ffp-contract=off on the CPU.
+target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xptxas=-warn-spills>)
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    target_link_options(_cuda PRIVATE LINKER:--exclude-libs,ALL)
+endif()
+install(TARGETS _cuda DESTINATION convx)

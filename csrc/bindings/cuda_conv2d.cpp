@@ -1,0 +1,105 @@
+#include "bindings/cuda_ops.h"
+#include "bindings/options.h"
+#include "cuda/conv2d/conv2d.h"
+#include "cuda/runtime.h"
+
+namespace convx {
+
+cuda::Precision precision_option(const std::string& op, py::handle precision) {
+    if (PyUnicode_Check(precision.ptr()))
+        for (int i = 0; i < 3; ++i)
+            if (PyUnicode_CompareWithASCIIString(precision.ptr(), cuda::precision_names[i]) == 0)
+                return static_cast<cuda::Precision>(i);
+    throw ShapeError(op + ": precision is " + py::repr(precision).cast<std::string>() +
+                     ", expected 'ieee', 'tf32x3' or 'tf32'");
+}
+
+namespace {
+
+// The direct sum is what CUDA has; "winograd" is asked for by name only where it exists.
+void check_algorithm(const std::string& op, const ConvOptions& options) {
+    if (options.algorithm == Algorithm::winograd)
+        throw ShapeError(op + ": algorithm is 'winograd', expected 'auto' or 'direct' on CUDA");
+}
+
+}  // namespace
+
+py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                          py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
+                          py::handle padding_value, py::handle activation, py::handle layout, py::handle algorithm,
+                          py::handle precision, py::handle out) {
+    static const std::string op = "conv2d";
+    DeviceArrays arrays(op, library);
+    const DeviceArray x = arrays.input("input", input);
+    const DeviceArray w = arrays.input("weight", weight);
+    std::optional<DeviceArray> b;
+    if (!bias.is_none()) b = arrays.input("bias", bias);
+    ConvOptions options =
+        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    options.relu = relu_activation(op, activation);
+    const cuda::Precision exactness = precision_option(op, precision);
+    const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, b ? &b->info : nullptr, options);
+    check_algorithm(op, options);
+
+    const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
+    const DeviceArray y = out.is_none() ? arrays.empty(problem.dtype, shape) : arrays.output(out, x.info, shape);
+    if (!out.is_none()) {
+        arrays.check_no_overlap(y, x);
+        arrays.check_no_overlap(y, w);
+        if (b) arrays.check_no_overlap(y, *b);
+    }
+    const cuda::ConvPlan plan = cuda::plan_conv2d(problem, cuda::ConvPass::forward, exactness);
+    const cuda::DeviceGuard guard(arrays.device());
+    cuda::conv2d_forward(problem, plan, image_tensor(x, problem.channels_last), plain_tensor(w),
+                         b ? vector_tensor(*b) : cuda::DeviceTensor{}, image_tensor(y, problem.channels_last),
+                         arrays.workspace(plan.workspace_bytes()), arrays.stream());
+    return y.array;
+}
+
+py::tuple cuda_conv2d_backward_op(py::handle library, py::handle grad_output, py::handle input, py::handle weight,
+                                  py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                                  py::handle padding_mode, py::handle padding_value, py::handle layout,
+                                  py::handle algorithm, py::handle precision, py::handle mask_option) {
+    static const std::string op = "conv2d_backward";
+    DeviceArrays arrays(op, library);
+    const DeviceArray g = arrays.input("grad_output", grad_output);
+    const DeviceArray x = arrays.input("input", input);
+    const DeviceArray w = arrays.input("weight", weight);
+    const ConvOptions options =
+        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    const cuda::Precision exactness = precision_option(op, precision);
+    const std::array<bool, 3> mask = output_mask(op, mask_option);
+    const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, nullptr, options);
+    check_algorithm(op, options);
+    check_dtype(op, g.info, x.info);
+    check_shape(op, g.info, user_shape(problem.output_shape(), problem.channels_last, unbatched));
+
+    py::object grads[3] = {py::none(), py::none(), py::none()};
+    const cuda::DeviceTensor g_tensor = image_tensor(g, problem.channels_last);
+    const cuda::DeviceGuard guard(arrays.device());
+    const cuda::Stream stream = arrays.stream();
+    if (mask[0]) {
+        const DeviceArray grad = arrays.empty(problem.dtype, x.info.shape);
+        const cuda::ConvPlan plan = cuda::plan_conv2d(problem, cuda::ConvPass::grad_input, exactness);
+        cuda::conv2d_grad_input(problem, plan, g_tensor, plain_tensor(w), image_tensor(grad, problem.channels_last),
+                                arrays.workspace(plan.workspace_bytes()), stream);
+        grads[0] = grad.array;
+    }
+    if (mask[1]) {
+        const DeviceArray grad = arrays.empty(problem.dtype, w.info.shape);
+        const cuda::ConvPlan plan = cuda::plan_conv2d(problem, cuda::ConvPass::grad_weight, exactness);
+        cuda::conv2d_grad_weight(problem, plan, g_tensor, image_tensor(x, problem.channels_last), plain_tensor(grad),
+                                 arrays.workspace(plan.workspace_bytes()), stream);
+        grads[1] = grad.array;
+    }
+    if (mask[2]) {
+        const DeviceArray grad = arrays.empty(problem.dtype, {problem.out_channels});
+        const cuda::ConvPlan plan = cuda::plan_conv2d(problem, cuda::ConvPass::grad_bias, exactness);
+        cuda::conv2d_grad_bias(problem, plan, g_tensor, vector_tensor(grad), arrays.workspace(plan.workspace_bytes()),
+                               stream);
+        grads[2] = grad.array;
+    }
+    return py::make_tuple(grads[0], grads[1], grads[2]);
+}
+
+}  // namespace convx

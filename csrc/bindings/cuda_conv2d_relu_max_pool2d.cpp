@@ -1,0 +1,112 @@
+#include "cuda/conv2d_relu_max_pool2d.h"
+
+#include "bindings/cuda_ops.h"
+#include "bindings/options.h"
+#include "cuda/runtime.h"
+
+namespace convx {
+
+namespace {
+
+struct FusedArguments {
+    cuda::FusedProblem problem;
+    bool unbatched;
+};
+
+FusedArguments check_fused(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
+                           const ArrayInfo* bias, const ConvOptions& conv, const PoolOptions& pool) {
+    const auto [problem, unbatched] = check_conv2d(op, input, weight, bias, conv);
+    const ArrayInfo conv_output{"convolution output", input.dtype,
+                                user_shape(problem.output_shape(), conv.channels_last, unbatched)};
+    const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
+    check_codes_fit(op, pooling);
+    cuda::check_planes(op, pooling);
+    return {{problem, pooling}, unbatched};
+}
+
+struct FusedOptions {
+    ConvOptions conv;
+    PoolOptions pool;
+};
+
+FusedOptions fused_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
+                           py::handle groups, py::handle pool_kernel_size, py::handle pool_stride,
+                           py::handle pool_padding, py::handle layout) {
+    FusedOptions options;
+    options.conv = conv_options(op, stride, padding, dilation, groups, layout);
+    options.conv.relu = true;
+    options.pool = pool_options(op, "pool_", pool_kernel_size, pool_stride, pool_padding, layout);
+    return options;
+}
+
+}  // namespace
+
+py::tuple cuda_conv2d_relu_max_pool2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
+                                         py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                                         py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
+                                         py::handle layout, py::handle precision) {
+    static const std::string op = "conv2d_relu_max_pool2d";
+    DeviceArrays arrays(op, library);
+    const DeviceArray x = arrays.input("input", input);
+    const DeviceArray w = arrays.input("weight", weight);
+    std::optional<DeviceArray> b;
+    if (!bias.is_none()) b = arrays.input("bias", bias);
+    const FusedOptions options =
+        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const cuda::Precision exactness = precision_option(op, precision);
+    const FusedArguments fused = check_fused(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
+    const bool last = options.conv.channels_last;
+    const Shape shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
+    const DeviceArray y = arrays.empty(x.info.dtype, shape);
+    const DeviceArray codes = arrays.empty_integers("uint8", shape);
+    const cuda::FusedPlan plan = cuda::plan_fused_forward(fused.problem, exactness);
+    const cuda::DeviceGuard guard(arrays.device());
+    cuda::conv2d_relu_max_pool2d(fused.problem, plan, image_tensor(x, last), plain_tensor(w),
+                                 b ? vector_tensor(*b) : cuda::DeviceTensor{}, image_tensor(y, last),
+                                 image_tensor(codes, last), arrays.workspace(plan.workspace_bytes()), arrays.stream());
+    return py::make_tuple(y.array, codes.array);
+}
+
+py::tuple cuda_conv2d_relu_max_pool2d_backward_op(py::handle library, py::handle grad_output, py::handle input,
+                                                  py::handle weight, py::handle codes, py::handle stride,
+                                                  py::handle padding, py::handle dilation, py::handle groups,
+                                                  py::handle pool_kernel_size, py::handle pool_stride,
+                                                  py::handle pool_padding, py::handle layout, py::handle precision,
+                                                  py::handle mask_option) {
+    static const std::string op = "conv2d_relu_max_pool2d_backward";
+    DeviceArrays arrays(op, library);
+    const DeviceArray g = arrays.input("grad_output", grad_output);
+    const DeviceArray x = arrays.input("input", input);
+    const DeviceArray w = arrays.input("weight", weight);
+    const DeviceArray chosen = arrays.integers("codes", codes, {"uint8"}, "uint8");
+    const FusedOptions options =
+        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const cuda::Precision exactness = precision_option(op, precision);
+    const std::array<bool, 3> mask = output_mask(op, mask_option);
+    const FusedArguments fused = check_fused(op, x.info, w.info, nullptr, options.conv, options.pool);
+    const bool last = options.conv.channels_last;
+    const Shape shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
+    check_dtype(op, g.info, x.info);
+    check_shape(op, g.info, shape);
+    check_shape(op, {"codes", x.info.dtype, chosen.info.shape}, shape);
+
+    py::object grads[3] = {py::none(), py::none(), py::none()};
+    if (!mask[0] && !mask[1] && !mask[2]) return py::make_tuple(grads[0], grads[1], grads[2]);
+    cuda::DeviceTensor grad_input, grad_weight, grad_bias;
+    const auto grad = [&](int i, const Shape& of) {
+        DeviceArray array = arrays.empty(x.info.dtype, of);
+        grads[i] = array.array;
+        return array;
+    };
+    if (mask[0]) grad_input = image_tensor(grad(0, x.info.shape), last);
+    if (mask[1]) grad_weight = plain_tensor(grad(1, w.info.shape));
+    if (mask[2]) grad_bias = vector_tensor(grad(2, {fused.problem.conv.out_channels}));
+    const cuda::FusedPlan plan = cuda::plan_fused_backward(fused.problem, exactness, mask);
+    const cuda::DeviceGuard guard(arrays.device());
+    cuda::conv2d_relu_max_pool2d_backward(fused.problem, plan, image_tensor(g, last), image_tensor(x, last),
+                                          plain_tensor(w), image_tensor(chosen, last), grad_input, grad_weight,
+                                          grad_bias, arrays.workspace(plan.workspace_bytes()), arrays.stream());
+    return py::make_tuple(grads[0], grads[1], grads[2]);
+}
+
+}  // namespace convx

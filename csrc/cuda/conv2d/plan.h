@@ -1,0 +1,60 @@
+// Describe, choose, run, for CUDA: from a settled problem to tile, parts and workspace, as a value. Nothing here knows
+// a device; a plan is the same on every one, so its sums have the same order.
+#pragma once
+
+#include <string>
+
+#include "common/problem.h"
+
+namespace convx::cuda {
+
+enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
+
+// How float32 is multiplied: `ieee` on the CUDA cores; `tf32x3` as three products of TF32 numbers on the tensor cores;
+// `tf32` as one.
+enum class Precision { ieee, tf32x3, tf32 };
+constexpr const char* precision_names[] = {"ieee", "tf32x3", "tf32"};
+
+struct TileSize {
+    int rows, columns, depth;
+};
+// The tiles that tiles.cuh instantiates.
+constexpr TileSize tile_size(DType dtype, Precision precision, bool large) {
+    if (dtype == DType::float64) return {64, 64, 16};
+    const int depth = dtype == DType::float32 ? 16 : 32;
+    (void)precision;
+    return large ? TileSize{128, 128, depth} : TileSize{64, 64, depth};
+}
+
+// What a block of the direct weight gradient takes (direct_grad_weight.cuh).
+constexpr int direct_lanes = 16, direct_channels = 16, direct_taps = 9;
+
+// `direct`: direct.cuh, for few channels a group.
+enum class ConvMethod { implicit_gemm, direct };
+
+struct ConvPlan {
+    ConvMethod method = ConvMethod::implicit_gemm;
+    Precision precision = Precision::ieee;
+    bool large = false;          // which tile
+    int64_t images = 1;          // of one launch: window positions are counted in 31 bits
+    int64_t parts = 1;           // of a weight or bias gradient's sum
+    int64_t steps_of_part = 1;   // of the tile's depth; pixels in a bias gradient and in the direct weight gradient
+    int64_t panel_bytes = 0;     // the packed weight
+    int64_t partial_bytes = 0;   // the parts of a sum
+    int64_t carried_bytes = 0;   // sums of a weight gradient over images of several launches
+    int64_t unfolded_bytes = 0;  // the gradient of the padded images, where a border mirrors
+    int64_t blocks = 0;          // of the largest launch
+    std::string reason;
+
+    int64_t workspace_bytes() const { return panel_bytes + unfolded_bytes + partial_bytes + carried_bytes; }
+};
+
+// Throws ShapeError where an image alone has more than 2^30 window positions.
+ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precision);
+
+// Whether gradients of this axis' border cells go back inside the image.
+bool folds(const Axis& axis);
+// The axis of the padded image, without a border of its own.
+Axis unfolded(const Axis& axis);
+
+}  // namespace convx::cuda

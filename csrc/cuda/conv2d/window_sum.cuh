@@ -1,0 +1,108 @@
+// What the forward pass and the input gradient both are: sums over windows of images, with a weight for every tap.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/conv2d/gather_axes.h"
+#include "cuda/device_tensor.h"
+#include "cuda/numbers.cuh"
+
+namespace convx::cuda {
+
+// The weights of the taps (r, s, c) of one window sum; `column` is the channel of the result within its group.
+template <class T>
+struct TapWeights {
+    __device__ const T* at(int group, int column, int c, int r, int s) const {
+        return data + group * stride_group + column * stride_column + c * stride_channel + r * stride_r + s * stride_s;
+    }
+    const T* data;
+    int64_t stride_group, stride_column, stride_channel, stride_r, stride_s;
+};
+
+template <class T>
+struct WindowSum {
+    ImageGather<T> image;
+    TapWeights<T> weight;
+    T* result;
+    int64_t result_n, result_c, result_h, result_w;  // strides
+    int columns;                                     // channels of the result in a group
+    int groups;
+    const T* bias;  // of all channels, or none
+    int64_t bias_stride;
+    bool relu;
+
+    // The element of the result at a pixel and channel 0 of a group.
+    __device__ T* cell(int pixel, int group) const {
+        const int row = image.columns.quotient(pixel), w = pixel - row * image.columns.value;
+        const int n = image.rows.quotient(row), h = row - n * image.rows.value;
+        return result + n * result_n + static_cast<int64_t>(group) * columns * result_c + h * result_h + w * result_w;
+    }
+    __device__ Sum<T> bias_of(int group, int column) const {
+        return bias ? to_sum(bias[(static_cast<int64_t>(group) * columns + column) * bias_stride]) : Sum<T>(0);
+    }
+    __device__ T finished(Sum<T> sum, int group, int column) const {
+        sum += bias_of(group, column);
+        return from_sum<T>(relu ? relu_of(sum) : sum);
+    }
+    // The sum as the law has it, tap by tap: what lies outside under zeros is skipped, not multiplied. The fast ways
+    // multiply it by zero, and ask here when they get NaN.
+    __device__ Sum<T> exact(int pixel, int group, int column) const {
+        ImageGather<T> of_group = image;
+        of_group.data += static_cast<int64_t>(group) * image.channels.value * image.stride_c;
+        const auto at = of_group.pixel(pixel);
+        Sum<T> sum = 0;
+        for (auto tap = of_group.tap(0); tap.r < image.h.taps; of_group.advance(tap)) {
+            const T* element = nullptr;
+            const auto found = of_group.find(at, tap, element);
+            if (found == ImageGather<T>::Found::nothing) continue;
+            const T value = found == ImageGather<T>::Found::element ? *element : image.padding;
+            sum = multiply_add(to_sum(value), to_sum(*weight.at(group, column, tap.c, tap.r, tap.s)), sum);
+            if (is_nan(sum)) break;  // and stays it
+        }
+        return sum;
+    }
+};
+
+// Host side. `channels`: of the source, in a group; weight strides: how the source's and the result's channels step.
+template <class T>
+WindowSum<T> window_sum(const WindowAxis& h, const WindowAxis& w, int64_t groups, int64_t channels, int64_t columns,
+                        const DeviceTensor& source, const DeviceTensor& weight, bool adjoint,
+                        const DeviceTensor& result, double padding_value) {
+    WindowSum<T> sum{};
+    const auto [n, c, height, width] = source.stride;
+    const int64_t batch = source.shape[0];
+    sum.image.data = static_cast<const T*>(source.data);
+    sum.image.stride_n = n;
+    sum.image.stride_c = c;
+    sum.image.stride_h = height;
+    sum.image.stride_w = width;
+    sum.image.h = h.gather;
+    if (channels == 0) sum.image.h.taps = 0;
+    sum.image.w = w.gather;
+    sum.image.pixels = static_cast<int>(batch * h.positions * w.positions);
+    sum.image.depth = static_cast<int>(h.gather.taps * w.gather.taps * channels);
+    sum.image.rows = Divisor(std::max<int64_t>(h.positions, 1));
+    sum.image.columns = Divisor(std::max<int64_t>(w.positions, 1));
+    sum.image.channels = Divisor(std::max<int64_t>(channels, 1));
+    sum.image.window_columns = Divisor(std::max<int64_t>(w.gather.taps, 1));
+    sum.image.padding = host_number<T>(padding_value);
+
+    const auto [k, cg, r, s] = weight.stride;
+    sum.weight.data = static_cast<const T*>(weight.data) + h.first_tap * r + w.first_tap * s;
+    sum.weight.stride_group = (adjoint ? channels : columns) * k;
+    sum.weight.stride_column = adjoint ? cg : k;
+    sum.weight.stride_channel = adjoint ? k : cg;
+    sum.weight.stride_r = h.tap_stride * r;
+    sum.weight.stride_s = w.tap_stride * s;
+
+    sum.result = static_cast<T*>(result.data) + h.first_cell * result.stride[2] + w.first_cell * result.stride[3];
+    sum.result_n = result.stride[0];
+    sum.result_c = result.stride[1];
+    sum.result_h = h.cell_stride * result.stride[2];
+    sum.result_w = w.cell_stride * result.stride[3];
+    sum.columns = static_cast<int>(columns);
+    sum.groups = static_cast<int>(groups);
+    return sum;
+}
+
+}  // namespace convx::cuda
