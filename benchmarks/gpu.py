@@ -96,13 +96,9 @@ def conv_calls(passname: str, problem: ConvProblem, mode: Mode) -> dict[str, Cal
             return lambda: convx.conv2d(
                 x, w, b, *options, layout=layout, activation=activation, precision=mode.precision
             )
-        return lambda: [
-            grad
-            for grad in convx.conv2d_backward(
-                g, x, w, *options, layout=layout, output_mask=mask, precision=mode.precision
-            )
-            if grad is not None
-        ][0]
+        return lambda: convx.conv2d_backward(
+            g, x, w, *options, layout=layout, output_mask=mask, precision=mode.precision
+        )[0 if mask[0] else 1]
 
     def theirs(x: torch.Tensor, w: torch.Tensor, g: torch.Tensor) -> Call:
         if passname == "forward":
@@ -356,7 +352,7 @@ def summary(rows: Sequence[dict[str, Any]], limits: dict[str, float]) -> Table:
 
 
 def of_bound(row: dict[str, Any], limits: dict[str, float]) -> float | None:
-    """Share of the roofline: the longer of the bytes at the copy bandwidth and the FLOPs at the matrix product's rate."""
+    """Share of the roofline: the longer of bytes over copy bandwidth and FLOPs over the matrix product's rate."""
     ours = best(row, ("convx", "convx-nhwc"))
     rate = limits.get(row["mode"], limits["float32"])
     return max(row["bytes"] / limits["copy"], row["flops"] / rate) / ours if ours else None

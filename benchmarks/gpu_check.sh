@@ -26,16 +26,16 @@ build() {
 sanitize() {
     local tool
     for tool in memcheck racecheck; do
-        compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q -p no:cacheprovider \
-            tests/test_cuda_device.py -m sanitizer || return 1
+        compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q -p no:cacheprovider -m core \
+            tests/test_cuda_conv2d.py tests/test_cuda_pool.py || return 1
     done
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv || true
 part build build
-export PYTHONPATH="$prefix:$PWD/tests"
+export PYTHONPATH="$prefix" CONVX_TEST_DEVICE=cuda
 part info python3 -m convx info
-part tests python3 -m pytest -q -p no:cacheprovider tests/test_cuda_device.py
+part tests python3 -m pytest -q -p no:cacheprovider tests/test_cuda_conv2d.py tests/test_cuda_pool.py
 part sanitize sanitize
 part benchmark python3 -m benchmarks.gpu $quick --output "$folder/gpu.json"
 part cpu python3 -m benchmarks floor $quick --output "$folder/gpu-machine-cpu-floor.json"

@@ -135,8 +135,10 @@ def main() -> None:
         if name == "graph":
             run = GraphStep(p, velocity, images[:BATCH], onehot[:BATCH], 0.05)
         else:
+
             def run(x: Any, y: Any, p: Any = p, velocity: Any = velocity) -> Any:
                 return step(p, velocity, x, y, 0.05)
+
         start = time.perf_counter()
         for _ in range(options.epochs):
             for first in batches:

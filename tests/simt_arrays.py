@@ -2,11 +2,12 @@
 
 `HOST` is a library object whose "device" memory is NumPy's: the shortest way to a kernel. `fake_cupy()` makes a module
 that behaves as CuPy does where convx looks at it, so that the public functions, the layers and the commands run the
-code that they run on a GPU.
+code that they run on a GPU. With CONVX_TEST_DEVICE=cuda, tests through `HOST` run on a GPU (cuda_mirror.py).
 """
 
 from __future__ import annotations
 
+import os
 import types
 from typing import Any
 
@@ -15,8 +16,16 @@ import numpy as np
 import pytest
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+import cuda_mirror
+
+ON_GPU = os.environ.get("CONVX_TEST_DEVICE") == "cuda"
 try:
-    from convx import _simt
+    if ON_GPU:
+        from convx import _cuda
+
+        _simt: Any = cuda_mirror.MirroredModule(_cuda)
+    else:
+        from convx import _simt
 except ImportError:
     _simt = None
 
@@ -61,6 +70,14 @@ class Host:
 
     def stream(self, device: int) -> int:
         return 0
+
+
+if ON_GPU:
+
+    class Host(cuda_mirror.Mirror, Host):  # type: ignore[no-redef]
+        """The same on a GPU."""
+
+        memory = cuda_mirror.CudaMemory()
 
 
 HOST = Host()

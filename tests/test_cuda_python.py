@@ -3,6 +3,7 @@ the real one, the shim for the GPU; see simt_arrays.py."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import convx
+import cuda_mirror
 import simt_arrays
 from convx import cuda, nn, optim
 from convx._cli import main
@@ -346,3 +348,42 @@ class TestLayers:
         assert abs(float(re.search(r"loss (\d+\.\d+)", capsys.readouterr().out)[1]) - float(on_cuda)) < 2e-4
         with np.load(tmp_path / "parameters.npz") as saved:
             assert saved["0.weight"].shape == (16, 1, 3, 3)
+
+
+class OrdinaryMemory:
+    """In the place of a device's, for cuda_mirror.py."""
+
+    def __init__(self):
+        self.blocks = {}
+
+    def allocate(self, size):
+        block = ctypes.create_string_buffer(size)
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def free(self, pointer):
+        del self.blocks[pointer]
+
+    def to_device(self, pointer, address, size):
+        ctypes.memmove(pointer, address, size)
+
+    def to_host(self, address, pointer, size):
+        ctypes.memmove(address, pointer, size)
+
+    def synchronize(self):
+        pass
+
+
+@needs_simt
+def test_mirrored_arrays():
+    """What the tests on a GPU stand on: views keep their strides, results come back, nothing stays behind."""
+    memory = OrdinaryMemory()
+    library = type("Mirrored", (cuda_mirror.Mirror, simt_arrays.Host), {"memory": memory})()
+    module = cuda_mirror.MirroredModule(simt_arrays._simt)
+    whole = np.arange(-30.0, 30.0, dtype="float32")
+    expected, view = np.maximum(whole, 0), whole[::-2]
+    np.testing.assert_array_equal(module.relu(library, view, None), expected[::-2])
+    module.relu(library, view, view)
+    np.testing.assert_array_equal(whole[::-2], expected[::-2])
+    np.testing.assert_array_equal(whole[::2], np.arange(-30.0, 30.0, 2.0))
+    assert not memory.blocks
