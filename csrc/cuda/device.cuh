@@ -132,8 +132,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
     };
     constexpr size_t without_asking = 48 * 1024;
     if (shared_bytes > without_asking)
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared_bytes)));
+        check(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     kernel<<<grid, static_cast<unsigned>(threads), shared_bytes, static_cast<cudaStream_t>(stream)>>>(
         Parameters(arguments)...);
     check(cudaGetLastError());
