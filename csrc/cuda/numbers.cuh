@@ -14,10 +14,14 @@ struct Type {
 template <class Work>
 void with_type(DType dtype, const Work& work) {
     switch (dtype) {
-        case DType::float32: return work(Type<float>{});
-        case DType::float64: return work(Type<double>{});
-        case DType::float16: return work(Type<half>{});
-        case DType::bfloat16: return work(Type<bfloat16>{});
+        case DType::float32:
+            return work(Type<float>{});
+        case DType::float64:
+            return work(Type<double>{});
+        case DType::float16:
+            return work(Type<half>{});
+        case DType::bfloat16:
+            return work(Type<bfloat16>{});
     }
 }
 

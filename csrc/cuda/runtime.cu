@@ -22,8 +22,9 @@ int device_count() {
 std::string unavailable_reason() {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
-    if (error == cudaErrorInsufficientDriver) return "no NVIDIA driver is installed, or it is older than CUDA " +
-               std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+    if (error == cudaErrorInsufficientDriver)
+        return "no NVIDIA driver is installed, or it is older than CUDA " + std::to_string(CUDART_VERSION / 1000) +
+               "." + std::to_string(CUDART_VERSION % 1000 / 10);
     if (error != cudaSuccess) return cudaGetErrorString(error);
     return count > 0 ? "" : "the driver finds no device";
 }
