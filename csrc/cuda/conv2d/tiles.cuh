@@ -4,12 +4,12 @@
 //   tile                          threads  sums a thread  registers   shared memory  bound by
 //   float   128 x 128 x 16          256        64         126 to 128     33 KiB       FMA: 64 to four 16-byte loads
 //   float    64 x  64 x 16          128        32          79 to  96     17 KiB       FMA: 32 to three
-//   double   64 x  64 x 16          256        16          80 to 102     33 KiB       FMA (half rate on 80 and 90, 1/64
-//                                                                                     on others)
-//   mma     128 x 128 x 64 bytes    256        64         124 to 166     60 KiB       ldmatrix: 24 to 16 mma a
-//   warp, 1.5 mma      64 x  64 x 64 bytes    128        32          95 to 124     30 KiB       of what shared memory
-//   gives in the
-//                                                                                     time of the mma
+//   double   64 x  64 x 16          256        16          80 to 102     33 KiB       FMA
+//   mma     128 x 128 x 64 bytes    256        64         124 to 166     60 KiB       ldmatrix
+//   mma      64 x  64 x 64 bytes    128        32          95 to 124     30 KiB       ldmatrix
+//
+// FMA of double: half rate on 80 and 90, 1/64 on others. ldmatrix: 24 to 16 mma a warp, 1.5 of what shared memory gives
+// in the time of the mma.
 #pragma once
 
 #include "cuda/conv2d/tile.cuh"
