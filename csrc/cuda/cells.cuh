@@ -63,7 +63,8 @@ struct Strided4 {
     explicit Strided4(const DeviceTensor& tensor)
         : data(static_cast<T*>(tensor.data)), n(tensor.stride[0]), c(tensor.stride[1]), h(tensor.stride[2]),
           w(tensor.stride[3]) {}
-    __device__ T* at(const Cell& cell) const { return data + cell.n * n + cell.c * c + cell.h * h + cell.w * w; }
+    __device__ int64_t offset(const Cell& cell) const { return cell.n * n + cell.c * c + cell.h * h + cell.w * w; }
+    __device__ T* at(const Cell& cell) const { return data + offset(cell); }
     __device__ T* image(int image, int channel) const { return data + image * n + channel * c; }
 
     T* data = nullptr;

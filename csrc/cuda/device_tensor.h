@@ -11,6 +11,7 @@ struct DeviceTensor {
     void* data = nullptr;
     std::array<int64_t, 4> shape{};
     std::array<int64_t, 4> stride{};
+    bool unrounded = false;  // elements have the type of the sums; only the backend's own workspace has such
 };
 
 }  // namespace convx::cuda

@@ -66,6 +66,20 @@ __device__ S relu_of(S value) {
     return value <= S(0) ? S(0) : value;
 }
 
+// Where sums go: rounded to the element type, or as they are where something is still to be added to them.
+template <class T>
+struct SumTarget {
+    void* data;
+    bool unrounded;
+
+    __device__ void put(int64_t offset, Sum<T> value) const {
+        if (sizeof(T) < sizeof(Sum<T>) && unrounded)
+            static_cast<Sum<T>*>(data)[offset] = value;
+        else
+            static_cast<T*>(data)[offset] = from_sum<T>(value);
+    }
+};
+
 template <class S>
 __device__ bool is_nan(S value) {
     return value != value;

@@ -30,7 +30,9 @@ struct DirectSum {
 
     Cells cells;  // n, channels (tiles of a group's), blocks of rows, columns
     Strided4<const T> source;
-    Strided4<T> result;
+    Strided4<T> result;  // its strides; the elements may be those of `target`
+    SumTarget<T> target;
+    int64_t first_cell;  // offset in the target
     GatherAxis h, w;
     Class of_class[most_classes];
     Divisor classes;
@@ -52,7 +54,7 @@ struct DirectSum {
     }
     __device__ void store(const Cell& cell, int row, int channel, Sum<T> sum) const {
         if (bias) sum += to_sum(bias[channel * bias_stride]);
-        *result.at({cell.n, channel, row, cell.w}) = from_sum<T>(relu ? relu_of(sum) : sum);
+        target.put(first_cell + result.offset({cell.n, channel, row, cell.w}), relu ? relu_of(sum) : sum);
     }
 };
 
@@ -271,7 +273,8 @@ private:
         conv.weight.data += h.first_tap * conv.weight.stride_r;
         conv.weight.stride_r *= h.tap_stride;
         conv.result = Strided4<T>(result_);
-        conv.result.data += h.first_cell * conv.result.h + first_column * conv.result.w;
+        conv.target = {result_.data, result_.unrounded};
+        conv.first_cell = h.first_cell * conv.result.h + first_column * conv.result.w;
         conv.result.h *= h.cell_stride;
         conv.result.w *= column_stride;
         const bool is_3x3 = conv.channels == 1 && conv.columns == 1 && conv.classes.value == 1 && h.gather.taps == 3 &&

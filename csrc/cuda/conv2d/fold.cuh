@@ -11,7 +11,7 @@ namespace convx::cuda {
 
 template <class T>
 struct Fold {
-    const T* padded;  // dense N, C, padded height, padded width
+    const Sum<T>* padded;  // dense N, C, padded height, padded width
     T* result;
     int64_t stride_n, stride_c, stride_h, stride_w;  // of the result
     int64_t count;                                   // cells of the result
@@ -39,11 +39,11 @@ __global__ void __launch_bounds__(256, 4) fold_kernel(Fold<T> fold) {
     const int64_t plane = line / fold.height;
     const int h = static_cast<int>(line - plane * fold.height);
     const int64_t n = plane / fold.channels, c = plane - n * fold.channels;
-    const T* const cells = fold.padded + plane * fold.padded_height * fold.padded_width;
+    const Sum<T>* const cells = fold.padded + plane * fold.padded_height * fold.padded_width;
     Sum<T> sum = 0;
     each_showing(fold.h, fold.padded_height, h, [&](int row) {
         each_showing(fold.w, fold.padded_width, w,
-                     [&](int column) { sum += to_sum(cells[static_cast<int64_t>(row) * fold.padded_width + column]); });
+                     [&](int column) { sum += cells[static_cast<int64_t>(row) * fold.padded_width + column]; });
     });
     fold.result[n * fold.stride_n + c * fold.stride_c + h * fold.stride_h + w * fold.stride_w] = from_sum<T>(sum);
 }
@@ -60,7 +60,7 @@ void fold(const ConvProblem& problem, const DeviceTensor& padded, const DeviceTe
         return gather;
     };
     Fold<T> fold{};
-    fold.padded = static_cast<const T*>(padded.data);
+    fold.padded = static_cast<const Sum<T>*>(padded.data);
     fold.result = static_cast<T*>(result.data);
     fold.stride_n = result.stride[0];
     fold.stride_c = result.stride[1];

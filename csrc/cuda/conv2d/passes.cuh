@@ -117,6 +117,7 @@ void Conv2d<T>::grad_input(const ConvProblem& problem, const ConvPlan& plan, con
         const Axis h = unfolded(problem.h), w = unfolded(problem.w);
         DeviceTensor padded;
         padded.data = static_cast<char*>(workspace) + plan.panel_bytes;
+        padded.unrounded = true;
         padded.shape = {count, problem.in_channels, h.input, w.input};
         padded.stride = {problem.in_channels * h.input * w.input, h.input * w.input, w.input, 1};
         adjoint<T>(problem, plan, h, w, grads, weight, padded, workspace, stream);

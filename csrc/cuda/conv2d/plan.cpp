@@ -80,7 +80,8 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
             const int64_t pixels = plan.images * (adjoint ? h.input * w.input : problem.out_pixels());
             plan.blocks = ceil_div(pixels * (adjoint ? problem.in_channels : problem.out_channels), 4 * 256);
             plan.panel_bytes = round_up(weights * item);
-            if (folded) plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * item);
+            if (folded)
+                plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * sum_bytes);
             plan.reason =
                 few + "four rows a thread" + (folded ? "; the gradient of the padded images is folded afterwards" : "");
             return plan;
@@ -134,7 +135,7 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
     const int64_t depth = channels * problem.taps();  // of a residue class: at most this
     plan.panel_bytes = round_up(groups * ceil_div(columns, tile.columns) * tile.columns * ceil_div(depth, tile.depth) *
                                 tile.depth * item);
-    if (folded) plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * item);
+    if (folded) plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * sum_bytes);
     const int64_t classes = adjoint ? std::min(h.stride, h.input) * std::min(w.stride, w.input) : 1;
     plan.reason = std::to_string(plan.blocks) + " blocks" +
                   (classes > 1 ? " for each of " + std::to_string(classes) + " residue classes" : "") +

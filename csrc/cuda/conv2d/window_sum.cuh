@@ -23,7 +23,8 @@ template <class T>
 struct WindowSum {
     ImageGather<T> image;
     TapWeights<T> weight;
-    T* result;
+    SumTarget<T> result;
+    int64_t first_cell;                              // offset of the class' first cell in the result
     int64_t result_n, result_c, result_h, result_w;  // strides
     int columns;                                     // channels of the result in a group
     int groups;
@@ -31,18 +32,19 @@ struct WindowSum {
     int64_t bias_stride;
     bool relu;
 
-    // The element of the result at a pixel and channel 0 of a group.
-    __device__ T* cell(int pixel, int group) const {
+    // The offset in the result of a pixel and channel 0 of a group.
+    __device__ int64_t cell(int pixel, int group) const {
         const int row = image.columns.quotient(pixel), w = pixel - row * image.columns.value;
         const int n = image.rows.quotient(row), h = row - n * image.rows.value;
-        return result + n * result_n + static_cast<int64_t>(group) * columns * result_c + h * result_h + w * result_w;
+        return first_cell + n * result_n + static_cast<int64_t>(group) * columns * result_c + h * result_h +
+               w * result_w;
     }
     __device__ Sum<T> bias_of(int group, int column) const {
         return bias ? to_sum(bias[(static_cast<int64_t>(group) * columns + column) * bias_stride]) : Sum<T>(0);
     }
-    __device__ T finished(Sum<T> sum, int group, int column) const {
+    __device__ Sum<T> finished(Sum<T> sum, int group, int column) const {
         sum += bias_of(group, column);
-        return from_sum<T>(relu ? relu_of(sum) : sum);
+        return relu ? relu_of(sum) : sum;
     }
     // The sum as the law has it, tap by tap: what lies outside under zeros is skipped, not multiplied. The fast ways
     // multiply it by zero, and ask here when they get NaN.
@@ -95,7 +97,8 @@ WindowSum<T> window_sum(const WindowAxis& h, const WindowAxis& w, int64_t groups
     sum.weight.stride_r = h.tap_stride * r;
     sum.weight.stride_s = w.tap_stride * s;
 
-    sum.result = static_cast<T*>(result.data) + h.first_cell * result.stride[2] + w.first_cell * result.stride[3];
+    sum.result = {result.data, result.unrounded};
+    sum.first_cell = h.first_cell * result.stride[2] + w.first_cell * result.stride[3];
     sum.result_n = result.stride[0];
     sum.result_c = result.stride[1];
     sum.result_h = h.cell_stride * result.stride[2];
