@@ -3,9 +3,8 @@
 // rows that later windows still need. The convolution's output never exists beyond that buffer.
 #include "cpu/conv2d_relu_max_pool2d.h"
 
-#include <cmath>
-
 #include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/packed_weight.h"
 #include "cpu/conv2d/plan.h"
 #include "cpu/conv2d_relu_max_pool2d_bands.h"
@@ -48,19 +47,6 @@ void mark_dead(TensorView<const T> output, TensorView<uint8_t> codes) {
     });
 }
 
-// An infinite or NaN weight over the border makes the whole convolution run in another order of sums, so that bands
-// inside the image would not have its bits.
-template <class T>
-bool all_finite(const TensorView<const T>& weight) {
-    const auto [rows, channels, height, width] = weight.shape;
-    bool finite = true;
-    for (int64_t k = 0; k < rows; ++k)
-        for (int64_t c = 0; c < channels; ++c)
-            for (int64_t r = 0; r < height; ++r)
-                for (int64_t s = 0; s < width; ++s) finite &= std::isfinite(*weight.at(k, c, r, s));
-    return finite;
-}
-
 template <class T>
 class Forward {
 public:
@@ -69,6 +55,8 @@ public:
         : problem_(problem), input_(input), weight_(weight), bias_(bias), output_(output), codes_(codes),
           packed_(pack_weight(problem.conv, weight)) {
         const Axis& pool = problem.pool.h;
+        // An infinite or NaN weight over the border makes the whole convolution run in another order of sums, so that
+        // bands inside the image would not have its bits.
         if (band_.rows < conv_rows_ && problem.conv.is_padded() && !all_finite(weight))
             band_ = {images_of_task(problem), conv_rows_};
         // Rows kept for later windows are fewer than a window and its stride.

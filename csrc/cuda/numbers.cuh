@@ -66,17 +66,22 @@ __device__ S relu_of(S value) {
     return value <= S(0) ? S(0) : value;
 }
 
-// Where sums go: rounded to the element type, or as they are where something is still to be added to them.
+// Where sums go: rounded to the element type, or as they are where something is still to be added to them. Places are
+// addresses: a pointer and an offset beside it cost the tensor-core tiles the two registers that they do not have.
 template <class T>
 struct SumTarget {
-    void* data;
+    char* data;
     bool unrounded;
 
-    __device__ void put(int64_t offset, Sum<T> value) const {
+    __device__ int64_t item() const {
+        return sizeof(T) < sizeof(Sum<T>) && unrounded ? static_cast<int64_t>(sizeof(Sum<T>)) : int64_t{sizeof(T)};
+    }
+    __device__ char* at(int64_t offset) const { return data + offset * item(); }
+    __device__ void put(char* place, Sum<T> value) const {
         if (sizeof(T) < sizeof(Sum<T>) && unrounded)
-            static_cast<Sum<T>*>(data)[offset] = value;
+            *reinterpret_cast<Sum<T>*>(place) = value;
         else
-            static_cast<T*>(data)[offset] = from_sum<T>(value);
+            *reinterpret_cast<T*>(place) = from_sum<T>(value);
     }
 };
 

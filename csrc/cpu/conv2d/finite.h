@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/tensor_view.h"
+
 namespace convx {
 
 inline bool all_finite(const float* x, int64_t count) {
@@ -24,6 +26,18 @@ inline bool all_finite(const double* x, int64_t count) {
         bad |= (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
     }
     return !bad;
+}
+
+template <class T>
+bool all_finite(const TensorView<const T>& view) {
+    if (view.stride == dense_strides(view.shape, false)) return all_finite(view.data, view.size());
+    const auto [rows, channels, height, width] = view.shape;
+    bool finite = true;
+    for (int64_t k = 0; k < rows; ++k)
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t r = 0; r < height; ++r)
+                for (int64_t s = 0; s < width; ++s) finite &= all_finite(view.at(k, c, r, s), 1);
+    return finite;
 }
 
 }  // namespace convx

@@ -4,6 +4,7 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/depthwise.h"
+#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/grouped_channels.h"
 #include "cpu/conv2d/grouped_pixels.h"
 #include "cpu/conv2d/methods.h"
@@ -207,28 +208,6 @@ private:
     const int64_t plane_;          // elements of a staged channel
     std::vector<ClassTaps> taps_;  // [class of rows][class of columns]
 };
-
-template <class T>
-bool all_finite(TensorView<const T> weight) {
-    const auto [rows, channels, height, width] = weight.shape;
-    if (weight.stride == dense_strides(weight.shape, false)) {
-        // Eight sums, which the compiler makes vectors.
-        const int64_t size = weight.size(), whole = size / 8 * 8;
-        T sums[8] = {};
-        for (int64_t i = 0; i < whole; i += 8)
-            for (int64_t j = 0; j < 8; ++j) sums[j] += weight.data[i + j] * T(0);
-        for (int64_t i = whole; i < size; ++i) sums[0] += weight.data[i] * T(0);
-        return std::all_of(sums, sums + 8, [](T sum) { return sum == T(0); });
-    }
-    T sum = 0;  // 0 unless a value is infinite or NaN
-    for (int64_t k = 0; k < rows; ++k)
-        for (int64_t c = 0; c < channels; ++c)
-            for (int64_t r = 0; r < height; ++r) {
-                const T* row = weight.at(k, c, r, 0);
-                for (int64_t s = 0; s < width; ++s) sum += row[s * weight.stride[3]] * T(0);
-            }
-    return sum == T(0);
-}
 
 // Few channels, more than one: where none of the arrays has them adjacent in memory.
 template <class T>

@@ -54,7 +54,7 @@ struct DirectSum {
     }
     __device__ void store(const Cell& cell, int row, int channel, Sum<T> sum) const {
         if (bias) sum += to_sum(bias[channel * bias_stride]);
-        target.put(first_cell + result.offset({cell.n, channel, row, cell.w}), relu ? relu_of(sum) : sum);
+        target.put(target.at(first_cell + result.offset({cell.n, channel, row, cell.w})), relu ? relu_of(sum) : sum);
     }
 };
 
@@ -273,7 +273,7 @@ private:
         conv.weight.data += h.first_tap * conv.weight.stride_r;
         conv.weight.stride_r *= h.tap_stride;
         conv.result = Strided4<T>(result_);
-        conv.target = {result_.data, result_.unrounded};
+        conv.target = {static_cast<char*>(result_.data), result_.unrounded};
         conv.first_cell = h.first_cell * conv.result.h + first_column * conv.result.w;
         conv.result.h *= h.cell_stride;
         conv.result.w *= column_stride;

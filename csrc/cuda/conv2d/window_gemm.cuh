@@ -19,19 +19,18 @@ struct WindowOutput {
     }
     __device__ void begin_row(int row) {
         pixel = first_row + row;
-        cell = pixel < sum.image.pixels ? sum.cell(pixel, group) : outside;
+        cell = pixel < sum.image.pixels ? sum.result.at(sum.cell(pixel, group)) : nullptr;
     }
     __device__ void store(int, int column_in_tile, Sum<T> value) {
         const int column = first_column + column_in_tile;
-        if (cell == outside || column >= sum.columns) return;
+        if (!cell || column >= sum.columns) return;
         if (is_nan(value)) value = sum.exact(pixel, group, column);
-        sum.result.put(cell + column * sum.result_c, sum.finished(value, group, column));
+        sum.result.put(cell + column * sum.result_c * sum.result.item(), sum.finished(value, group, column));
     }
 
     WindowSum<T> sum;
     int first_row, first_column, group, pixel;
-    int64_t cell;
-    static constexpr int64_t outside = INT64_MIN;  // views may have negative strides
+    char* cell;
 };
 
 // One thread an element of the panel: [group][column tile][depth step] of tiles.

@@ -97,7 +97,7 @@ WindowSum<T> window_sum(const WindowAxis& h, const WindowAxis& w, int64_t groups
     sum.weight.stride_r = h.tap_stride * r;
     sum.weight.stride_s = w.tap_stride * s;
 
-    sum.result = {result.data, result.unrounded};
+    sum.result = {static_cast<char*>(result.data), result.unrounded};
     sum.first_cell = h.first_cell * result.stride[2] + w.first_cell * result.stride[3];
     sum.result_n = result.stride[0];
     sum.result_c = result.stride[1];
