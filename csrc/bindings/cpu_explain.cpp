@@ -66,9 +66,8 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
         for (const int64_t size : input.shape) elements *= size;
         plans.push_back(plan_relu(type, elements, backward, active_kernels(), num_threads()));
     } else if (forward_op == "max_pool2d") {
-        PoolOptions pool = pool_options(op, "", operand, options["stride"], options["padding"], options["layout"]);
-        pool.dilation = pair(op, "dilation", options["dilation"]);
-        pool.ceil_mode = truth(op, "ceil_mode", options["ceil_mode"]);
+        const PoolOptions pool = dilated_pool_options(op, operand, options["stride"], options["padding"],
+                                                      options["dilation"], options["ceil_mode"], options["layout"]);
         plans.push_back(
             plan_max_pool2d(check_max_pool2d(op, input, pool).problem, backward, active_kernels(), num_threads()));
     } else {
@@ -81,12 +80,9 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
                     ? backward_plans(problem, mask_from(op, options))
                     : std::vector<PassPlan>{plan_conv(problem, ConvPass::forward, active_kernels(), num_threads())};
         if (fused) {
-            const ArrayInfo conv_output{"convolution output", type,
-                                        user_shape(problem.output_shape(), conv.channels_last, unbatched)};
             const PoolOptions pool = pool_options(op, "pool_", options["pool_kernel_size"], options["pool_stride"],
                                                   options["pool_padding"], options["layout"]);
-            const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
-            check_codes_fit(op, pooling);
+            const PoolProblem pooling = check_pool_behind(op, {problem, unbatched}, pool);
             PassPlan plan = plan_max_pool2d(pooling, backward, active_kernels(), num_threads());
             for (PassPlan& each : plans) {
                 const bool summed = each.pass == "grad_weight" || each.pass == "grad_bias";

@@ -3,24 +3,12 @@
 
 namespace convx {
 
-namespace {
-
-PoolOptions dilated_options(const std::string& op, py::handle kernel_size, py::handle stride, py::handle padding_option,
-                            py::handle dilation, py::handle ceil_mode, py::handle layout) {
-    PoolOptions options = pool_options(op, "", kernel_size, stride, padding_option, layout);
-    options.dilation = pair(op, "dilation", dilation);
-    options.ceil_mode = truth(op, "ceil_mode", ceil_mode);
-    return options;
-}
-
-}  // namespace
-
 py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,
                          py::handle dilation, py::handle ceil_mode, py::handle layout, py::handle return_indices,
                          py::handle return_codes) {
     static const std::string op = "max_pool2d";
     const FloatArray x = float_array(op, "input", input);
-    const PoolOptions options = dilated_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
     const bool want_indices = truth(op, "return_indices", return_indices);
     const bool want_codes = truth(op, "return_codes", return_codes);
     if (want_indices && want_codes)
@@ -59,7 +47,7 @@ py::array max_pool2d_backward_op(py::handle grad_output, py::handle indices_or_c
     const int index_type = py::dtype::num_of<int64_t>(), code_type = py::dtype::num_of<uint8_t>();
     const py::array chosen = integer_array(op, "indices_or_codes", indices_or_codes, {index_type, code_type},
                                            "int64 (indices) or uint8 (codes)");
-    const PoolOptions options = dilated_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
     const ArrayInfo input{"input_shape", g.info.dtype, sizes(op, "input_shape", input_shape)};
     const auto [problem, unbatched] = check_max_pool2d(op, input, options);
     const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);

@@ -6,41 +6,6 @@
 
 namespace convx {
 
-namespace {
-
-struct FusedArguments {
-    cuda::FusedProblem problem;
-    bool unbatched;
-};
-
-FusedArguments check_fused(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
-                           const ArrayInfo* bias, const ConvOptions& conv, const PoolOptions& pool) {
-    const auto [problem, unbatched] = check_conv2d(op, input, weight, bias, conv);
-    const ArrayInfo conv_output{"convolution output", input.dtype,
-                                user_shape(problem.output_shape(), conv.channels_last, unbatched)};
-    const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
-    check_codes_fit(op, pooling);
-    cuda::check_planes(op, pooling);
-    return {{problem, pooling}, unbatched};
-}
-
-struct FusedOptions {
-    ConvOptions conv;
-    PoolOptions pool;
-};
-
-FusedOptions fused_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
-                           py::handle groups, py::handle pool_kernel_size, py::handle pool_stride,
-                           py::handle pool_padding, py::handle layout) {
-    FusedOptions options;
-    options.conv = conv_options(op, stride, padding, dilation, groups, layout);
-    options.conv.relu = true;
-    options.pool = pool_options(op, "pool_", pool_kernel_size, pool_stride, pool_padding, layout);
-    return options;
-}
-
-}  // namespace
-
 py::tuple cuda_conv2d_relu_max_pool2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
                                          py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
                                          py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
@@ -54,7 +19,9 @@ py::tuple cuda_conv2d_relu_max_pool2d_op(py::handle library, py::handle input, p
     const FusedOptions options =
         fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
     const cuda::Precision exactness = precision_option(op, precision);
-    const FusedArguments fused = check_fused(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
+    const auto fused =
+        check_conv2d_relu_max_pool2d(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
+    cuda::check_planes(op, fused.problem.pool);
     const bool last = options.conv.channels_last;
     const Shape shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
     const DeviceArray y = arrays.empty(x.info.dtype, shape);
@@ -83,7 +50,8 @@ py::tuple cuda_conv2d_relu_max_pool2d_backward_op(py::handle library, py::handle
         fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
     const cuda::Precision exactness = precision_option(op, precision);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
-    const FusedArguments fused = check_fused(op, x.info, w.info, nullptr, options.conv, options.pool);
+    const auto fused = check_conv2d_relu_max_pool2d(op, x.info, w.info, nullptr, options.conv, options.pool);
+    cuda::check_planes(op, fused.problem.pool);
     const bool last = options.conv.channels_last;
     const Shape shape = user_shape(fused.problem.pool.output_shape(), last, fused.unbatched);
     check_dtype(op, g.info, x.info);

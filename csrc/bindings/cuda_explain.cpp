@@ -110,9 +110,8 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
         for (const int64_t size : input.shape) elements *= size;
         entries.push_back(memory_entry(pass, type, elements * item * (backward ? 3 : 2), 0));
     } else if (forward_op == "max_pool2d") {
-        PoolOptions pool = pool_options(op, "", operand, options["stride"], options["padding"], options["layout"]);
-        pool.dilation = pair(op, "dilation", options["dilation"]);
-        pool.ceil_mode = truth(op, "ceil_mode", options["ceil_mode"]);
+        const PoolOptions pool = dilated_pool_options(op, operand, options["stride"], options["padding"],
+                                                      options["dilation"], options["ceil_mode"], options["layout"]);
         const PoolProblem problem = check_max_pool2d(op, input, pool).problem;
         cuda::check_planes(op, problem);
         const int64_t out = volume(problem.output_shape());
@@ -136,13 +135,10 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
             entries.push_back(conv_entry(problem, cuda::ConvPass::forward, precision));
         }
         if (fused) {
-            const ArrayInfo conv_output{"convolution output", type,
-                                        user_shape(problem.output_shape(), conv.channels_last, unbatched)};
             const PoolOptions pool = pool_options(op, "pool_", options["pool_kernel_size"], options["pool_stride"],
                                                   options["pool_padding"], options["layout"]);
-            const PoolProblem pooling = check_max_pool2d(op, conv_output, pool).problem;
-            check_codes_fit(op, pooling);
-            const cuda::FusedProblem both{problem, pooling};
+            const PoolProblem pooling = check_pool_behind(op, {problem, unbatched}, pool);
+            const FusedProblem both{problem, pooling};
             const cuda::FusedPlan plan =
                 backward ? cuda::plan_fused_backward(both, precision, mask) : cuda::plan_fused_forward(both, precision);
             const int64_t whole = volume(problem.output_shape()), out = volume(pooling.output_shape());

@@ -5,25 +5,13 @@
 
 namespace convx {
 
-namespace {
-
-PoolOptions dilated_options(const std::string& op, py::handle kernel_size, py::handle stride, py::handle padding_option,
-                            py::handle dilation, py::handle ceil_mode, py::handle layout) {
-    PoolOptions options = pool_options(op, "", kernel_size, stride, padding_option, layout);
-    options.dilation = pair(op, "dilation", dilation);
-    options.ceil_mode = truth(op, "ceil_mode", ceil_mode);
-    return options;
-}
-
-}  // namespace
-
 py::object cuda_max_pool2d_op(py::handle library, py::handle input, py::handle kernel_size, py::handle stride,
                               py::handle padding, py::handle dilation, py::handle ceil_mode, py::handle layout,
                               py::handle return_indices, py::handle return_codes) {
     static const std::string op = "max_pool2d";
     DeviceArrays arrays(op, library);
     const DeviceArray x = arrays.input("input", input);
-    const PoolOptions options = dilated_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
     const bool want_indices = truth(op, "return_indices", return_indices);
     const bool want_codes = truth(op, "return_codes", return_codes);
     if (want_indices && want_codes)
@@ -55,7 +43,7 @@ py::object cuda_max_pool2d_backward_op(py::handle library, py::handle grad_outpu
     const DeviceArray g = arrays.input("grad_output", grad_output);
     const DeviceArray chosen =
         arrays.integers("indices_or_codes", indices_or_codes, {"int64", "uint8"}, "int64 (indices) or uint8 (codes)");
-    const PoolOptions options = dilated_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
     const ArrayInfo input{"input_shape", g.info.dtype, sizes(op, "input_shape", input_shape)};
     const auto [problem, unbatched] = check_max_pool2d(op, input, options);
     const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);

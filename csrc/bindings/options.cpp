@@ -34,4 +34,23 @@ PoolOptions pool_options(const std::string& op, const char* prefix, py::handle k
     return options;
 }
 
+PoolOptions dilated_pool_options(const std::string& op, py::handle kernel_size, py::handle stride,
+                                 py::handle padding_option, py::handle dilation, py::handle ceil_mode,
+                                 py::handle layout) {
+    PoolOptions options = pool_options(op, "", kernel_size, stride, padding_option, layout);
+    options.dilation = pair(op, "dilation", dilation);
+    options.ceil_mode = truth(op, "ceil_mode", ceil_mode);
+    return options;
+}
+
+FusedOptions fused_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
+                           py::handle groups, py::handle pool_kernel_size, py::handle pool_stride,
+                           py::handle pool_padding, py::handle layout) {
+    FusedOptions options;
+    options.conv = conv_options(op, stride, padding, dilation, groups, layout);
+    options.conv.relu = true;
+    options.pool = pool_options(op, "pool_", pool_kernel_size, pool_stride, pool_padding, layout);
+    return options;
+}
+
 }  // namespace convx

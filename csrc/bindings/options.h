@@ -13,5 +13,15 @@ ConvOptions padded_options(const std::string& op, py::handle stride, py::handle 
                            py::handle algorithm);
 PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
                          py::handle padding, py::handle layout);
+PoolOptions dilated_pool_options(const std::string& op, py::handle kernel_size, py::handle stride, py::handle padding,
+                                 py::handle dilation, py::handle ceil_mode, py::handle layout);
+
+struct FusedOptions {
+    ConvOptions conv;
+    PoolOptions pool;
+};
+FusedOptions fused_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
+                           py::handle groups, py::handle pool_kernel_size, py::handle pool_stride,
+                           py::handle pool_padding, py::handle layout);
 
 }  // namespace convx

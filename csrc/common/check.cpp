@@ -198,6 +198,22 @@ Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& in
     return checked;
 }
 
+PoolProblem check_pool_behind(const std::string& op, const Checked<ConvProblem>& conv, const PoolOptions& options) {
+    const ConvProblem& problem = conv.problem;
+    const ArrayInfo output{"convolution output", problem.dtype,
+                           user_shape(problem.output_shape(), problem.channels_last, conv.unbatched)};
+    const PoolProblem pool = check_max_pool2d(op, output, options).problem;
+    check_codes_fit(op, pool);
+    return pool;
+}
+
+Checked<FusedProblem> check_conv2d_relu_max_pool2d(const std::string& op, const ArrayInfo& input,
+                                                   const ArrayInfo& weight, const ArrayInfo* bias,
+                                                   const ConvOptions& conv, const PoolOptions& pool) {
+    const Checked<ConvProblem> checked = check_conv2d(op, input, weight, bias, conv);
+    return {{checked.problem, check_pool_behind(op, checked, pool)}, checked.unbatched};
+}
+
 void check_codes_fit(const std::string& op, const PoolProblem& problem) {
     if (problem.taps() > max_code_taps)
         throw ShapeError(op + ": the window has " + std::to_string(problem.taps()) + " taps, expected at most " +

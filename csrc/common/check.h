@@ -67,6 +67,11 @@ struct Checked {
 Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
                                   const ArrayInfo* bias, const ConvOptions& options);
 Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& input, const PoolOptions& options);
+// The pooling of a convolution's output, with codes.
+PoolProblem check_pool_behind(const std::string& op, const Checked<ConvProblem>& conv, const PoolOptions& options);
+Checked<FusedProblem> check_conv2d_relu_max_pool2d(const std::string& op, const ArrayInfo& input,
+                                                   const ArrayInfo& weight, const ArrayInfo* bias,
+                                                   const ConvOptions& conv, const PoolOptions& pool);
 
 void check_codes_fit(const std::string& op, const PoolProblem& problem);
 void check_dtype(const std::string& op, const ArrayInfo& array, const ArrayInfo& like);

@@ -45,6 +45,21 @@ struct Axis {
 
     // The input index under tap `k` of window `o`, before the borders are looked at.
     int64_t position(int64_t o, int64_t k) const { return o * stride + k * dilation - pad_before; }
+
+    // Whether gradients of the border's cells go back inside: it mirrors or wraps.
+    bool folds() const {
+        const bool mirrored = mode != PaddingMode::zeros && mode != PaddingMode::constant;
+        return mirrored && (pad_before > 0 || pad_after > 0);
+    }
+    // The axis of the padded image, without a border of its own, where it folds: the adjoint is taken of that first.
+    Axis unfolded() const {
+        if (!folds()) return *this;
+        Axis padded_axis = *this;
+        padded_axis.input = padded();
+        padded_axis.pad_before = padded_axis.pad_after = 0;
+        padded_axis.mode = PaddingMode::zeros;
+        return padded_axis;
+    }
 };
 
 struct ConvProblem {
@@ -85,6 +100,12 @@ struct PoolProblem {
     int64_t out_w() const { return w.output(); }
     std::array<int64_t, 4> input_shape() const { return {batch, channels, h.input, w.input}; }
     std::array<int64_t, 4> output_shape() const { return {batch, channels, out_h(), out_w()}; }
+};
+
+// A convolution with its ReLU, and the pooling of its output; both settled and for the same batch.
+struct FusedProblem {
+    ConvProblem conv;
+    PoolProblem pool;
 };
 
 // What a window code can name: taps 0..254, and 255 for "no gradient".

@@ -5,12 +5,6 @@
 
 namespace convx {
 
-// A convolution with its ReLU, and the pooling of its output; both settled and for the same batch.
-struct FusedProblem {
-    ConvProblem conv;
-    PoolProblem pool;
-};
-
 // Convolution output that one thread has at a time: some images, or some rows of one.
 struct FusedBand {
     int64_t images, rows;

@@ -8,11 +8,6 @@
 
 namespace convx::cuda {
 
-struct FusedProblem {
-    ConvProblem conv;
-    PoolProblem pool;
-};
-
 struct FusedPlan {
     int64_t images = 1;          // at a time
     int64_t buffer_bytes = 0;    // the convolution's output, or its gradient

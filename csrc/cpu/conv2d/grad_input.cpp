@@ -14,26 +14,11 @@ namespace convx {
 
 namespace {
 
-bool folds(const Axis& axis) {
-    const bool mirrored = axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant;
-    return mirrored && (axis.pad_before > 0 || axis.pad_after > 0);
-}
-
-// Borders that mirror or wrap send gradients back inside. The adjoint is taken of the padded image first.
-Axis unfolded(const Axis& axis) {
-    if (!folds(axis)) return axis;
-    Axis padded = axis;
-    padded.input = axis.padded();
-    padded.pad_before = padded.pad_after = 0;
-    padded.mode = PaddingMode::zeros;
-    return padded;
-}
-
 // The input index that each cell of the unfolded axis shows.
 AxisTable shown_cells(const Axis& axis) {
     Axis cells = axis;
     cells.kernel = cells.stride = cells.dilation = 1;
-    if (!folds(axis)) cells.pad_before = cells.pad_after = 0;
+    if (!axis.folds()) cells.pad_before = cells.pad_after = 0;
     return forward_table(cells);
 }
 
@@ -114,9 +99,9 @@ void fold(const AxisTable& cells_h, const AxisTable& cells_w, TensorView<const T
 template <class T, class Run>
 void folded_adjoint(const Run& run, const ConvProblem& problem, TensorView<const T> grad_output,
                     TensorView<const T> weight, TensorView<T> grad_input) {
-    if (!folds(problem.h) && !folds(problem.w))
+    if (!problem.h.folds() && !problem.w.folds())
         return adjoint(run, problem, problem.h, problem.w, grad_output, weight, grad_input);
-    const Axis h = unfolded(problem.h), w = unfolded(problem.w);
+    const Axis h = problem.h.unfolded(), w = problem.w.unfolded();
     const AxisTable cells_h = shown_cells(problem.h), cells_w = shown_cells(problem.w);
     TensorView<T> padded{nullptr, {1, problem.in_channels, h.input, w.input}, {}};
     padded.stride = dense_strides(padded.shape, problem.channels_last);

@@ -114,7 +114,7 @@ void Conv2d<T>::grad_input(const ConvProblem& problem, const ConvPlan& plan, con
             adjoint<T>(problem, plan, problem.h, problem.w, grads, weight, result, workspace, stream);
             continue;
         }
-        const Axis h = unfolded(problem.h), w = unfolded(problem.w);
+        const Axis h = problem.h.unfolded(), w = problem.w.unfolded();
         DeviceTensor padded;
         padded.data = static_cast<char*>(workspace) + plan.panel_bytes;
         padded.unrounded = true;

@@ -27,26 +27,12 @@ int64_t round_up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 }  // namespace
 
-bool folds(const Axis& axis) {
-    const bool mirrored = axis.mode != PaddingMode::zeros && axis.mode != PaddingMode::constant;
-    return mirrored && (axis.pad_before > 0 || axis.pad_after > 0);
-}
-
-Axis unfolded(const Axis& axis) {
-    if (!folds(axis)) return axis;
-    Axis padded = axis;
-    padded.input = axis.padded();
-    padded.pad_before = padded.pad_after = 0;
-    padded.mode = PaddingMode::zeros;
-    return padded;
-}
-
 ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precision) {
     ConvPlan plan;
     plan.precision = problem.dtype == DType::float32 ? precision : Precision::ieee;
     const int64_t item = item_size(problem.dtype), groups = problem.groups;
-    const Axis h = unfolded(problem.h), w = unfolded(problem.w);
-    const bool folded = pass == ConvPass::grad_input && (folds(problem.h) || folds(problem.w));
+    const Axis h = problem.h.unfolded(), w = problem.w.unfolded();
+    const bool folded = pass == ConvPass::grad_input && (problem.h.folds() || problem.w.folds());
     const int64_t positions =
         std::max(problem.out_pixels(), pass == ConvPass::grad_input ? h.input * w.input : int64_t{1});
     if (positions > most_positions)

@@ -52,9 +52,4 @@ struct ConvPlan {
 // Throws ShapeError where an image alone has more than 2^30 window positions.
 ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precision);
 
-// Whether gradients of this axis' border cells go back inside the image.
-bool folds(const Axis& axis);
-// The axis of the padded image, without a border of its own.
-Axis unfolded(const Axis& axis);
-
 }  // namespace convx::cuda
