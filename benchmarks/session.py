@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,8 @@ from benchmarks.results import FORMAT, Cell, Results
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 # Other libraries' worker threads spin for a while after their last call; this lets them go to sleep.
 PAUSE_SECONDS = 0.01
+# What ends a run and keeps what it has measured.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # glibc keeps what it is given back, so that no library pays page faults for each large output (see README.md).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
@@ -137,6 +141,7 @@ class Session:
         self.peaks: list[dict[str, Any]] = []
         self.cache = machine.last_level_cache()
         self.began = time.monotonic()
+        self.chance = random.Random(0)
 
     def __enter__(self) -> Session:
         # All processes start at once: importing a framework takes seconds.
@@ -163,6 +168,8 @@ class Session:
         description, cells, skipped = machine.describe(), list[Cell](), dict(left_out)
         isa_peaks = self.isa_peaks()
         self.measure_peaks()
+        # Also where a shell has started the run in the background, with SIGINT ignored.
+        stop_signals = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
         try:
             for case in cases:
                 if self.settings.deadline is not None and time.monotonic() - self.began > self.settings.deadline:
@@ -177,6 +184,9 @@ class Session:
         except KeyboardInterrupt:
             # What an hour has measured is kept; the processes may be in the middle of an answer and are asked no more.
             skipped |= dict.fromkeys((case.key for case in cases[len(cells) :]), "interrupted")
+        finally:
+            for number, handler in stop_signals.items():
+                signal.signal(number, handler)
         about = {
             "format": FORMAT,
             "kind": kind,
@@ -244,7 +254,7 @@ class Session:
                 probes[name], rounds[name] = answer["ok"]["probe"], []
             else:
                 cell.timings[name] = answer
-        for turn in range(self.settings.rounds):
+        for _ in range(self.settings.rounds):
             order = list(rounds)
             if cell.case.flops:
                 answer = self.ask("convx", "burst", seconds=self.settings.burst_seconds, dtype=cell.case.dtype)
@@ -254,7 +264,8 @@ class Session:
                     "convx", "copy", seconds=self.settings.burst_seconds, bytes=max(4 * self.cache, 256 << 20)
                 )
                 copied += [answer["ok"]] if "ok" in answer else []
-            for name in order[turn % max(1, len(order)) :] + order[: turn % max(1, len(order))]:
+            # In an order of chance: what a library leaves behind (spinning threads, a clock) is nobody's alone.
+            for name in self.chance.sample(order, len(order)):
                 self.display.busy(name)
                 time.sleep(PAUSE_SECONDS)
                 answer = self.ask(name, "sample", seconds=self.settings.seconds / self.settings.rounds)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -526,16 +527,19 @@ class TestProcesses:
             again = running.cell(case)
             assert again.seconds("reference") is not None
 
-    def test_what_was_measured_before_an_interruption_is_kept(self) -> None:
+    @pytest.mark.parametrize("number", session.STOP_SIGNALS)
+    def test_what_was_measured_before_an_interruption_is_kept(self, number: signal.Signals) -> None:
         class Interrupting(Silent):
             def begin(self, case: Case) -> None:
                 if case.problem == ReluProblem(65):
-                    raise KeyboardInterrupt
+                    signal.raise_signal(number)
 
         settings = session.Settings(threads=1, seconds=0.01, rounds=1, peak_seconds=0.01)
         wanted = cases.relu_cases([64, 65, 66], ["forward"])
         with session.Session(["convx"], settings, Interrupting()) as running:
+            before = signal.getsignal(number)
             run = running.run(wanted, "relu", "", {})
+            assert signal.getsignal(number) is before
         assert [cell.case for cell in run.cells] == wanted[:1]
         assert set(run.about["left_out"]) == {case.key for case in wanted[1:]}
 
