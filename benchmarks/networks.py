@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def lenet5(classes: int = CLASSES) -> nn.Sequential:
         nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
     ]  # fmt: skip
     sizes = (16 * 5 * 5, 120, 84)
-    hidden = [each for pair in zip(sizes, sizes[1:], strict=False) for each in (nn.Linear(*pair), nn.ReLU())]
+    hidden = [each for pair in pairwise(sizes) for each in (nn.Linear(*pair), nn.ReLU())]
     return network(features, [*hidden, nn.Linear(sizes[-1], classes)])
 
 
