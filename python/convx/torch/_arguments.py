@@ -38,6 +38,8 @@ def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
 
     The first one decides the device and dtype of all; all but the first may be None.
     """
+    if torch.jit.is_tracing():
+        raise NotImplementedError(f"{op}: torch.jit.trace does not know convx's operations: use torch.export")
     (first_name, first), *_ = named.items()
     for name, tensor in named.items():
         if tensor is None and name != first_name:

@@ -391,7 +391,7 @@ class Fused(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
         """Gather the tangent of the convolution's output; dead cells have none."""
         input, weight, codes = ctx.saved_tensors
-        conv, pool = _parts(ctx.options)
+        conv, pool = parts(ctx.options)
         _, _, of_input, of_weight, of_bias, *_ = tangents
         found = _conv_tangent(input, weight, of_input, of_weight, of_bias, conv)
         return _library.max_pool2d_gather(found, codes, *pool), None
@@ -409,8 +409,8 @@ def fused_backward(
 def fused_gradients(
     grad: Tensor, input: Tensor, weight: Tensor, codes: Tensor, options: Any, mask: Any
 ) -> tuple[Tensor, ...]:
-    """Return the same by the three parts: for derivatives of them, and batches of weights."""
-    conv, pool = _parts(options)
+    """Return the same by the three parts, which can be differentiated."""
+    conv, pool = parts(options)
     size = _options.conv_output_size(input.shape, weight.shape, *conv[:3])
     dense = _library.max_pool2d_backward(grad, codes, size, *pool)
     last = _kernels.channels_last(input)
@@ -418,21 +418,14 @@ def fused_gradients(
     return tuple(grad.new_empty(0) if each is None else each for each in gradients)
 
 
-def fused_parts(input: Tensor, weight: Tensor, bias: Tensor | None, options: Any) -> tuple[Tensor, Tensor]:
-    """Return the results of the fused operation by its three parts."""
-    conv, pool = _parts(options)
-    output, codes = _library.max_pool2d_with_choice(_library.conv2d(input, weight, bias, True, *conv), *pool, False)
-    return output, codes.masked_fill(output <= 0, 255)
-
-
 def _settled_conv(ctx: Any) -> Any:
     return ctx.options if ctx.settled else _options.conv_options("conv2d_backward", *ctx.sizes, *ctx.options)
 
 
-def _parts(options: Any) -> tuple[Any, Any]:
+def parts(options: Any) -> tuple[Any, Any]:
     """Split settled `FusedOptions` into `ConvOptions` and `PoolOptions`."""
     *conv, kernel_size, stride, padding, precision = options
-    return (*conv, ("zeros", "zeros"), 0.0, "auto", precision), (kernel_size, stride, padding, (1, 1), False)
+    return (*conv, "zeros", 0.0, "auto", precision), (kernel_size, stride, padding, (1, 1), False)
 
 
 def _linear(options: Any) -> Any:

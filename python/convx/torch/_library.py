@@ -19,7 +19,7 @@ from torch import Tensor
 from . import _kernels
 
 _CONV = (
-    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str[] padding_mode, float padding_value, "
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode, float padding_value, "
     "str algorithm, str precision"
 )
 _POOL = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode"
@@ -28,7 +28,7 @@ _FUSED = (
     "SymInt[] pool_stride, SymInt[] pool_padding, str precision"
 )
 
-# All options are settled (_options.py); padding is (top, bottom, left, right), padding_mode (h, w). Images are 4-D.
+# All options are settled (_options.py): padding is (top, bottom, left, right), a pair of modes "h,w". Images are 4-D.
 SCHEMAS = {
     "conv2d": f"(Tensor input, Tensor weight, Tensor? bias, bool relu, {_CONV}) -> Tensor",
     "conv2d_grad_input": (
@@ -72,36 +72,30 @@ def sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     return (top, bottom), (left, right)
 
 
+def user_options(stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: str, *rest: Any) -> Any:
+    """Return settled `ConvOptions` in the form that the compiled modules read."""
+    mode = tuple(padding_mode.split(",")) if "," in padding_mode else padding_mode
+    return stride, sides(padding), dilation, groups, mode, *rest
+
+
 def _conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     relu: bool,
-    stride: list[int],
-    padding: list[int],
     *options: Any,
 ) -> Tensor:
-    return _kernels.conv2d(input, weight, bias, relu, stride, sides(padding), *options)
+    return _kernels.conv2d(input, weight, bias, relu, *user_options(*options))
 
 
 def _conv2d_grad_input(
-    grad_output: Tensor,
-    weight: Tensor,
-    input_size: list[int],
-    channels_last: bool,
-    stride: list[int],
-    padding: list[int],
-    *options: Any,
+    grad_output: Tensor, weight: Tensor, input_size: list[int], channels_last: bool, *options: Any
 ) -> Tensor:
-    return _kernels.conv2d_grad_input(
-        grad_output, weight, tuple(input_size), channels_last, stride, sides(padding), *options
-    )
+    return _kernels.conv2d_grad_input(grad_output, weight, tuple(input_size), channels_last, *user_options(*options))
 
 
-def _conv2d_grad_weight(
-    grad_output: Tensor, input: Tensor, weight_size: list[int], stride: list[int], padding: list[int], *options: Any
-) -> Tensor:
-    return _kernels.conv2d_grad_weight(grad_output, input, tuple(weight_size), stride, sides(padding), *options)
+def _conv2d_grad_weight(grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any) -> Tensor:
+    return _kernels.conv2d_grad_weight(grad_output, input, tuple(weight_size), *user_options(*options))
 
 
 def _max_pool2d(input: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], *options: Any) -> Tensor:

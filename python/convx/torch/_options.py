@@ -32,7 +32,7 @@ def conv_options(
     """Settle the options of a convolution of 4-D images."""
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     padding = sides(op, "padding", padding, input_size, weight_size[2:], stride, dilation)
-    mode = (padding_mode, padding_mode) if isinstance(padding_mode, str) else tuple(padding_mode)
+    mode = padding_mode if isinstance(padding_mode, str) else ",".join(map(str, padding_mode))
     return stride, padding, dilation, groups, mode, float(padding_value), algorithm, precision
 
 
@@ -126,6 +126,7 @@ def sides(
         for axis in (0, 1):
             out = (size[2 + axis] + stride[axis] - 1) // stride[axis]
             covered = (out - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+            # max() of a symbol would decide, and torch.export refuses a decision that not all sizes share.
             total = torch.sym_max(0, covered - size[2 + axis])
             smaller = total // 2
             found += [smaller, total - smaller] if value == "same" else [total - smaller, smaller]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import unpack_dual
 
 from . import _autograd, _kernels, _library
@@ -67,6 +68,22 @@ def _derived_fused_backward(grad: Tensor, input: Tensor, weight: Tensor, codes: 
     return _autograd.fused_gradients(grad, input, weight, codes, fused, mask)
 
 
+def _one_level(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` as it may be called inside functorch's transforms.
+
+    They have a rule for autograd.Function of their own, which starts at the outermost transform. Here the dispatcher is
+    at work on one of them already; to record just that one is what PyTorch's own operations do.
+    """
+
+    def call(*args: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return function(*args)
+        with enable_single_level_autograd_function():
+            return function(*args)
+
+    return call
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "conv2d": lambda *args: _autograd.conv2d(_conv2d, True, *args),
     "conv2d_grad_input": lambda *args: _autograd.conv2d_grad_input(_conv2d_grad_input, True, *args),
@@ -81,4 +98,4 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "conv2d_relu_max_pool2d_backward": _derived_fused_backward,
 }
 for _name, _function in _FUNCTIONS.items():
-    _library.library.impl(_name, _function, "Autograd")
+    _library.library.impl(_name, _one_level(_function), "Autograd")

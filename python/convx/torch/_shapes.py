@@ -117,10 +117,12 @@ def _check(op: str, input_size: Any, operand: Any, names: tuple[str, ...], optio
     values = dict(zip(names, options, strict=False))
     numbers = [*input_size, *operand]
     for name, value in values.items():
-        if "padding" in name and "mode" not in name and "value" not in name:
-            values[name] = _library.sides(value)
         if isinstance(value, (list, tuple)):
             numbers += value
+            if name in ("padding", "pool_padding"):
+                values[name] = _library.sides(value)
+    if "," in values.get("padding_mode", ""):
+        values["padding_mode"] = values["padding_mode"].split(",")
     if any(isinstance(number, torch.SymInt) for number in (*numbers, values.get("groups"))):
         return
     _cpu.explain(op, tuple(input_size), tuple(operand), values | {"layout": "NCHW"}, "float32")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _library
+from . import _autograd, _kernels, _library, _options
 
 
 def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -160,22 +160,30 @@ def _fused(
         found = _library.conv2d_relu_max_pool2d(_folded(input, of_input), weight, bias, *options)
         output, codes = (each.unflatten(0, (info.batch_size, -1)) for each in found)
         return (output, codes), (0, 0)
-
-    def parts(x: Tensor, w: Tensor, b: Tensor | None) -> Any:
-        return _autograd.fused_parts(x, w, b, options)
-
-    return torch.vmap(parts, (of_input, of_weight, of_bias))(input, weight, bias), (0, 0)
+    conv, pool = _autograd.parts(options)
+    dense, dim = _conv2d(info, dims, input, weight, bias, True, *conv)
+    (output, codes), _ = _max_pool2d_with_choice(info, (dim,), dense, *pool, False)
+    return (output, codes.masked_fill(output <= 0, 255)), (0, 0)
 
 
 def _fused_backward(
     info: Any, dims: Any, grad: Tensor, input: Tensor, weight: Tensor, codes: Tensor, *options: Any
-) -> tuple[Any, tuple[int, int, int]]:
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    of_grad, of_input, of_weight, of_codes, *_ = dims
     *fused, mask = options
-
-    def parts(g: Tensor, x: Tensor, w: Tensor, c: Tensor) -> Any:
-        return _autograd.fused_gradients(g, x, w, c, fused, mask)
-
-    return torch.vmap(parts, dims[:4])(grad, input, weight, codes), (0, 0, 0)
+    conv, pool = _autograd.parts(fused)
+    one_input = input if of_input is None else input.select(of_input, 0)
+    one_weight = weight if of_weight is None else weight.select(of_weight, 0)
+    last = _kernels.channels_last(one_input)
+    size = _options.conv_output_size(one_input.shape, one_weight.shape, *conv[:3])
+    dense, _ = _max_pool2d_backward(info, (of_grad, of_codes), grad, codes, size, *pool)
+    none = grad.new_empty(info.batch_size, 0), 0
+    of_results: tuple[tuple[Tensor, int], ...] = (
+        _conv2d_grad_input(info, (0, of_weight), dense, weight, one_input.shape, last, *conv) if mask[0] else none,
+        _conv2d_grad_weight(info, (0, of_input), dense, input, one_weight.shape, *conv) if mask[1] else none,
+        (dense.sum((1, 3, 4)), 0) if mask[2] else none,
+    )
+    return tuple(result for result, _ in of_results), tuple(dim for _, dim in of_results)
 
 
 _RULES: dict[str, Callable[..., Any]] = {
