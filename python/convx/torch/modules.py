@@ -117,8 +117,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             return super().forward(input, output_size)
         output_padding = self.output_padding
         if output_size is not None:
-            sizes = map(list, (self.stride, self.padding, self.kernel_size))
-            rows, columns = self._output_padding(input, output_size, *sizes, 2, list(self.dilation))
+            stride, padding, kernel_size, dilation = map(
+                list[int], (self.stride, self.padding, self.kernel_size, self.dilation)
+            )
+            rows, columns = self._output_padding(input, output_size, stride, padding, kernel_size, 2, dilation)
             output_padding = rows, columns
         return conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
