@@ -38,7 +38,7 @@ def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
 
     The first one decides the device and dtype of all; all but the first may be None.
     """
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         raise NotImplementedError(f"{op}: torch.jit.trace does not know convx's operations: use torch.export")
     (first_name, first), *_ = named.items()
     for name, tensor in named.items():
