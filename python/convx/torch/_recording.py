@@ -94,7 +94,7 @@ def _one_level(function: Callable[..., Any]) -> Callable[..., Any]:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "conv2d": lambda *args: _autograd.conv2d(_conv2d, True, *args),
     "conv2d_grad_input": lambda *args: _autograd.conv2d_grad_input(_conv2d_grad_input, True, *args),
-    "conv2d_grad_weight": lambda *args: _autograd.conv2d_grad_weight(_conv2d_grad_weight, True, *args),
+    "conv2d_grad_weight": lambda *args: _autograd.conv2d_grad_weight(_conv2d_grad_weight, *args),
     "relu": lambda tensor: _autograd.relu(_relu, tensor),
     "relu_backward": lambda grad, output: _autograd.relu_backward(_relu_backward, grad, output),
     "max_pool2d": _pool,
