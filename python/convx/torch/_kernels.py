@@ -249,7 +249,15 @@ def _permuted(tensor: Tensor, last: bool) -> Tensor:
 
 
 def _restored(tensor: Tensor, last: bool) -> Tensor:
-    return tensor.permute(0, 3, 1, 2) if last else tensor
+    """Return the NCHW tensor of a result that lies as (N, H, W, C).
+
+    Not as a view: autograd refuses what changes a view in place that one of its functions returned, such as an in-place
+    ReLU after a convolution.
+    """
+    if not last:
+        return tensor
+    n, h, w, c = tensor.shape
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (n, c, h, w), (h * w * c, 1, w * c, c))
 
 
 def _array(tensor: Tensor) -> Any:
