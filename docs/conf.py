@@ -21,10 +21,10 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
     "benchmark_tables",
+    "mathml",
     "repository_links",
 ]
 # Where the outside links go is the reader's business: nothing is fetched while building, unless asked for.
@@ -38,7 +38,8 @@ if os.environ.get("CONVX_DOCS_INTERSPHINX") == "1":
 exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
 default_role = "py:obj"
-highlight_language = "python"
+highlight_language = "default"
+smartquotes = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -49,8 +50,10 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
+napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_custom_sections = ["Shapes"]
 
 # The examples write nothing that is not shown, and their figures need no screen.
 warnings.filterwarnings("ignore", message=".*is non-interactive.*", category=UserWarning)
@@ -65,8 +68,11 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "min_reported_time": 1,
     "abort_on_example_error": True,
+    "capture_repr": (),
+    "within_subsection_order": "gallery_order.GalleryOrder",
 }
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"convx {version}"
 html_static_path = ["_static"]

@@ -45,8 +45,9 @@ for name, shape in shapes.items():
 
 def forward(p, x):
     """Return the scores of the ten classes, and what the backward pass needs."""
-    pooled1, saved1 = convx.conv2d_relu_max_pool2d(x, p["conv1"], p["conv1.bias"], padding=1, pool_kernel_size=2)
-    pooled2, saved2 = convx.conv2d_relu_max_pool2d(pooled1, p["conv2"], p["conv2.bias"], padding=1, pool_kernel_size=2)
+    sizes = dict(padding=1, pool_kernel_size=2)
+    pooled1, saved1 = convx.conv2d_relu_max_pool2d(x, p["conv1"], p["conv1.bias"], **sizes)
+    pooled2, saved2 = convx.conv2d_relu_max_pool2d(pooled1, p["conv2"], p["conv2.bias"], **sizes)
     flat = pooled2.reshape(len(x), -1)
     return flat @ p["linear"].T + p["linear.bias"], (saved1, saved2, flat)
 
@@ -64,14 +65,14 @@ def cross_entropy(scores, labels):
 def backward(p, grad_scores, kept):
     """Return the gradient of every parameter."""
     saved1, saved2, flat = kept
-    grads = {"linear": grad_scores.T @ flat, "linear.bias": grad_scores.sum(axis=0)}
     grad_pooled2 = (grad_scores @ p["linear"]).reshape(-1, 32, 2, 2)
-    grad_pooled1, grads["conv2"], grads["conv2.bias"] = convx.conv2d_relu_max_pool2d_backward(grad_pooled2, saved2)
+    grad_pooled1, weight2, bias2 = convx.conv2d_relu_max_pool2d_backward(grad_pooled2, saved2)
     # The images are data: nobody asks for their gradient.
-    _, grads["conv1"], grads["conv1.bias"] = convx.conv2d_relu_max_pool2d_backward(
-        grad_pooled1, saved1, output_mask=(False, True, True)
-    )
-    return grads
+    _, weight1, bias1 = convx.conv2d_relu_max_pool2d_backward(grad_pooled1, saved1, output_mask=(False, True, True))
+    return {
+        "conv1": weight1, "conv1.bias": bias1, "conv2": weight2, "conv2.bias": bias2,
+        "linear": grad_scores.T @ flat, "linear.bias": grad_scores.sum(axis=0),
+    }  # fmt: skip
 
 
 # %%
@@ -94,41 +95,44 @@ for epoch in range(EPOCHS):
     answers = forward(parameters, test_images)[0].argmax(axis=1)
     accuracies.append((answers == test_labels).mean())
     if epoch % 5 == 4:
-        print(f"epoch {epoch + 1}: loss {loss:.4f}, {accuracies[-1]:.1%} of {HELD_OUT} held-out digits right")
+        print(f"epoch {epoch + 1}: {accuracies[-1]:.1%} of {HELD_OUT} held-out digits right")
 
 # %%
 # How it went
 # -----------
 
 steps = np.arange(1, len(losses) + 1) * EPOCHS / len(losses)
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 left.semilogy(steps, losses, color="0.8", label="every step")
 smooth = np.convolve(losses, np.ones(15) / 15, mode="valid")
 left.semilogy(steps[14:], smooth, color="C0", label="mean of 15 steps")
 left.set(xlabel="epoch", ylabel="cross-entropy", title="training loss")
 left.legend()
 right.plot(range(1, EPOCHS + 1), accuracies, marker="o", markersize=3)
-right.set(xlabel="epoch", ylabel="share right", title="held-out digits", ylim=(min(0.9, accuracies[0]), 1))
+right.set(xlabel="epoch", ylabel="share right", title="held-out digits", ylim=(0.9, 1))
 right.grid(alpha=0.3)
 
 # %%
-# What it learned, and where it errs
-# ----------------------------------
-# The 16 kernels of the first layer, and held-out digits whose answer is wrong.
+# What it learned
+# ---------------
+# The 16 kernels of the first layer, negative weights in red, positive ones in blue.
 
-figure, axes = plt.subplots(2, 8, figsize=(8, 2.4), layout="constrained")
+figure, axes = plt.subplots(2, 8, figsize=(7, 1.9), layout="constrained")
 limit = np.abs(parameters["conv1"]).max()
 for axis, kernel in zip(axes.flat, parameters["conv1"][:, 0], strict=True):
     axis.imshow(kernel, cmap="RdBu", vmin=-limit, vmax=limit)
     axis.axis("off")
-figure.suptitle("kernels of the first layer")
+
+# %%
+# Where it errs
+# -------------
+# Held-out digits whose answer is wrong.
 
 wrong = np.flatnonzero(answers != test_labels)[:8]
-figure, axes = plt.subplots(1, 8, figsize=(8, 1.7), layout="constrained")
+figure, axes = plt.subplots(1, 8, figsize=(8, 1.3), layout="constrained")
 for axis in axes:
     axis.axis("off")
 for axis, index in zip(axes, wrong, strict=False):
     axis.imshow(test_images[index, 0], cmap="gray_r")
     axis.set_title(f"{test_labels[index]}, not {answers[index]}", fontsize=9)
-figure.suptitle("wrong answers")
 plt.show()

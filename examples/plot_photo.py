@@ -33,9 +33,11 @@ same = dict(padding="same", padding_mode="reflect", groups=3, layout="NHWC")
 blurred = convx.conv2d(convx.conv2d(photo, column, **same), row, **same)
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), layout="constrained")
-for axis, (title, picture) in zip(axes, {"photograph": photo, "Gaussian blur": blurred}.items(), strict=True):
-    axis.imshow(picture.clip(0, 1))
-    axis.set_title(title)
+axes[0].imshow(photo)
+axes[0].set_title("photograph")
+axes[1].imshow(blurred.clip(0, 1))
+axes[1].set_title("Gaussian blur")
+for axis in axes:
     axis.axis("off")
 
 # %%
@@ -46,13 +48,15 @@ for axis, (title, picture) in zip(axes, {"photograph": photo, "Gaussian blur": b
 grey = (photo @ np.array([0.299, 0.587, 0.114], np.float32))[None]  # (C, H, W) with one channel
 sobel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32)
 laplace = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], np.float32)
-kernels = {"Sobel, vertical edges": sobel, "Sobel, horizontal edges": sobel.T, "Laplace": laplace}
-edges = convx.conv2d(grey, np.stack(list(kernels.values()))[:, None], padding="same", padding_mode="reflect")
+kernels = np.stack([sobel, sobel.T, laplace])[:, None]
+edges = convx.conv2d(grey, kernels, padding="same", padding_mode="reflect")
 
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.7), layout="constrained")
-for axis, title, edge in zip(axes, kernels, edges, strict=True):
-    axis.imshow(edge, cmap="RdBu", vmin=-1.5, vmax=1.5)
-    axis.set_title(title)
+figure, axes = plt.subplots(1, 3, figsize=(8, 3), layout="constrained")
+titles = ("Sobel, vertical edges", "Sobel, horizontal edges", "Laplace")
+for axis, title, edge in zip(axes, titles, edges, strict=True):
+    limit = np.quantile(np.abs(edge), 0.99)
+    axis.imshow(edge, cmap="RdBu", vmin=-limit, vmax=limit)
+    axis.set_title(title, fontsize=10)
     axis.axis("off")
 
 # %%
@@ -73,37 +77,45 @@ gabor = (gabor / np.abs(gabor).sum((1, 2), keepdims=True)).astype(np.float32)
 maps = convx.conv2d(grey, gabor[:, None], padding="same", padding_mode="reflect", activation="relu")
 pooled = convx.max_pool2d(maps, 4)
 
-figure, axes = plt.subplots(3, 8, figsize=(12, 4.8), layout="constrained")
+figure, axes = plt.subplots(3, 8, figsize=(8, 3.2), layout="constrained")
+brightest = np.quantile(pooled, 0.98)
 for index in range(8):
-    rows = {"filter": gabor[index], "conv + ReLU": maps[index], "max-pool 4 x 4": pooled[index]}
-    for axis, (title, picture) in zip(axes[:, index], rows.items(), strict=True):
-        axis.imshow(picture, cmap="gray" if title == "filter" else "magma", vmax=None if title == "filter" else 0.15)
-        axis.set(xticks=[], yticks=[])
-        if index == 0:
-            axis.set_ylabel(title)
+    axes[0, index].imshow(gabor[index], cmap="gray")
+    axes[1, index].imshow(maps[index], cmap="magma", vmax=brightest)
+    axes[2, index].imshow(pooled[index], cmap="magma", vmax=brightest)
+for axis, title in zip(axes[:, 0], ("filter", "conv, ReLU", "max-pool"), strict=True):
+    axis.set_ylabel(title)
+for axis in axes.flat:
+    axis.set(xticks=[], yticks=[])
 
 # %%
 # Which direction wins
 # --------------------
 # The strongest of the eight answers at every pooled pixel: its direction as the hue, its strength as the brightness.
 
-strength = pooled.max(axis=0)
-hue = pooled.argmax(axis=0) / 8
-picture = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.9), (strength / 0.12).clip(0, 1)], axis=-1))
 
-figure, axes = plt.subplots(1, 2, figsize=(8, 4.4), layout="constrained", width_ratios=(6, 1))
+def coloured(direction, strength):
+    """Return RGB: the direction, from 0 to 1, as the hue, the strength as the brightness."""
+    return hsv_to_rgb(np.stack([direction, np.full_like(direction, 0.9), strength], axis=-1))
+
+
+strength = (pooled.max(axis=0) / brightest).clip(0, 1)
+picture = coloured(pooled.argmax(axis=0) / 8, strength)
+
+figure, axes = plt.subplots(1, 2, figsize=(7, 4.4), layout="constrained", width_ratios=(6, 1))
 axes[0].imshow(picture)
 axes[0].set_title(f"direction and strength, {picture.shape[0]} x {picture.shape[1]}")
 axes[0].axis("off")
-wheel = hsv_to_rgb(np.stack([np.arange(8) / 8, np.full(8, 0.9), np.ones(8)], axis=-1))[:, None]
-axes[1].imshow(wheel)
-axes[1].set(xticks=[], yticks=range(8), yticklabels=[f"{22.5 * index:g}°" for index in range(8)], title="direction")
+axes[1].imshow(coloured(np.arange(8)[:, None] / 8, np.ones((8, 1))))
+names = [f"{22.5 * index:g}°" for index in range(8)]
+axes[1].set(xticks=[], yticks=range(8), yticklabels=names, title="across")
 
 # %%
 # What ran
 # --------
 # `convx.explain` tells which loops these calls took on this machine, and why.
 
-print(convx.explain("conv2d", grey.shape, gabor[:, None].shape, padding="same", padding_mode="reflect"))
+border = dict(padding="same", padding_mode="reflect")
+print(convx.explain("conv2d", grey.shape, gabor[:, None].shape, **border))
 print(convx.explain("max_pool2d", maps.shape, 4))
 plt.show()

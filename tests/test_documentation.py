@@ -19,7 +19,7 @@ import simt_arrays
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = {path.relative_to(README.parent).as_posix(): path for path in (README.parent / "docs").rglob("*.md")}
-BLOCK = re.compile(r"^```(?:python|\{code-block\} python\n(?::\w+:.*\n)*)\n(.+?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(?:python|\{code-block\} python\n(?::\w+:[^\n]*\n)*)\n(.+?)^```$", re.M | re.S)
 PAIR = re.compile(r"^:{4}\{container\} pair$(.+?)^:{4}$", re.M | re.S)
 INCLUDE = re.compile(r'^```\{include\} (\S+)\n:start-after: "(.+)"\n(?::end-before: "(.+)"\n)?```$', re.M)
 PUBLIC_MODULES = ["convx"] + [
