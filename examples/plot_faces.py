@@ -15,6 +15,8 @@ from skimage.data import lfw_subset
 import convx
 from convx import nn, optim
 
+# sphinx_gallery_thumbnail_number = 2
+
 STEPS, RATE = 150, 1e-3
 SPLITS, SHOWN = 6, 5
 
@@ -115,7 +117,7 @@ for colour, (name, runs) in zip(("C1", "C0"), histories.items(), strict=True):
     for run in runs:
         right.plot(steps, run[:, 2], color=colour, alpha=0.3, linewidth=0.8)
 left.set(xlabel="step", ylabel="cross-entropy", title=f"loss, mean of {SPLITS} splits")
-right.set(xlabel="step", ylabel="share right", title="other pictures: mean, every split", ylim=(0.7, 1))
+right.set(xlabel="step", ylabel="share right", title="other pictures: mean and splits", ylim=(0.7, 1))
 for axis in (left, right):
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)

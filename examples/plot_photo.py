@@ -13,6 +13,8 @@ from skimage import data
 
 import convx
 
+# sphinx_gallery_thumbnail_number = 4
+
 # %%
 # Colours as they lie in memory
 # -----------------------------
