@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.problems import ConvProblem, FusedProblem, PoolProblem, Problem, ReluProblem
+from benchmarks.problems import ConvProblem, FusedProblem, NetworkProblem, PoolProblem, Problem, ReluProblem
 
 SHAPES = Path(__file__).parent / "shapes"
 
@@ -23,12 +23,14 @@ PASSES: dict[str, tuple[str, ...]] = {
     "max_pool2d": ("forward", "forward_codes", "forward_indices", "backward", "backward_indices"),
     "relu": ("forward", "forward_out", "backward"),
     "conv2d_relu_max_pool2d": ("forward", "backward"),
+    "training": ("step",),
 }
 PROBLEMS: dict[str, type[Problem]] = {
     "conv2d": ConvProblem,
     "max_pool2d": PoolProblem,
     "relu": ReluProblem,
     "conv2d_relu_max_pool2d": FusedProblem,
+    "training": NetworkProblem,
 }
 ITEMSIZE = {"float32": 4, "float64": 8}
 
@@ -39,8 +41,16 @@ NETWORKS = (
     "squeezenet_v11", "vgg11", "vgg19",
 )  # fmt: skip
 
-# A layer alone and in a batch: `layers` and `networks` time both.
+# A layer alone and in a batch: `layers` and `inference` time both.
 NETWORK_BATCHES = (1, NETWORK_BATCH)
+
+# What is trained: networks of networks.py, the batch that they are timed with, and the size of an image.
+TRAINED: dict[str, tuple[int, tuple[int, int, int]]] = {
+    "lenet5": (64, (1, 28, 28)),
+    "vgg11_cifar": (64, (3, 32, 32)),
+    "resnet18": (NETWORK_BATCH, (3, 224, 224)),
+    "mobilenet_v2": (NETWORK_BATCH, (3, 224, 224)),
+}
 
 # From inside the first-level cache to several times any last-level cache; the shorter list is for --quick.
 RELU_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 26)
@@ -50,7 +60,7 @@ FEW_RELU_SIZES = (1 << 12, 1 << 20, 1 << 24)
 CLASSES = (
     "first layer", "3x3 at 112 and up", "3x3 at 56", "3x3 at 28", "3x3 at 14", "3x3 at 7", "1x1", "strided",
     "depthwise", "grouped", "other kernels", "small", "photo", "float64", "fused", "pool 2x2",
-    "pool 3x3", "pool, other", "relu", "overhead",
+    "pool 3x3", "pool, other", "relu", "overhead", "training",
 )  # fmt: skip
 
 
@@ -95,6 +105,8 @@ class Case:
             return classify_conv(self.problem)
         if isinstance(self.problem, PoolProblem):
             return {(2, 2): "pool 2x2", (3, 3): "pool 3x3"}.get(self.problem.kernel, "pool, other")
+        if isinstance(self.problem, NetworkProblem):
+            return "training"
         return "relu" if isinstance(self.problem, ReluProblem) else "fused"
 
     @property
@@ -284,6 +296,18 @@ def overhead_cases() -> list[Case]:
         ("max_pool2d", "backward", pool),
     ]
     return [Case(op, passname, problem, "float32", "overhead", {"overhead": 1}) for op, passname, problem in tiny]
+
+
+def training_cases(
+    networks: Sequence[str] = tuple(TRAINED), batches: Sequence[int] = (0,), dtypes: Sequence[str] = ("float32",)
+) -> list[Case]:
+    """A training step of each network, at each batch; 0 is the network's own."""
+    return [
+        Case("training", "step", NetworkProblem(name, n or TRAINED[name][0], TRAINED[name][1]), dtype, name)
+        for dtype in dtypes
+        for name in networks
+        for n in batches
+    ]
 
 
 def merge(cases: Iterable[Case]) -> list[Case]:

@@ -1,7 +1,8 @@
 """One library's process: reads one JSON request per line, answers with one JSON line.
 
     {"do": "describe"}                                        -> {"ok": {version, threads, ...}} or {"missing": why}
-    {"do": "prepare", "case": ..., "copies": n, "warm_up": s} -> {"ok": {"probe": [...]}} or {"unsupported": why}
+    {"do": "prepare", "case": ..., "copies": n, "warm_up": s} -> {"ok": {"probe": [...], "notes": {...}}}
+                                                              or {"unsupported": why}
     {"do": "sample", "seconds": s}                            -> {"ok": {"samples": [...], "page_faults": x}}
     {"do": "release"}                                         -> {"ok": null}
     {"do": "peaks", "seconds": s, "bytes": b}                 -> {"ok": {"fma": ..., "copy": ...}}, by convx's runner
@@ -43,7 +44,7 @@ class Server:
         self.calls = self.runner.calls(wanted, data.arrays(wanted), copies)
         probe = data.probe(self.runner.logical(wanted, self.calls[0]()))
         timing.warm_up(self.calls, warm_up)
-        return {"probe": probe}
+        return {"probe": probe, "notes": self.runner.notes(wanted)}
 
     def sample(self, seconds: float) -> dict[str, Any]:
         samples, faults = timing.sample(self.calls, seconds)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import cases as catalogue
-from benchmarks import floor, machine, plots, report
+from benchmarks import floor, machine, plots, report, training
 from benchmarks.cases import Case
 from benchmarks.display import LiveDisplay
 from benchmarks.results import FOLDER, Results, file_name
@@ -20,22 +20,23 @@ from benchmarks.runners import MODULES, PEERS
 from benchmarks.session import Session, Settings, instruction_sets
 
 # The commands that go by layer lists: the operation, and the lists where --lists names none.
-OPS = {"layers": "conv2d", "networks": "conv2d", "pool": "max_pool2d", "fused": "conv2d_relu_max_pool2d"}
+OPS = {"layers": "conv2d", "inference": "conv2d", "pool": "max_pool2d", "fused": "conv2d_relu_max_pool2d"}
 LISTS: dict[str, Sequence[str]] = {
     "layers": ("resnet50", "vgg19", "mobilenet_v1", "grouped", "small", "photo"),
-    "networks": ("resnet50", "vgg19", "mobilenet_v2", "resnet18"),
+    "inference": ("resnet50", "vgg19", "mobilenet_v2", "resnet18"),
     "pool": ("pool_2x2", "pool"),
     "fused": ("conv_relu_pool",),
 }
 ALL = ("layers", "pool", "fused", "relu", "overhead")
 # A network alone and in a batch; pooling and fused layers in a batch.
-BATCHES = {"layers": catalogue.NETWORK_BATCHES, "networks": catalogue.NETWORK_BATCHES}
+BATCHES = {"layers": catalogue.NETWORK_BATCHES, "inference": catalogue.NETWORK_BATCHES}
 # What `layers` times in float64 beside float32, unless lists or dtypes are chosen.
 FLOAT64_LISTS = ("resnet18",)
 EVERY_PEER = (*PEERS, "convx-separate", "reference")
 RUNNERS: dict[str, Sequence[str]] = {
     "layers": (*PEERS[:4], "reference"),
-    "networks": (*PEERS[:4], "convx-prepared"),
+    "inference": (*PEERS[:4], "convx-prepared"),
+    "networks": ("torch", "torch-cl", "convx-nhwc"),
     "pool": (*PEERS[:4], "reference"),
     "relu": (*PEERS, "reference"),
     "fused": EVERY_PEER,
@@ -43,6 +44,8 @@ RUNNERS: dict[str, Sequence[str]] = {
     "all": EVERY_PEER,
     "floor": ("torch", "numpy"),
 }
+# A training step takes up to a second: several of them in each of the rounds.
+STEP_SECONDS = 15.0
 # Start-up, the cell in progress at the deadline, and the plots take the rest of the minute.
 QUICK: dict[str, Any] = {
     "seconds": 0.02, "rounds": 2, "warm_up": 0.1, "most_copies": 2, "peak_seconds": 0.1, "burst_seconds": 0.01,
@@ -81,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dtype", type=names_of(list(catalogue.ITEMSIZE)), metavar="A,B", help="default: float32")
     run.add_argument("--passes", type=names_of(passes), metavar="A,B", help=f"of {', '.join(passes)} (default: all)")
     run.add_argument("--quick", action="store_true", help="a layer of each class, short samples: under a minute")
-    run.add_argument("--seconds", type=float, help="of timing for each cell and library (default: 0.5)")
+    run.add_argument("--seconds", type=float, help="of timing for each cell and library (default: 0.5; networks: 15)")
     run.add_argument("--rounds", type=int, help="turns of all libraries that these seconds are cut into (default: 5)")
     run.add_argument("--memory", choices=("keep", "default"), default="keep", help="default: malloc as it comes")
     run.add_argument("--cache", choices=("auto", "warm"), default="auto", help="warm: no rotation of arrays")
@@ -93,18 +96,23 @@ def parser() -> argparse.ArgumentParser:
         "--batch",
         type=batches,
         metavar="N,M",
-        help="or `list`: the list's own (default: 1 and 8 in networks, 8 for pool)",
+        help="or `list`: the list's own (default: 1 and 8 in inference, 8 for pool)",
     )
 
     top = argparse.ArgumentParser(prog="python -m benchmarks", description="Times convx beside other libraries.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, about in (
         ("layers", "conv2d: forward, with ReLU, both gradients"),
-        ("networks", "conv2d forward summed over whole networks"),
+        ("inference", "conv2d forward summed over whole networks"),
         ("pool", "max_pool2d: forward and backward"),
         ("fused", "conv2d_relu_max_pool2d against separate operations"),
     ):
         commands.add_parser(name, parents=[run, by_list], help=about)
+    trained = commands.add_parser("networks", parents=[run], help="training steps of whole networks: time, saved bytes")
+    trained.add_argument(
+        "--networks", type=names_of(list(catalogue.TRAINED)), metavar="A,B", help=", ".join(catalogue.TRAINED)
+    )
+    trained.add_argument("--batch", type=batches, metavar="N,M", help="or `list`: the network's own")
     commands.add_parser("relu", parents=[run], help="relu by size: forward and backward")
     commands.add_parser("overhead", parents=[run], help="calls on tiny arrays")
     commands.add_parser("all", parents=[run], help="all of these in one file")
@@ -131,12 +139,12 @@ def list_cases(options: argparse.Namespace, command: str) -> list[Case]:
 
 def chosen_lists(options: argparse.Namespace, command: str) -> Sequence[str]:
     # The sum over a network needs all its layers.
-    few = command == "networks" and options.quick
+    few = command == "inference" and options.quick
     return getattr(options, "lists", None) or (LISTS[command][-1:] if few else LISTS[command])
 
 
 def chosen_passes(options: argparse.Namespace, command: str) -> list[str]:
-    if command == "networks" and not options.passes:
+    if command == "inference" and not options.passes:
         return ["forward"]
     return [
         name for name in catalogue.PASSES[OPS.get(command, command)] if not options.passes or name in options.passes
@@ -155,6 +163,9 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
         elif command == "relu":
             sizes = catalogue.FEW_RELU_SIZES if options.quick else catalogue.RELU_SIZES
             found += catalogue.relu_cases(sizes, chosen_passes(options, "relu"), chosen_dtypes(options))
+        elif command == "networks":
+            few = list(catalogue.TRAINED)[: 1 if options.quick else None]
+            found += catalogue.training_cases(options.networks or few, options.batch or [0], chosen_dtypes(options))
         elif command == "overhead":
             found += catalogue.overhead_cases()
         else:
@@ -163,7 +174,7 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
         raise ValueError("nothing to time: these lists have no layer with these passes")
     if not options.quick:
         return found
-    few = found if options.command == "networks" else catalogue.thin(found)
+    few = found if options.command in ("inference", "networks") else catalogue.thin(found)
     # Cheap ones first: what the deadline cuts off is then as little as can be. Moving a byte costs about ten FLOPs.
     return sorted(few, key=lambda case: case.flops + 10 * case.bytes)
 
@@ -178,7 +189,7 @@ def left_out(options: argparse.Namespace) -> dict[str, str]:
 
 
 def settings(options: argparse.Namespace) -> Settings:
-    chosen = dict(QUICK) if options.quick else {}
+    chosen = dict(QUICK) if options.quick else {"seconds": STEP_SECONDS} if options.command == "networks" else {}
     chosen |= {name: value for name in ("seconds", "rounds") if (value := getattr(options, name)) is not None}
     if options.cache == "warm":
         chosen["most_copies"] = 1
@@ -205,7 +216,7 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
 def tell(path: Path, console: Console) -> None:
     """Tables on the console and in a text file beside the JSON, and the plots."""
     results = Results.load(path)
-    more = [floor.summary(results)] if results.about["kind"] == "floor" else []
+    more = [floor.summary(results)] if results.about["kind"] == "floor" else training.tables(results)
     report.show(results, console, more)
     text = path.with_suffix(".txt")
     with text.open("w") as file:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cases import Case
-from benchmarks.problems import ConvProblem, FusedProblem, PoolProblem, ReluProblem, Shape
+from benchmarks.problems import ConvProblem, FusedProblem, NetworkProblem, PoolProblem, ReluProblem, Shape
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 
 # Results of the libraries are compared at this many positions, drawn with the seed below.
 PROBES = 64
 SEED = 20
+# Every network of networks.py has at least so many classes.
+LABELS = 10
 
 
 def arrays(case: Case) -> dict[str, Array]:
@@ -42,6 +45,8 @@ def arrays(case: Case) -> dict[str, Array]:
             data = {"input": normal(problem.input_shape)}
         case ReluProblem():
             data = {"input": normal(problem.input_shape)}
+        case NetworkProblem():
+            return {"images": normal(problem.input_shape), "labels": rng.integers(0, LABELS, problem.n)}
     if backward:
         data["grad_output"] = normal(problem.output_shape)
     return data

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from benchmarks import training
 from benchmarks.cases import CLASSES
 from benchmarks.display import duration
 from benchmarks.report import NetworkTotal, network_totals
@@ -26,21 +27,26 @@ COLOURS = dict(
     zip(
         CLASSES,
         ("#8c564b", "#08306b", "#08519c", "#2171b5", "#4292c6", "#6baed6", "#2ca02c", "#ff7f0e", "#9467bd", "#e377c2",
-         "#7f7f7f", "#bcbd22", "#dbab00", "#393b79", "#d62728", "#17becf", "#0e7c86", "#9edae5", "#637939", "#444444"),
+         "#7f7f7f", "#bcbd22", "#dbab00", "#393b79", "#d62728", "#17becf", "#0e7c86", "#9edae5", "#637939", "#444444",
+         "#c49c94"),
         strict=True,
     )
 )  # fmt: skip
 
 
 def draw(results: Results, stem: Path) -> list[Path]:
-    """Writes STEM-ratio-OP.png, -networks.png and -roofline.png where there is something to show; their paths."""
+    """Writes STEM-ratio-OP.png, -networks.png, -training.png, -roofline.png, of which there is something to show."""
     written = []
     for op in dict.fromkeys(cell.case.op for cell in results.cells):
-        cells = [cell for cell in results.cells if cell.case.op == op and cell.case.kind != "overhead"]
+        cells = [
+            cell for cell in results.cells if cell.case.op == op and cell.case.kind not in ("overhead", "training")
+        ]
         if any(cell.ratio() for cell in cells):
             written.append(ratio_plot(results, op, cells, stem.with_name(f"{stem.name}-ratio-{op}.png")))
     if totals := [each for each in network_totals(results) if each.ratio]:
         written.append(network_plot(results, totals, stem.with_name(f"{stem.name}-networks.png")))
+    if path := training.plot(results, subtitle(results), stem.with_name(f"{stem.name}-training.png")):
+        written.append(path)
     if on_the_roof(results):
         written.append(roofline(results, stem.with_name(f"{stem.name}-roofline.png")))
     return written

@@ -206,4 +206,30 @@ class FusedProblem:
         return f"{self.conv.describe()} + pool {self.pool.describe().split(' ', 1)[1]}"
 
 
-Problem = ConvProblem | PoolProblem | ReluProblem | FusedProblem
+@dataclass(frozen=True)
+class NetworkProblem:
+    """A whole network of networks.py, and a batch of images of (C, H, W) for it. No work is counted: it is compared."""
+
+    network: str
+    n: int
+    image: tuple[int, int, int]
+
+    @property
+    def input_shape(self) -> Shape:
+        return (self.n, *self.image)
+
+    @property
+    def output_shape(self) -> Shape:
+        return (self.n,)
+
+    def flops(self, passname: str) -> int:
+        return 0
+
+    def bytes(self, passname: str, itemsize: int) -> int:
+        return 0
+
+    def describe(self) -> str:
+        return f"{self.network} {'x'.join(map(str, self.input_shape))}"
+
+
+Problem = ConvProblem | PoolProblem | ReluProblem | FusedProblem | NetworkProblem

@@ -91,8 +91,9 @@ def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
     """One class: a row per layer and pass, our figures first, then every other library's time."""
     others = [name for name in results.runners if name != "convx" and any("median" in c.timings[name] for c in cells)]
     counted = any(cell.case.flops for cell in cells) and kind != "overhead"
+    moved = any(cell.case.bytes for cell in cells) and kind != "overhead"
     columns = ["layer", "problem", "pass", "convx", "+-%"]
-    columns += (["GFLOP/s", "% peak"] if counted else []) + (["% copy"] if kind != "overhead" else [])
+    columns += (["GFLOP/s", "% peak"] if counted else []) + (["% copy"] if moved else [])
     made = table(kind, [*columns, "ratio", "best peer", *others], left=3)
     before = None
     for cell in sorted(cells, key=lambda cell: cell.case.dtype):
@@ -107,7 +108,7 @@ def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
             entry(cell, "convx"),
             percent(cell.spread("convx")) if ours else "",
             *([f"{case.flops / ours / 1e9:.0f}" if ours else "", percent(results.of_peak(cell))] if counted else []),
-            *([percent(results.of_bandwidth(cell))] if kind != "overhead" else []),
+            *([percent(results.of_bandwidth(cell))] if moved else []),
             times(cell.ratio()),
             best[0] if best else "",
             *(entry(cell, name) for name in others),
@@ -142,7 +143,7 @@ def class_summary(results: Results) -> Table:
             chosen = [cell for cell in cells if (cell.case.op, cell.case.passname) == (op, passname)]
             ratios = [(ratio, where(cell)) for cell in chosen if (ratio := cell.ratio()) is not None]
             worst, shares = min(ratios, default=None), [share for cell in chosen if (share := results.of_peak(cell))]
-            machine = kind != "overhead"
+            machine = kind not in ("overhead", "training")
             made.add_row(
                 kind if first else "",
                 f"{op}.{passname}",

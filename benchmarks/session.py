@@ -235,13 +235,14 @@ class Session:
         self, cell: Cell, names: Sequence[str], probes: dict[str, list[float]], bursts: list[float], copied: list[float]
     ) -> None:
         rounds: dict[str, list[list[float]]] = {}
+        notes: dict[str, dict[str, Any]] = {}
         faults: dict[str, float] = {}
         limit = self.settings.warm_up
         for name in names:
             self.display.busy(name)
             answer = self.ask(name, "prepare", case=cell.case.to_json(), copies=cell.copies, warm_up=limit)
             if "ok" in answer:
-                probes[name], rounds[name] = answer["ok"]["probe"], []
+                probes[name], notes[name], rounds[name] = answer["ok"]["probe"], answer["ok"]["notes"], []
             else:
                 cell.timings[name] = answer
         for turn in range(self.settings.rounds):
@@ -265,7 +266,7 @@ class Session:
                     cell.timings[name] = answer
                     del rounds[name], probes[name]
         for name, samples in rounds.items():
-            cell.timings[name] = {**timing.summarise(samples), "page_faults": faults[name]}
+            cell.timings[name] = {**timing.summarise(samples), "page_faults": faults[name], **notes[name]}
             self.ask(name, "release")
 
     def ask(self, name: str, do: str, **request: Any) -> dict[str, Any]:

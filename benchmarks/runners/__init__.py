@@ -55,6 +55,10 @@ class Runner(ABC):
     def logical(self, case: Case, result: Any) -> Array:
         """The primary result of a call as an NCHW NumPy array."""
 
+    def notes(self, case: Case) -> dict[str, Any]:
+        """What else is known of the case, once its calls were made: it goes into the result beside the times."""
+        return {}
+
     def calls(self, case: Case, arrays: dict[str, Array], copies: int) -> Calls:
         """Zero-argument callables, one for each copy of the stored arrays (see Case.rotate)."""
         method = getattr(self, f"{case.op}_{case.passname}", None)

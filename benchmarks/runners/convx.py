@@ -56,6 +56,8 @@ class ConvxRunner(Runner):
         return array if self.layout == "NCHW" else np.ascontiguousarray(array.transpose(0, 2, 3, 1))
 
     def logical(self, case: Case, result: Any) -> Array:
+        if case.op == "training":
+            return np.asarray(result)
         values, is_weight = result, False
         if isinstance(result, tuple):
             chosen = next(i for i, each in enumerate(result) if each is not None)
@@ -145,6 +147,20 @@ class ConvxRunner(Runner):
         ]  # fmt: skip
         return [partial(self.library.conv2d_relu_max_pool2d_backward, grad, each, output_mask=mask) for each in saved]
 
+    def training_step(self, case: Case, data: dict[str, Array], copies: int) -> Calls:
+        import torch
+
+        import convx.torch
+        from benchmarks.runners.training import Step
+
+        torch.set_num_threads(self.threads)
+        layout = torch.channels_last if self.layout == "NHWC" else torch.contiguous_format
+        self.step = Step(case, data, layout, partial(convx.torch.convert, verbose=False))
+        return [self.step]
+
+    def notes(self, case: Case) -> dict[str, Any]:
+        return self.step.saved() if case.op == "training" else {}
+
     def fused_options(self, case: Case) -> dict[str, Any]:
         assert isinstance(case.problem, FusedProblem)
         problem = case.problem
@@ -224,7 +240,7 @@ class ReferenceRunner(ConvxRunner):
     def calls(self, case: Case, arrays: dict[str, Array], copies: int) -> Calls:
         if max(case.flops, case.bytes) > self.most_work:
             raise Unsupported("left out: too large for plain NumPy")
-        if case.passname == "forward_out" or not hasattr(self.library, case.op):
+        if case.passname == "forward_out" or case.op == "training" or not hasattr(self.library, case.op):
             raise Unsupported("not part of the reference")
         return super().calls(case, arrays, 1)
 

@@ -17,6 +17,7 @@ from benchmarks.cases import Case
 from benchmarks.data import Array, ring
 from benchmarks.problems import ConvProblem, FusedProblem, PoolProblem
 from benchmarks.runners import Calls, Runner
+from benchmarks.runners.training import Step
 
 aten = torch.ops.aten
 
@@ -148,6 +149,13 @@ class TorchRunner(Runner):
         saved = [(indices, output)] + [(indices.clone(), output.clone()) for _ in range(copies - 1)]
         inputs = zip(self.ring(data["input"], copies), self.ring(data["weight"], copies), strict=True)
         return [partial(three, *pair, *each) for pair, each in zip(inputs, saved, strict=True)]
+
+    def training_step(self, case: Case, data: dict[str, Array], copies: int) -> Calls:
+        self.step = Step(case, data, self.format)
+        return [self.step]
+
+    def notes(self, case: Case) -> dict[str, Any]:
+        return self.step.saved() if case.op == "training" else {}
 
 
 def create(variant: str, threads: int) -> Runner:

@@ -7,6 +7,7 @@ looked up among the modules that are already loaded: whoever passes an array of 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any, Protocol, TypeAlias
 
@@ -106,6 +107,14 @@ class PyTorch:
 
 
 _libraries: dict[type, Library] = {}
+
+
+def tensors(value: object) -> Any:
+    """Return the module that works on PyTorch's tensors, autograd included, where `value` is one; otherwise None."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return None
+    return importlib.import_module("convx.torch._routes")
 
 
 def dispatch(op: str, argument: str, value: Any) -> tuple[Library, Any]:

@@ -74,5 +74,8 @@ class SavedConv2dReluMaxPool2d(Generic[FloatT]):
 
     def __repr__(self) -> str:
         arrays = (("input", self.input), ("weight", self.weight), ("codes", self.codes))
-        parts = (f"{name}={array.dtype}{array.shape} {array.nbytes} bytes" for name, array in arrays)
+        parts = (
+            f"{name}={str(array.dtype).removeprefix('torch.')}{tuple(array.shape)} {array.nbytes} bytes"
+            for name, array in arrays
+        )
         return f"{type(self).__name__}({', '.join(parts)})"

@@ -164,6 +164,23 @@ def conv2d(
             algorithm,
             out,
         )
+    if (torch := _devices.tensors(input)) is not None:
+        return torch.conv2d(
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            padding_value,
+            activation,
+            layout,
+            algorithm,
+            precision,
+            out,
+        )
     library, cuda = _devices.dispatch("conv2d", "input", input)
     result: npt.NDArray[FloatT] = cuda.conv2d(
         library,
@@ -369,6 +386,22 @@ def conv2d_backward(
             algorithm,
             output_mask,
         )
+    if (torch := _devices.tensors(grad_output)) is not None:
+        return torch.conv2d_backward(
+            grad_output,
+            input,
+            weight,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            padding_value,
+            layout,
+            algorithm,
+            precision,
+            output_mask,
+        )
     library, cuda = _devices.dispatch("conv2d_backward", "grad_output", grad_output)
     gradients: Gradients[FloatT] = cuda.conv2d_backward(
         library,
@@ -424,6 +457,8 @@ def relu(input: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None) 
     """
     if isinstance(input, np.ndarray):
         return _cpu.relu(input, out)
+    if (torch := _devices.tensors(input)) is not None:
+        return torch.relu(input, out)
     library, cuda = _devices.dispatch("relu", "input", input)
     result: npt.NDArray[FloatT] = cuda.relu(library, input, out)
     return result
@@ -468,6 +503,8 @@ def relu_backward(
     """
     if isinstance(grad_output, np.ndarray):
         return _cpu.relu_backward(grad_output, output, out)
+    if (torch := _devices.tensors(grad_output)) is not None:
+        return torch.relu_backward(grad_output, output, out)
     library, cuda = _devices.dispatch("relu_backward", "grad_output", grad_output)
     result: npt.NDArray[FloatT] = cuda.relu_backward(library, grad_output, output, out)
     return result
@@ -607,6 +644,10 @@ def max_pool2d(
         return _cpu.max_pool2d(
             input, kernel_size, stride, padding, dilation, ceil_mode, layout, return_indices, return_codes
         )
+    if (torch := _devices.tensors(input)) is not None:
+        return torch.max_pool2d(
+            input, kernel_size, stride, padding, dilation, ceil_mode, layout, return_indices, return_codes
+        )
     library, cuda = _devices.dispatch("max_pool2d", "input", input)
     return cuda.max_pool2d(
         library, input, kernel_size, stride, padding, dilation, ceil_mode, layout, return_indices, return_codes
@@ -670,6 +711,8 @@ def max_pool2d_backward(
     options = (kernel_size, stride, padding, dilation, ceil_mode, layout)
     if isinstance(grad_output, np.ndarray):
         return _cpu.max_pool2d_backward(grad_output, indices_or_codes, input_shape, *options)
+    if (torch := _devices.tensors(grad_output)) is not None:
+        return torch.max_pool2d_backward(grad_output, indices_or_codes, input_shape, *options)
     library, cuda = _devices.dispatch("max_pool2d_backward", "grad_output", grad_output)
     result: npt.NDArray[FloatT] = cuda.max_pool2d_backward(
         library, grad_output, indices_or_codes, input_shape, *options
@@ -739,6 +782,8 @@ def conv2d_relu_max_pool2d(
         if precision != "ieee":
             check_precision("conv2d_relu_max_pool2d", precision)
         output, codes = _cpu.conv2d_relu_max_pool2d(input, weight, bias, *options)
+    elif (torch := _devices.tensors(input)) is not None:
+        output, codes = torch.conv2d_relu_max_pool2d(input, weight, bias, *options, precision)
     else:
         library, cuda = _devices.dispatch("conv2d_relu_max_pool2d", "input", input)
         output, codes = cuda.conv2d_relu_max_pool2d(library, input, weight, bias, *options, precision)
@@ -827,6 +872,8 @@ def conv2d_relu_max_pool2d_backward(
     )
     if isinstance(grad_output, np.ndarray):
         return _cpu.conv2d_relu_max_pool2d_backward(grad_output, *forward, output_mask)
+    if (torch := _devices.tensors(grad_output)) is not None:
+        return torch.conv2d_relu_max_pool2d_backward(grad_output, *forward, saved.precision, output_mask)
     library, cuda = _devices.dispatch("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
     gradients: Gradients[FloatT] = cuda.conv2d_relu_max_pool2d_backward(
         library, grad_output, *forward, saved.precision, output_mask

@@ -1,0 +1,19 @@
+"""convx for PyTorch: the operations on tensors, recorded by autograd, for eager and compiled programs.
+
+>>> import torch
+>>> import convx.torch
+>>> images = torch.randn(8, 3, 32, 32)
+>>> weight = torch.randn(16, 3, 3, 3, requires_grad=True)
+>>> y = convx.torch.conv2d(images, weight, padding=1, activation="relu")
+>>> convx.torch.max_pool2d(y, 2).sum().backward()
+>>> weight.grad.shape
+torch.Size([16, 3, 3, 3])
+
+Nothing of it is compiled against PyTorch: it works with the version that is installed. Import it by name; `import
+convx` alone does not load PyTorch.
+"""
+
+from . import _recording, _shapes, _vmap  # noqa: F401  what the dispatcher is told
+from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
+
+__all__ = ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu"]

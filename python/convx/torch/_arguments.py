@@ -1,0 +1,98 @@
+"""Which way a call takes, and whether its tensors are what the operations work on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._cpu import ShapeError
+from ._eager import eager, is_plain
+
+_ON_CPU = (torch.float32, torch.float64)
+_ELSEWHERE = (*_ON_CPU, torch.float16, torch.bfloat16)
+
+
+def direct(first: Any, *others: Any) -> bool:
+    """Tell whether a call may go past the dispatcher: eager, no autocast, and dense tensors that fit each other."""
+    if not (eager() and is_plain(first)):
+        return False
+    on_cpu, dtype = first.is_cpu, first.dtype
+    if dtype not in _ON_CPU and (on_cpu or dtype not in _ELSEWHERE):
+        return False
+    for other in others:
+        if other is not None and not (is_plain(other) and other.is_cpu is on_cpu and other.dtype is dtype):
+            return False
+    # On the CPU autocast changes neither of the two dtypes; on CUDA it leaves its own and float64.
+    return on_cpu or not torch.is_autocast_enabled("cuda") or dtype in (torch.float64, torch.get_autocast_dtype("cuda"))
+
+
+def records(*tensors: Tensor | None) -> bool:
+    """Tell whether autograd is to record a call."""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
+
+
+def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
+    """Return the tensors as autocast wants them, and whether it converted one; raise for what cannot be worked on.
+
+    The first one decides the device and dtype of all; all but the first may be None.
+    """
+    if torch.jit.is_tracing():
+        raise NotImplementedError(f"{op}: torch.jit.trace does not know convx's operations: use torch.export")
+    (first_name, first), *_ = named.items()
+    for name, tensor in named.items():
+        if tensor is None and name != first_name:
+            continue
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor)
+            whose = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            raise TypeError(f"{op}: {name} is a {whose}, expected a torch.Tensor")
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{op}: {name} has layout {tensor.layout}, expected torch.strided: pass tensor.to_dense()")
+        if tensor.device != first.device:
+            raise ShapeError(f"{op}: {name} is on device {tensor.device}, expected {first.device} as {first_name} is")
+    kind = first.device.type
+    tensors = list(named.values())
+    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
+        tensors = [_cast(op, kind, tensor) for tensor in tensors]
+    dtype = tensors[0].dtype
+    for name, tensor in zip(named, tensors, strict=True):
+        if tensor is None:
+            continue
+        if tensor.dtype not in (_ON_CPU if kind == "cpu" else _ELSEWHERE):
+            _refuse_dtype(op, name, tensor, kind)
+        if tensor.dtype != dtype:
+            raise TypeError(f"{op}: {name} has dtype {_name(tensor)}, expected {_name(tensors[0])} as {first_name} has")
+    if "conv" in op or "pool" in op:
+        if tensors[0].dim() not in (3, 4):
+            dims = tensors[0].dim()
+            raise ShapeError(f"{op}: {first_name} has {dims} dimensions, expected 4 or 3 (unbatched)")
+        if "weight" in named and named["weight"].dim() != 4:
+            raise ShapeError(f"{op}: weight has {named['weight'].dim()} dimensions, expected 4")
+    return tensors, any(new is not old for new, old in zip(tensors, named.values(), strict=True))
+
+
+def _cast(op: str, kind: str, tensor: Tensor | None) -> Tensor | None:
+    """Convert a floating tensor as autocast asks for; float64 stays, as in PyTorch's own operations.
+
+    On the CPU everything runs in float32. On CUDA a convolution runs in the dtype of autocast, the rest in its own.
+    """
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    if kind == "cpu":
+        return tensor.to(torch.float32)
+    return tensor.to(torch.get_autocast_dtype("cuda")) if "conv" in op else tensor
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _refuse_dtype(op: str, name: str, tensor: Tensor, kind: str) -> None:
+    message = f"{op}: {name} has dtype {_name(tensor)}, expected float32 or float64"
+    if kind != "cpu":
+        raise TypeError(f"{message}, float16 or bfloat16")
+    if tensor.dtype in _ELSEWHERE:
+        message += " on the CPU: pass tensor.float(), or call under torch.autocast, which converts"
+    raise TypeError(message)

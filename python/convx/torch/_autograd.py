@@ -1,0 +1,454 @@
+"""Derivatives of the operations, backward and forward mode.
+
+One autograd.Function for each serves twice. In plain eager training its forward pass calls the kernels (_kernels.py)
+and its backward pass too, past the dispatcher: options are the user's. Registered with the dispatcher (_recording.py),
+its forward pass is the operation below autograd, and options are settled. Where the backward pass has to be recorded,
+traced or transformed in its turn, it is made of the dispatcher's operations in both cases.
+
+Convolution is linear in the weight, affine in the input: a constant border is part of the value, and not of any
+derivative with respect to the input. So `padding_value` is 0 wherever a tangent or a gradient takes the input's place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _kernels, _library, _options
+from ._eager import plain
+
+
+class Conv2d(torch.autograd.Function):
+    """apply(run, settled, input, weight, bias, relu, *ConvOptions)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Any,
+        settled: bool,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        relu: bool,
+        *options: Any,
+    ) -> Tensor:
+        """Keep the input for grad_weight, the weight for grad_input, and with ReLU the output."""
+        output: Tensor = run(input, weight, bias, relu, *options)
+        _, _, needs_input, needs_weight, *_ = ctx.needs_input_grad
+        kept = output if relu else None
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, kept)
+        ctx.save_for_forward(input, weight, kept)
+        ctx.set_materialize_grads(False)
+        ctx.sizes = input.shape, weight.shape
+        ctx.last = _kernels.channels_last(input)
+        ctx.settled, ctx.options = settled, options
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        """Return the three gradients, each where it is needed."""
+        if grad is None:
+            return (None,) * 14
+        input, weight, output = ctx.saved_tensors
+        mask = ctx.needs_input_grad[2:5]
+        if not ctx.settled and plain(grad):
+            if output is not None:
+                grad = _kernels.relu_backward(grad, output)
+            gradients = _kernels.conv2d_backward(grad, input, weight, *ctx.sizes, ctx.last, mask, *ctx.options)
+        else:
+            if output is not None:
+                grad = _library.relu_backward(grad, output)
+            gradients = conv2d_gradients(grad, input, weight, ctx.sizes, ctx.last, mask, _settled_conv(ctx))
+        return None, None, *gradients, *(None,) * 9
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        """Return the tangent of the output."""
+        _, _, of_input, of_weight, of_bias, *_ = tangents
+        input, weight, output = ctx.saved_tensors
+        found = _conv_tangent(input, weight, of_input, of_weight, of_bias, ctx.options)
+        return found if output is None else _library.relu_backward(found, output)
+
+
+def _conv_tangent(
+    input: Tensor,
+    weight: Tensor,
+    of_input: Tensor | None,
+    of_weight: Tensor | None,
+    of_bias: Tensor | None,
+    options: Any,
+) -> Tensor:
+    found = None
+    if of_input is not None:
+        found = _library.conv2d(of_input, weight, of_bias, False, *_linear(options))
+    elif of_bias is not None:
+        size = _options.conv_output_size(input.shape, weight.shape, *options[:3])
+        found = of_bias[:, None, None].expand(size)
+    return found if of_weight is None else _sum(found, _library.conv2d(input, of_weight, None, False, *options))  # type: ignore[return-value]
+
+
+def conv2d_gradients(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    sizes: Any,
+    last: bool,
+    mask: tuple[bool, bool, bool],
+    options: Any,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients that `mask` asks for, made of operations that can be differentiated again.
+
+    `sizes` are those of the input and the weight.
+    """
+    return (
+        _library.conv2d_grad_input(grad, weight, sizes[0], last, *options) if mask[0] else None,
+        _library.conv2d_grad_weight(grad, input, sizes[1], *options) if mask[1] else None,
+        grad.sum((0, 2, 3)) if mask[2] else None,
+    )
+
+
+class Conv2dGradInput(torch.autograd.Function):
+    """apply(run, settled, grad_output, weight, input_size, channels_last, *ConvOptions)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Any, settled: bool, grad: Tensor, weight: Tensor, size: Any, last: bool, *options: Any
+    ) -> Tensor:
+        """Keep both factors, each where the other's gradient is needed."""
+        _, _, needs_grad, needs_weight, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(grad if needs_weight else None, weight if needs_grad else None)
+        ctx.save_for_forward(grad, weight)
+        ctx.set_materialize_grads(False)
+        ctx.sizes, ctx.last = (size, weight.shape), last
+        ctx.settled, ctx.options = settled, options
+        result: Tensor = run(grad, weight, size, last, *options)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, of_result: Tensor | None) -> tuple[Any, ...]:
+        """Differentiate <of_result, grad_input> = <conv2d(of_result, weight), grad>."""
+        if of_result is None:
+            return (None,) * 14
+        grad, weight = ctx.saved_tensors
+        _, _, needs_grad, needs_weight, *_ = ctx.needs_input_grad
+        if not ctx.settled and plain(of_result):
+            ops: Any = _kernels
+            options = ctx.options
+        else:
+            ops, options = _library, _settled_conv(ctx)
+        options = _linear(options)
+        of_grad = ops.conv2d(of_result, weight, None, False, *options) if needs_grad else None
+        of_weight = ops.conv2d_grad_weight(grad, of_result, ctx.sizes[1], *options) if needs_weight else None
+        return None, None, of_grad, of_weight, *(None,) * 10
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        """Return the tangent of grad_input."""
+        _, _, of_grad, of_weight, *_ = tangents
+        grad, weight = ctx.saved_tensors
+        rest = (ctx.sizes[0], ctx.last, *ctx.options)
+        found = None if of_grad is None else _library.conv2d_grad_input(of_grad, weight, *rest)
+        return found if of_weight is None else _sum(found, _library.conv2d_grad_input(grad, of_weight, *rest))
+
+
+class Conv2dGradWeight(torch.autograd.Function):
+    """apply(run, settled, grad_output, input, weight_size, *ConvOptions)."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, settled: bool, grad: Tensor, input: Tensor, size: Any, *options: Any) -> Tensor:
+        """Keep both factors, each where the other's gradient is needed."""
+        _, _, needs_grad, needs_input, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(grad if needs_input else None, input if needs_grad else None)
+        ctx.save_for_forward(grad, input)
+        ctx.set_materialize_grads(False)
+        ctx.sizes, ctx.last = (input.shape, size), _kernels.channels_last(input)
+        ctx.settled, ctx.options = settled, options
+        result: Tensor = run(grad, input, size, *options)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, of_result: Tensor | None) -> tuple[Any, ...]:
+        """Differentiate <of_result, grad_weight> = <conv2d(input, of_result), grad>."""
+        if of_result is None:
+            return (None,) * 13
+        grad, input = ctx.saved_tensors
+        _, _, needs_grad, needs_input, *_ = ctx.needs_input_grad
+        if not ctx.settled and plain(of_result):
+            ops: Any = _kernels
+            options = ctx.options
+        else:
+            ops, options = _library, _settled_conv(ctx)
+        of_grad = ops.conv2d(input, of_result, None, False, *options) if needs_grad else None
+        rest = (ctx.sizes[0], ctx.last, *options)
+        of_input = ops.conv2d_grad_input(grad, of_result, *rest) if needs_input else None
+        return None, None, of_grad, of_input, *(None,) * 9
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        """Return the tangent of grad_weight."""
+        _, _, of_grad, of_input, *_ = tangents
+        grad, input = ctx.saved_tensors
+        size = ctx.sizes[1]
+        found = None if of_grad is None else _library.conv2d_grad_weight(of_grad, input, size, *ctx.options)
+        if of_input is None:
+            return found
+        return _sum(found, _library.conv2d_grad_weight(grad, of_input, size, *_linear(ctx.options)))
+
+
+class ReLU(torch.autograd.Function):
+    """apply(run, input)."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, input: Tensor) -> Tensor:
+        """Keep the output, which the next operation mostly keeps as well."""
+        output: Tensor = run(input)
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        """Pass the gradient where the output is not <= 0."""
+        if grad is None:
+            return None, None
+        (output,) = ctx.saved_tensors
+        return None, (_kernels if plain(grad) else _library).relu_backward(grad, output)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
+        """Pass the tangent likewise."""
+        result: Tensor = _library.relu_backward(tangent, *ctx.saved_tensors)
+        return result
+
+
+class ReLUBackward(torch.autograd.Function):
+    """apply(run, grad_output, output): linear in the first, constant in the second wherever it has a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, grad: Tensor, output: Tensor) -> Tensor:
+        """Keep the output of the ReLU."""
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+        ctx.set_materialize_grads(False)
+        result: Tensor = run(grad, output)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, of_result: Tensor | None) -> tuple[Any, ...]:
+        """Pass the gradient where the output is not <= 0: the operation is its own adjoint."""
+        if of_result is None:
+            return None, None, None
+        (output,) = ctx.saved_tensors
+        _, needs_grad, needs_output = ctx.needs_input_grad
+        relu_backward = (_kernels if plain(of_result) else _library).relu_backward
+        # Zeros, not None: the derivative in the output exists, and is 0.
+        return (
+            None,
+            relu_backward(of_result, output) if needs_grad else None,
+            torch.zeros_like(output) if needs_output else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, of_grad: Tensor | None, __: Tensor | None) -> Tensor:
+        """Pass the tangent likewise."""
+        (output,) = ctx.saved_tensors
+        return torch.zeros_like(output) if of_grad is None else _library.relu_backward(of_grad, output)
+
+
+class MaxPool2d(torch.autograd.Function):
+    """apply(run, settled, input, indices, both, *PoolOptions): `both` returns what was chosen too."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, settled: bool, input: Tensor, indices: bool, both: bool, *options: Any) -> Any:
+        """Keep what was chosen: one byte for each output, or eight where windows are large or indices wanted."""
+        output, choice = run(input, *options, indices)
+        ctx.save_for_backward(choice)
+        ctx.save_for_forward(choice)
+        ctx.set_materialize_grads(False)
+        ctx.size, ctx.both = input.shape, both
+        ctx.settled, ctx.options = settled, options
+        if not both:
+            return output
+        ctx.mark_non_differentiable(choice)
+        return output, choice
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Any, ...]:
+        """Scatter the gradient to the cells that were chosen."""
+        if grad is None:
+            return (None,) * 10
+        (choice,) = ctx.saved_tensors
+        if not ctx.settled and plain(grad):
+            found = _kernels.max_pool2d_backward(grad, choice, ctx.size, *ctx.options)
+        else:
+            options = ctx.options
+            if not ctx.settled:
+                options = _options.pool_options("max_pool2d_backward", ctx.size, *options)
+            found = _library.max_pool2d_backward(grad, choice, ctx.size, *options)
+        return None, None, found, *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Gather the tangents of the cells that were chosen; what was chosen has none."""
+        (choice,) = ctx.saved_tensors
+        found = _library.max_pool2d_gather(tangents[2], choice, *ctx.options)
+        return (found, None) if ctx.both else found
+
+
+class MaxPool2dBackward(torch.autograd.Function):
+    """apply(run, grad_output, choice, input_size, *PoolOptions): linear in the first."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, grad: Tensor, choice: Tensor, size: Any, *options: Any) -> Tensor:
+        """Keep what was chosen."""
+        ctx.save_for_backward(choice)
+        ctx.save_for_forward(choice)
+        ctx.set_materialize_grads(False)
+        ctx.size, ctx.options = size, options
+        result: Tensor = run(grad, choice, size, *options)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, of_result: Tensor | None) -> tuple[Any, ...]:
+        """Gather, the adjoint of the scatter."""
+        if of_result is None:
+            return (None,) * 9
+        found = _library.max_pool2d_gather(of_result, *ctx.saved_tensors, *ctx.options)
+        return None, found, *(None,) * 7
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """Scatter the tangent."""
+        result: Tensor = _library.max_pool2d_backward(tangents[1], *ctx.saved_tensors, ctx.size, *ctx.options)
+        return result
+
+
+class MaxPool2dGather(torch.autograd.Function):
+    """apply(run, input, choice, *PoolOptions): linear in the first."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, input: Tensor, choice: Tensor, *options: Any) -> Tensor:
+        """Keep what was chosen."""
+        ctx.save_for_backward(choice)
+        ctx.save_for_forward(choice)
+        ctx.set_materialize_grads(False)
+        ctx.size, ctx.options = input.shape, options
+        result: Tensor = run(input, choice, *options)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, of_result: Tensor | None) -> tuple[Any, ...]:
+        """Scatter, the adjoint of the gather."""
+        if of_result is None:
+            return (None,) * 8
+        found = _library.max_pool2d_backward(of_result, *ctx.saved_tensors, ctx.size, *ctx.options)
+        return None, found, *(None,) * 6
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """Gather the tangent."""
+        result: Tensor = _library.max_pool2d_gather(tangents[1], *ctx.saved_tensors, *ctx.options)
+        return result
+
+
+class Fused(torch.autograd.Function):
+    """apply(run, settled, input, weight, bias, *FusedOptions)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Any, settled: bool, input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the input, the weight and the codes: the output of the convolution never exists."""
+        output, codes = run(input, weight, bias, *options)
+        ctx.save_for_backward(input, weight, codes)
+        ctx.save_for_forward(input, weight, codes)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(codes)
+        ctx.settled, ctx.options = settled, options
+        return output, codes
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Any, ...]:
+        """Return the three gradients, each where it is needed."""
+        if grad is None:
+            return (None,) * 13
+        input, weight, codes = ctx.saved_tensors
+        mask = ctx.needs_input_grad[2:5]
+        if not ctx.settled and plain(grad):
+            gradients = _kernels.conv2d_relu_max_pool2d_backward(grad, input, weight, codes, *ctx.options, mask)
+        else:
+            options = ctx.options
+            if not ctx.settled:
+                op = "conv2d_relu_max_pool2d_backward"
+                options = _options.fused_options(op, input.shape, weight.shape, *options)
+            gradients = fused_backward(grad, input, weight, codes, options, mask)
+        return None, None, *gradients, *(None,) * 8
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        """Gather the tangent of the convolution's output; dead cells have none."""
+        input, weight, codes = ctx.saved_tensors
+        conv, pool = parts(ctx.options)
+        _, _, of_input, of_weight, of_bias, *_ = tangents
+        found = _conv_tangent(input, weight, of_input, of_weight, of_bias, conv)
+        return _library.max_pool2d_gather(found, codes, *pool), None
+
+
+def fused_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, codes: Tensor, options: Any, mask: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of the fused operation by the dispatcher's operation; None where not asked for."""
+    found = _library.conv2d_relu_max_pool2d_backward(grad, input, weight, codes, *options, mask)
+    first, second, third = (each if wanted else None for each, wanted in zip(found, mask, strict=True))
+    return first, second, third
+
+
+def fused_gradients(
+    grad: Tensor, input: Tensor, weight: Tensor, codes: Tensor, options: Any, mask: Any
+) -> tuple[Tensor, ...]:
+    """Return the same by the three parts, which can be differentiated."""
+    conv, pool = parts(options)
+    size = _options.conv_output_size(input.shape, weight.shape, *conv[:3])
+    dense = _library.max_pool2d_backward(grad, codes, size, *pool)
+    last = _kernels.channels_last(input)
+    gradients = conv2d_gradients(dense, input, weight, (input.shape, weight.shape), last, mask, conv)
+    return tuple(grad.new_empty(0) if each is None else each for each in gradients)
+
+
+def _settled_conv(ctx: Any) -> Any:
+    return ctx.options if ctx.settled else _options.conv_options("conv2d_backward", *ctx.sizes, *ctx.options)
+
+
+def parts(options: Any) -> tuple[Any, Any]:
+    """Split settled `FusedOptions` into `ConvOptions` and `PoolOptions`."""
+    *conv, kernel_size, stride, padding, precision = options
+    return (*conv, "zeros", 0.0, "auto", precision), (kernel_size, stride, padding, (1, 1), False)
+
+
+def _linear(options: Any) -> Any:
+    """Return `ConvOptions` without the constant outside the image."""
+    *geometry, _, algorithm, precision = options
+    return *geometry, 0.0, algorithm, precision
+
+
+def _sum(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first + second
+
+
+def _applied(function: Any) -> Any:
+    """Return `apply` of one level: functorch's levels are the dispatcher's business here, which comes first."""
+    return super(torch.autograd.Function, function).apply
+
+
+conv2d = _applied(Conv2d)
+conv2d_grad_input = _applied(Conv2dGradInput)
+conv2d_grad_weight = _applied(Conv2dGradWeight)
+relu = _applied(ReLU)
+relu_backward = _applied(ReLUBackward)
+max_pool2d = _applied(MaxPool2d)
+max_pool2d_backward = _applied(MaxPool2dBackward)
+max_pool2d_gather = _applied(MaxPool2dGather)
+fused = _applied(Fused)

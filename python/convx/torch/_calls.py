@@ -1,0 +1,224 @@
+"""The way of a call: straight to the kernels, through autograd to the kernels, or through PyTorch's dispatcher.
+
+Plain eager calls go straight; those that are traced, transformed or watched are operations ``torch.ops.convx.*``. Both
+compute the same bits. Options are the user's, in the order of _kernels.py; images are N, C, H, W or C, H, W in shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._cpu import PreparedWeight, ShapeError
+from ..ops import check_precision
+from . import _autograd, _kernels, _library, _options
+from ._arguments import checked, direct, records
+
+
+def conv2d(
+    input: Tensor, weight: Any, bias: Tensor | None, activation: object, *options: Any, out: Tensor | None = None
+) -> Tensor:
+    """Run conv2d with `ConvOptions`."""
+    if activation is not None and activation != "relu":
+        raise ShapeError(f"conv2d: activation is {activation!r}, expected None or 'relu'")
+    if options[-1] != "ieee":
+        check_precision("conv2d", options[-1])
+    relu = activation is not None
+    if isinstance(weight, PreparedWeight):
+        return _with_prepared_weight(input, weight, bias, relu, options, out)
+    if direct(input, weight, bias) and input.dim() == 4:
+        if records(input, weight, bias):
+            _refuse_out("conv2d", out)
+            return _autograd.conv2d(_kernels.conv2d, False, input, weight, bias, relu, *options)  # type: ignore[no-any-return]
+        return _kernels.conv2d(input, weight, bias, relu, *options, out=out)
+    (input, weight, bias), converted = checked("conv2d", input=input, weight=weight, bias=bias)
+    if converted:
+        return conv2d(input, weight, bias, activation, *options, out=out)
+    if input.dim() == 3:
+        batch = None if out is None else out.unsqueeze(0)
+        return conv2d(input.unsqueeze(0), weight, bias, activation, *options, out=batch).squeeze(0)
+    _refuse_out("conv2d", out)
+    settled = _options.conv_options("conv2d", input.shape, weight.shape, *options)
+    return _library.conv2d(input, weight, bias, relu, *settled)  # type: ignore[no-any-return]
+
+
+def _with_prepared_weight(
+    input: Tensor, weight: PreparedWeight, bias: Tensor | None, relu: bool, options: Any, out: Tensor | None
+) -> Tensor:
+    tensors = [input] if bias is None else [input, bias]
+    if not direct(*tensors) or records(*tensors) or not input.is_cpu:
+        raise TypeError(
+            "conv2d: weight is a convx.PreparedWeight, which serves inference alone: expected eager float32 or float64 "
+            "tensors on the CPU, and torch.no_grad() where one requires grad"
+        )
+    if input.dim() == 3:
+        batch = None if out is None else out.unsqueeze(0)
+        return _kernels.conv2d(input.unsqueeze(0), weight, bias, relu, *options, out=batch).squeeze(0)
+    return _kernels.conv2d(input, weight, bias, relu, *options, out=out)
+
+
+def _refuse_out(op: str, out: Tensor | None) -> None:
+    if out is not None:
+        raise TypeError(
+            f"{op}: out is given, expected None where the call is recorded by autograd, traced or transformed"
+        )
+
+
+def conv2d_grad_input(op: str, grad_output: Tensor, weight: Tensor, size: tuple[int, ...], *options: Any) -> Tensor:
+    """Run the gradient of conv2d in its input, for 4-D images."""
+    last = _kernels.channels_last(grad_output)
+    if direct(grad_output, weight):
+        run = _kernels.conv2d_grad_input
+        if records(grad_output, weight):
+            return _autograd.conv2d_grad_input(run, False, grad_output, weight, size, last, *options)  # type: ignore[no-any-return]
+        return run(grad_output, weight, size, last, *options)
+    settled = _options.conv_options(op, size, weight.shape, *options)
+    return _library.conv2d_grad_input(grad_output, weight, size, last, *settled)  # type: ignore[no-any-return]
+
+
+def conv2d_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, mask: tuple[bool, bool, bool], *options: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run conv2d_backward with `ConvOptions`."""
+    op = "conv2d_backward"
+    if options[-1] != "ieee":
+        check_precision(op, options[-1])
+    tensors = grad_output, input, weight
+    plain = direct(*tensors) and not records(*tensors)
+    if not plain:
+        (grad_output, input, weight), _ = checked(op, grad_output=grad_output, input=input, weight=weight)
+    if input.dim() == 3 and grad_output.dim() == 3:
+        gradients = conv2d_backward(grad_output.unsqueeze(0), input.unsqueeze(0), weight, mask, *options)
+        return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
+    _expect_images(op, grad_output=grad_output, input=input)
+    if plain:
+        sizes = tuple(input.shape), tuple(weight.shape)
+        last = _kernels.channels_last(input)
+        return _kernels.conv2d_backward(grad_output, input, weight, *sizes, last, mask, *options)
+    settled = _options.conv_options(op, input.shape, weight.shape, *options)
+    last = _kernels.channels_last(input)
+    return _autograd.conv2d_gradients(grad_output, input, weight, (input.shape, weight.shape), last, mask, settled)
+
+
+def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
+    """Run relu."""
+    if direct(input):
+        if records(input):
+            _refuse_out("relu", out)
+            return _autograd.relu(_kernels.relu, input)  # type: ignore[no-any-return]
+        return _kernels.relu(input, out)
+    _refuse_out("relu", out)
+    (input,), converted = checked("relu", input=input)
+    if converted:
+        return relu(input, out)
+    return _library.relu(input)  # type: ignore[no-any-return]
+
+
+def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+    """Run relu_backward."""
+    op = "relu_backward"
+    if direct(grad_output, output):
+        if records(grad_output, output):
+            _refuse_out(op, out)
+            return _autograd.relu_backward(_kernels.relu_backward, grad_output, output)  # type: ignore[no-any-return]
+        return _kernels.relu_backward(grad_output, output, out)
+    _refuse_out(op, out)
+    (grad_output, output), _ = checked(op, grad_output=grad_output, output=output)
+    return _library.relu_backward(grad_output, output)  # type: ignore[no-any-return]
+
+
+def max_pool2d(input: Tensor, choice: Literal["indices", "codes"] | None, *options: Any) -> Any:
+    """Run max_pool2d with `PoolOptions`; with a `choice` the result is a pair."""
+    indices = choice == "indices"
+    if direct(input) and input.dim() == 4:
+        if records(input):
+            if choice is None:
+                indices = _options.taps("max_pool2d", options[0]) > _kernels.MOST_CODES
+            run = _kernels.max_pool2d_with_choice
+            return _autograd.max_pool2d(run, False, input, indices, choice is not None, *options)
+        if choice is not None:
+            return _kernels.max_pool2d_with_choice(input, *options, indices)
+        return _kernels.max_pool2d(input, *options)
+    (input,), converted = checked("max_pool2d", input=input)
+    if converted:
+        return max_pool2d(input, choice, *options)
+    if input.dim() == 3:
+        batch = max_pool2d(input.unsqueeze(0), choice, *options)
+        return batch.squeeze(0) if choice is None else (batch[0].squeeze(0), batch[1].squeeze(0))
+    settled = _options.pool_options("max_pool2d", input.shape, *options)
+    if choice is not None:
+        return _library.max_pool2d_with_choice(input, *settled, indices)
+    return _library.max_pool2d(input, *settled)
+
+
+def max_pool2d_backward(grad_output: Tensor, choice: Tensor, size: tuple[int, ...], *options: Any) -> Tensor:
+    """Run max_pool2d_backward with `PoolOptions`; `size` is that of the input."""
+    op = "max_pool2d_backward"
+    (grad_output,), _ = checked(op, grad_output=grad_output)
+    if not isinstance(choice, Tensor) or choice.dtype not in (torch.int64, torch.uint8):
+        got = f"dtype {choice.dtype}" if isinstance(choice, Tensor) else f"type {type(choice).__qualname__}"
+        raise TypeError(
+            f"{op}: indices_or_codes has {got}, expected a torch.Tensor of int64 (indices) or uint8 (codes)"
+        )
+    if choice.device != grad_output.device:
+        raise ShapeError(
+            f"{op}: indices_or_codes is on device {choice.device}, expected {grad_output.device} as grad_output is"
+        )
+    if grad_output.dim() == 3 and choice.dim() == 3 and len(size) == 3:
+        batch = max_pool2d_backward(grad_output.unsqueeze(0), choice.unsqueeze(0), (1, *size), *options)
+        return batch.squeeze(0)
+    _expect_images(op, grad_output=grad_output, indices_or_codes=choice)
+    if len(size) != 4:
+        raise ShapeError(f"{op}: input_shape has {len(size)} dimensions, expected {grad_output.dim()}")
+    if direct(grad_output) and not records(grad_output):
+        return _kernels.max_pool2d_backward(grad_output, choice, size, *options)
+    settled = _options.pool_options(op, size, *options)
+    return _library.max_pool2d_backward(grad_output, choice, size, *settled)  # type: ignore[no-any-return]
+
+
+def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    """Run the fused operation with `FusedOptions`; return the output and the codes."""
+    op = "conv2d_relu_max_pool2d"
+    if options[-1] != "ieee":
+        check_precision(op, options[-1])
+    if direct(input, weight, bias) and input.dim() == 4:
+        run = _kernels.conv2d_relu_max_pool2d
+        if records(input, weight, bias):
+            return _autograd.fused(run, False, input, weight, bias, *options)  # type: ignore[no-any-return]
+        return run(input, weight, bias, *options)
+    (input, weight, bias), converted = checked(op, input=input, weight=weight, bias=bias)
+    if converted:
+        return conv2d_relu_max_pool2d(input, weight, bias, *options)
+    if input.dim() == 3:
+        output, codes = conv2d_relu_max_pool2d(input.unsqueeze(0), weight, bias, *options)
+        return output.squeeze(0), codes.squeeze(0)
+    settled = _options.fused_options(op, input.shape, weight.shape, *options)
+    return _library.conv2d_relu_max_pool2d(input, weight, bias, *settled)  # type: ignore[no-any-return]
+
+
+def conv2d_relu_max_pool2d_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, codes: Tensor, mask: tuple[bool, bool, bool], *options: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run the gradients of the fused operation with `FusedOptions`."""
+    op = "conv2d_relu_max_pool2d_backward"
+    tensors = grad_output, input, weight
+    plain = direct(*tensors) and not records(*tensors)
+    if not plain:
+        (grad_output, input, weight), _ = checked(op, grad_output=grad_output, input=input, weight=weight)
+    if grad_output.dim() == 3 and input.dim() == 3:
+        batch = grad_output.unsqueeze(0), input.unsqueeze(0), weight, codes.unsqueeze(0)
+        gradients = conv2d_relu_max_pool2d_backward(*batch, mask, *options)
+        return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
+    _expect_images(op, grad_output=grad_output, input=input)
+    if plain:
+        return _kernels.conv2d_relu_max_pool2d_backward(grad_output, input, weight, codes, *options, mask)
+    settled = _options.fused_options(op, input.shape, weight.shape, *options)
+    return _autograd.fused_backward(grad_output, input, weight, codes, settled, mask)
+
+
+def _expect_images(op: str, **named: Tensor) -> None:
+    for name, tensor in named.items():
+        if tensor.dim() != 4:
+            raise ShapeError(f"{op}: {name} has {tensor.dim()} dimensions, expected 4, or 3 (unbatched) in all")

@@ -1,0 +1,265 @@
+"""The operations on PyTorch's tensors without autograd: tensors in, tensors out, on the CPU and on CUDA.
+
+A tensor is handed to the compiled modules as it lies, without a copy. One that lies as channels_last goes to the NHWC
+kernels as a permuted view, and gives results that lie so too. Here all images are 4-D and N, C, H, W in shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _cpu as _typed_cpu
+from .. import _devices
+from .._cpu import PreparedWeight
+from .._types import Padding, PaddingMode, Pair, Precision
+
+ConvOptions: TypeAlias = tuple[Pair, Padding, Pair, int, PaddingMode, float, str, Precision]
+"""stride, padding, dilation, groups, padding_mode, padding_value, algorithm, precision"""
+
+PoolOptions: TypeAlias = tuple[Pair, Pair | None, Padding, Pair, bool]
+"""kernel_size, stride, padding, dilation, ceil_mode"""
+
+FusedOptions: TypeAlias = tuple[Pair, Padding, Pair, int, Pair, Pair | None, Padding, Precision]
+"""stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, precision"""
+
+_cpu: Any = _typed_cpu  # options travel as one sequence here
+
+MOST_CODES = 255
+"""Windows of more taps have int64 indices instead of one-byte codes."""
+
+
+def conv2d(
+    input: Tensor,
+    weight: Any,
+    bias: Tensor | None,
+    relu: bool,
+    *options: Any,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Run `convx.conv2d`, with the options in the order of `ConvOptions`; `weight` may be a PreparedWeight."""
+    *geometry, algorithm, precision = options
+    last = channels_last(input)
+    tail = ("relu" if relu else None, "NHWC" if last else "NCHW", algorithm)
+    if input.is_cpu:
+        kernel = weight if isinstance(weight, PreparedWeight) else _array(weight)
+        array = None if bias is None else _array(bias)
+        destination = None if out is None else _image(out, last)
+        found = _cpu.conv2d(_image(input, last), kernel, array, *geometry, *tail, destination)
+        return out if out is not None else _restored(torch.from_numpy(found), last)
+    library, cuda = _devices.dispatch("conv2d", "input", input)
+    tensors = _permuted(input, last), weight.detach(), None if bias is None else bias.detach()
+    result = cuda.conv2d(library, *tensors, *geometry, *tail, precision, None if out is None else _permuted(out, last))
+    return _restored(result, last) if out is None else out
+
+
+def conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    input_size: tuple[int, ...],
+    weight_size: tuple[int, ...],
+    last: bool,
+    mask: tuple[bool, bool, bool],
+    *options: Any,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run `convx.conv2d_backward`; `input` is needed for grad_weight alone, `weight` for grad_input alone."""
+    *geometry, algorithm, precision = options
+    layout = "NHWC" if last else "NCHW"
+    if grad_output.is_cpu:
+        gradient = _image(grad_output, last)
+        if input is not None:
+            image = _image(input, last)
+        else:
+            n, c, h, w = input_size
+            image = _nothing((n, h, w, c) if last else (n, c, h, w), gradient)
+        kernel = _nothing(weight_size, gradient) if weight is None else _array(weight)
+        found = _cpu.conv2d_backward(gradient, image, kernel, *geometry, layout, algorithm, mask)
+        grad_input, grad_weight, grad_bias = (None if each is None else torch.from_numpy(each) for each in found)
+    else:
+        library, cuda = _devices.dispatch("conv2d_backward", "grad_output", grad_output)
+        nothing = grad_output.new_empty(())
+        grad_input, grad_weight, grad_bias = cuda.conv2d_backward(
+            library,
+            _permuted(grad_output, last),
+            _permuted(nothing.expand(input_size) if input is None else input, last),
+            nothing.expand(weight_size) if weight is None else weight.detach(),
+            *geometry,
+            layout,
+            algorithm,
+            precision,
+            mask,
+        )
+    return None if grad_input is None else _restored(grad_input, last), grad_weight, grad_bias
+
+
+def conv2d_grad_input(
+    grad_output: Tensor, weight: Tensor, input_size: tuple[int, ...], last: bool, *options: Any
+) -> Tensor:
+    """Return the first of the gradients of conv2d; `last` says that it is to lie as channels_last."""
+    sizes = (tuple(input_size), tuple(weight.shape))
+    found = conv2d_backward(grad_output, None, weight, *sizes, last, (True, False, False), *options)[0]
+    assert found is not None
+    return found
+
+
+def conv2d_grad_weight(grad_output: Tensor, input: Tensor, weight_size: tuple[int, ...], *options: Any) -> Tensor:
+    """Return the second of the gradients of conv2d."""
+    sizes = (tuple(input.shape), tuple(weight_size))
+    last = channels_last(input)
+    found = conv2d_backward(grad_output, input, None, *sizes, last, (False, True, False), *options)[1]
+    assert found is not None
+    return found
+
+
+def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
+    """Run `convx.relu`."""
+    if input.is_cpu and out is None and input.is_contiguous():
+        return torch.from_numpy(_cpu.relu(_array(input), None))
+    out = torch.empty_like(input) if out is None else out
+    if input.is_cpu:
+        _cpu.relu(_array(input), _array(out))
+    else:
+        library, cuda = _devices.dispatch("relu", "input", input)
+        cuda.relu(library, input.detach(), out.detach())
+    return out
+
+
+def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+    """Run `convx.relu_backward`."""
+    if grad_output.is_cpu and out is None and grad_output.is_contiguous():
+        return torch.from_numpy(_cpu.relu_backward(_array(grad_output), _array(output), None))
+    out = torch.empty_like(grad_output) if out is None else out
+    if grad_output.is_cpu:
+        _cpu.relu_backward(_array(grad_output), _array(output), _array(out))
+    else:
+        library, cuda = _devices.dispatch("relu_backward", "grad_output", grad_output)
+        cuda.relu_backward(library, grad_output.detach(), output.detach(), out.detach())
+    return out
+
+
+def max_pool2d(input: Tensor, *options: Any) -> Tensor:
+    """Run `convx.max_pool2d` for its values alone."""
+    return _max_pool2d(input, options, False, False)  # type: ignore[no-any-return]
+
+
+def max_pool2d_with_choice(input: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    """Run `convx.max_pool2d` for the values and the taps chosen: int64 indices where the last argument is true."""
+    *pool, indices = options
+    return _max_pool2d(input, pool, indices, not indices)  # type: ignore[no-any-return]
+
+
+def _max_pool2d(input: Tensor, options: Any, indices: bool, codes: bool) -> Any:
+    last = channels_last(input)
+    tail = ("NHWC" if last else "NCHW", indices, codes)
+    if input.is_cpu:
+        found = _cpu.max_pool2d(_image(input, last), *options, *tail)
+        if not (indices or codes):
+            return _restored(torch.from_numpy(found), last)
+        output, choice = map(torch.from_numpy, found)
+    else:
+        library, cuda = _devices.dispatch("max_pool2d", "input", input)
+        found = cuda.max_pool2d(library, _permuted(input, last), *options, *tail)
+        if not (indices or codes):
+            return _restored(found, last)
+        output, choice = found
+    return _restored(output, last), _restored(choice, last)
+
+
+def max_pool2d_backward(grad_output: Tensor, choice: Tensor, input_size: tuple[int, ...], *options: Any) -> Tensor:
+    """Run `convx.max_pool2d_backward`; the result lies as `choice` does."""
+    last = channels_last(choice)
+    n, c, h, w = input_size
+    size, layout = ((n, h, w, c), "NHWC") if last else ((n, c, h, w), "NCHW")
+    if grad_output.is_cpu:
+        images = _image(grad_output, last), _image(choice, last)
+        result = torch.from_numpy(_cpu.max_pool2d_backward(*images, size, *options, layout))
+    else:
+        library, cuda = _devices.dispatch("max_pool2d_backward", "grad_output", grad_output)
+        tensors = _permuted(grad_output, last), _permuted(choice, last)
+        result = cuda.max_pool2d_backward(library, *tensors, size, *options, layout)
+    return _restored(result, last)
+
+
+def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    """Run `convx.conv2d_relu_max_pool2d`: the output, and the codes for the backward pass."""
+    *fused, precision = options
+    last = channels_last(input)
+    layout = "NHWC" if last else "NCHW"
+    if input.is_cpu:
+        arrays = _image(input, last), _array(weight), None if bias is None else _array(bias)
+        found = _cpu.conv2d_relu_max_pool2d(*arrays, *fused, layout)
+        output, codes = map(torch.from_numpy, found)
+    else:
+        library, cuda = _devices.dispatch("conv2d_relu_max_pool2d", "input", input)
+        bias = None if bias is None else bias.detach()
+        output, codes = cuda.conv2d_relu_max_pool2d(
+            library, _permuted(input, last), weight.detach(), bias, *fused, layout, precision
+        )
+    return _restored(output, last), _restored(codes, last)
+
+
+def conv2d_relu_max_pool2d_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, codes: Tensor, *options: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run `convx.conv2d_relu_max_pool2d_backward`; the last argument is its `output_mask`."""
+    *fused, precision, mask = options
+    last = channels_last(input)
+    layout = "NHWC" if last else "NCHW"
+    if grad_output.is_cpu:
+        arrays = _image(grad_output, last), _image(input, last), _array(weight), _image(codes, last)
+        found = _cpu.conv2d_relu_max_pool2d_backward(*arrays, *fused, layout, mask)
+        grad_input, grad_weight, grad_bias = (None if each is None else torch.from_numpy(each) for each in found)
+    else:
+        library, cuda = _devices.dispatch("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
+        tensors = _permuted(grad_output, last), _permuted(input, last), weight.detach(), _permuted(codes, last)
+        grad_input, grad_weight, grad_bias = cuda.conv2d_relu_max_pool2d_backward(
+            library, *tensors, *fused, layout, precision, mask
+        )
+    return None if grad_input is None else _restored(grad_input, last), grad_weight, grad_bias
+
+
+def channels_last(tensor: Tensor) -> bool:
+    """Tell whether images lie with their channels adjacent, as PyTorch tells it for its own convolutions.
+
+    Its question `is_contiguous` has two right answers where there is one channel; strides have one.
+    """
+    stride = tensor.stride()
+    if stride[1] != 1:
+        return False
+    _, c, h, w = tensor.shape
+    return bool(stride[3] >= c and (c > 1 or h * w > 1))
+
+
+def _image(tensor: Tensor, last: bool) -> Any:
+    array = _array(tensor)
+    return array.transpose(0, 2, 3, 1) if last else array
+
+
+def _permuted(tensor: Tensor, last: bool) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.permute(0, 2, 3, 1) if last else tensor
+
+
+def _restored(tensor: Tensor, last: bool) -> Tensor:
+    return tensor.permute(0, 3, 1, 2) if last else tensor
+
+
+def _array(tensor: Tensor) -> Any:
+    """Return the NumPy array of the same memory."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    try:
+        return tensor.numpy()
+    except (RuntimeError, TypeError):
+        if not tensor.is_neg():
+            raise
+        return tensor.resolve_neg().numpy()
+
+
+def _nothing(shape: tuple[int, ...], like: Any) -> Any:
+    """Make an array of this shape that takes the place of one that is not read: a single element."""
+    return np.ndarray(shape, like.dtype, bytes(8), strides=(0,) * len(shape))

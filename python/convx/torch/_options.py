@@ -1,0 +1,145 @@
+"""Options as the dispatcher's operations take them: settled, from all the forms that a user may write.
+
+The compiled modules read the user's forms themselves; this is for programs that are traced or transformed. What is
+wrong with the numbers is found later, by the check that all have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .._cpu import ShapeError
+
+_RULES = ("valid", "same", "same_lower")
+
+
+def conv_options(
+    op: str,
+    input_size: Sequence[Any],
+    weight_size: Sequence[Any],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: Any,
+    padding_value: float,
+    algorithm: str,
+    precision: str,
+) -> tuple[Any, ...]:
+    """Settle the options of a convolution of 4-D images."""
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    padding = sides(op, "padding", padding, input_size, weight_size[2:], stride, dilation)
+    mode = padding_mode if isinstance(padding_mode, str) else ",".join(map(str, padding_mode))
+    return stride, padding, dilation, groups, mode, float(padding_value), algorithm, precision
+
+
+def pool_options(
+    op: str, input_size: Sequence[Any], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> tuple[Any, ...]:
+    """Settle the options of a pooling of 4-D images."""
+    kernel = pair(op, "kernel_size", kernel_size)
+    stride = kernel if stride is None else pair(op, "stride", stride)
+    dilation = pair(op, "dilation", dilation)
+    return kernel, stride, sides(op, "padding", padding, input_size, kernel, stride, dilation), dilation, ceil_mode
+
+
+def fused_options(
+    op: str,
+    input_size: Sequence[Any],
+    weight_size: Sequence[Any],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    pool_kernel_size: Any,
+    pool_stride: Any,
+    pool_padding: Any,
+    precision: str,
+) -> tuple[Any, ...]:
+    """Settle the options of conv2d_relu_max_pool2d for 4-D images."""
+    conv = conv_options(
+        op, input_size, weight_size, stride, padding, dilation, groups, "zeros", 0.0, "auto", precision
+    )[:4]
+    kernel = pair(op, "pool_kernel_size", pool_kernel_size)
+    pool_stride = kernel if pool_stride is None else pair(op, "pool_stride", pool_stride)
+    size = conv_output_size(input_size, weight_size, *conv[:3])
+    pool_padding = sides(op, "pool_padding", pool_padding, size, kernel, pool_stride, (1, 1))
+    return *conv, kernel, pool_stride, pool_padding, precision
+
+
+def conv_output_size(
+    input_size: Sequence[Any], weight_size: Sequence[Any], stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, ...]:
+    """Return (N, K, P, Q); sizes may be symbolic."""
+    result = [input_size[0], weight_size[0]]
+    for axis in (0, 1):
+        padded = input_size[2 + axis] + padding[2 * axis] + padding[2 * axis + 1]
+        result.append((padded - dilation[axis] * (weight_size[2 + axis] - 1) - 1) // stride[axis] + 1)
+    return tuple(result)
+
+
+def pool_output_size(
+    input_size: Sequence[Any], kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> tuple[Any, ...]:
+    """Return (N, C, P, Q); sizes may be symbolic."""
+    result = list(input_size[:2])
+    for axis in (0, 1):
+        size, before, after = input_size[2 + axis], padding[2 * axis], padding[2 * axis + 1]
+        span = size + before + after - dilation[axis] * (kernel[axis] - 1) - 1
+        out = (span + (stride[axis] - 1 if ceil_mode else 0)) // stride[axis] + 1
+        if ceil_mode and (out - 1) * stride[axis] >= size + before:
+            out -= 1
+        result.append(out)
+    return tuple(result)
+
+
+def pair(op: str, name: str, value: Any) -> tuple[Any, Any]:
+    """Return (h, w)."""
+    if _is_integer(value):
+        return value, value
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(map(_is_integer, value)):
+        raise _refusal(op, name, value, "an integer or a pair of integers (height, width)")
+    return value[0], value[1]
+
+
+def taps(op: str, kernel_size: Any) -> int:
+    """Return how many taps a window has."""
+    height, width = pair(op, "kernel_size", kernel_size)
+    return int(height * width)
+
+
+def sides(
+    op: str, name: str, value: Any, size: Sequence[Any], kernel: Sequence[Any], stride: Any, dilation: Any
+) -> tuple[Any, ...]:
+    """Return (top, bottom, left, right) for images of a 4-D `size`."""
+    if _is_integer(value):
+        return value, value, value, value
+    if isinstance(value, str):
+        if value not in _RULES:
+            raise _refusal(op, name, value, '"valid", "same" or "same_lower"')
+        if value == "valid":
+            return 0, 0, 0, 0
+        found: list[Any] = []
+        for axis in (0, 1):
+            out = (size[2 + axis] + stride[axis] - 1) // stride[axis]
+            covered = (out - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+            # max() of a symbol would decide, and torch.export refuses a decision that not all sizes share.
+            total = torch.sym_max(0, covered - size[2 + axis])
+            smaller = total // 2
+            found += [smaller, total - smaller] if value == "same" else [total - smaller, smaller]
+        return tuple(found)
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return (*pair(op, name, value[0]), *pair(op, name, value[1]))
+    raise _refusal(op, name, value, "an integer, (height, width), ((top, bottom), (left, right)) or a rule")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) or hasattr(value, "__index__")
+
+
+def _refusal(op: str, name: str, value: Any, expected: str) -> Exception:
+    kind = ShapeError if isinstance(value, (str, tuple, list)) else TypeError
+    return kind(f"{op}: {name} is {value!r}, expected {expected}")
