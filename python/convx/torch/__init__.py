@@ -14,6 +14,22 @@ convx` alone does not load PyTorch.
 """
 
 from . import _recording, _shapes, _vmap  # noqa: F401  what the dispatcher is told
+from .convert import Conversion, convert, revert
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
+from .modules import Conv2d, ConvTranspose2d, MaxPool2d, ReLU, Sequential
 
-__all__ = ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu"]
+__all__ = [
+    "Conv2d",
+    "ConvTranspose2d",
+    "Conversion",
+    "MaxPool2d",
+    "ReLU",
+    "Sequential",
+    "conv2d",
+    "conv2d_relu_max_pool2d",
+    "conv_transpose2d",
+    "convert",
+    "max_pool2d",
+    "relu",
+    "revert",
+]
