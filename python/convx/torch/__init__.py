@@ -16,7 +16,7 @@ convx` alone does not load PyTorch.
 from . import _recording, _shapes, _vmap  # noqa: F401  what the dispatcher is told
 from .convert import Conversion, convert, revert
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
-from .modules import Conv2d, ConvTranspose2d, MaxPool2d, ReLU, Sequential
+from .modules import Conv2d, ConvTranspose2d, MaxPool2d, ReLU, ReLU6, Sequential
 
 __all__ = [
     "Conv2d",
@@ -24,6 +24,7 @@ __all__ = [
     "Conversion",
     "MaxPool2d",
     "ReLU",
+    "ReLU6",
     "Sequential",
     "conv2d",
     "conv2d_relu_max_pool2d",

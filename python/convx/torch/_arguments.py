@@ -16,13 +16,15 @@ _ELSEWHERE = (*_ON_CPU, torch.float16, torch.bfloat16)
 
 def direct(first: Any, *others: Any) -> bool:
     """Tell whether a call may go past the dispatcher: eager, no autocast, and dense tensors that fit each other."""
-    if not (eager() and is_plain(first)):
+    if not (is_plain(first) and eager()):
         return False
     on_cpu, dtype = first.is_cpu, first.dtype
     if dtype not in _ON_CPU and (on_cpu or dtype not in _ELSEWHERE):
         return False
     for other in others:
-        if other is not None and not (is_plain(other) and other.is_cpu is on_cpu and other.dtype is dtype):
+        if other is None:
+            continue
+        if not is_plain(other) or other.dtype is not dtype or other.is_cpu is not on_cpu:
             return False
     # On the CPU autocast changes neither of the two dtypes; on CUDA it leaves its own and float64.
     return on_cpu or not torch.is_autocast_enabled("cuda") or dtype in (torch.float64, torch.get_autocast_dtype("cuda"))
@@ -30,7 +32,11 @@ def direct(first: Any, *others: Any) -> bool:
 
 def records(*tensors: Tensor | None) -> bool:
     """Tell whether autograd is to record a call."""
-    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
@@ -38,7 +44,7 @@ def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
 
     The first one decides the device and dtype of all; all but the first may be None.
     """
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         raise NotImplementedError(f"{op}: torch.jit.trace does not know convx's operations: use torch.export")
     (first_name, first), *_ = named.items()
     for name, tensor in named.items():

@@ -36,14 +36,13 @@ class Conv2d(torch.autograd.Function):
     ) -> Tensor:
         """Keep the input for grad_weight, the weight for grad_input, and with ReLU the output."""
         output: Tensor = run(input, weight, bias, relu, *options)
-        _, _, needs_input, needs_weight, *_ = ctx.needs_input_grad
+        needs = ctx.needs_input_grad
         kept = output if relu else None
-        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, kept)
-        ctx.save_for_forward(input, weight, kept)
+        ctx.save_for_backward(input if needs[3] else None, weight if needs[2] else None, kept)
+        if settled:
+            ctx.save_for_forward(input, weight, kept)
         ctx.set_materialize_grads(False)
-        ctx.sizes = input.shape, weight.shape
-        ctx.last = _kernels.channels_last(input)
-        ctx.settled, ctx.options = settled, options
+        ctx.state = settled, (input.shape, weight.shape), _kernels.channels_last(input), options
         return output
 
     @staticmethod
@@ -52,15 +51,16 @@ class Conv2d(torch.autograd.Function):
         if grad is None:
             return (None,) * 14
         input, weight, output = ctx.saved_tensors
+        settled, sizes, last, options = ctx.state
         mask = ctx.needs_input_grad[2:5]
-        if not ctx.settled and plain(grad):
+        if not settled and plain(grad):
             if output is not None:
                 grad = _kernels.relu_backward(grad, output)
-            gradients = _kernels.conv2d_backward(grad, input, weight, *ctx.sizes, ctx.last, mask, *ctx.options)
+            gradients = _kernels.conv2d_backward(grad, input, weight, *sizes, last, mask, *options)
         else:
             if output is not None:
                 grad = _library.relu_backward(grad, output)
-            gradients = conv2d_gradients(grad, input, weight, ctx.sizes, ctx.last, mask, _settled_conv(ctx))
+            gradients = conv2d_gradients(grad, input, weight, sizes, last, mask, _settled_conv(ctx))
         return None, None, *gradients, *(None,) * 9
 
     @staticmethod
@@ -68,7 +68,7 @@ class Conv2d(torch.autograd.Function):
         """Return the tangent of the output."""
         _, _, of_input, of_weight, of_bias, *_ = tangents
         input, weight, output = ctx.saved_tensors
-        found = _conv_tangent(input, weight, of_input, of_weight, of_bias, ctx.options)
+        found = _conv_tangent(input, weight, of_input, of_weight, of_bias, ctx.state[3])
         return found if output is None else _library.relu_backward(found, output)
 
 
@@ -117,12 +117,12 @@ class Conv2dGradInput(torch.autograd.Function):
         ctx: Any, run: Any, settled: bool, grad: Tensor, weight: Tensor, size: Any, last: bool, *options: Any
     ) -> Tensor:
         """Keep both factors, each where the other's gradient is needed."""
-        _, _, needs_grad, needs_weight, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(grad if needs_weight else None, weight if needs_grad else None)
-        ctx.save_for_forward(grad, weight)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(grad if needs[3] else None, weight if needs[2] else None)
+        if settled:
+            ctx.save_for_forward(grad, weight)
         ctx.set_materialize_grads(False)
-        ctx.sizes, ctx.last = (size, weight.shape), last
-        ctx.settled, ctx.options = settled, options
+        ctx.state = settled, (size, weight.shape), last, options
         result: Tensor = run(grad, weight, size, last, *options)
         return result
 
@@ -132,15 +132,14 @@ class Conv2dGradInput(torch.autograd.Function):
         if of_result is None:
             return (None,) * 14
         grad, weight = ctx.saved_tensors
-        _, _, needs_grad, needs_weight, *_ = ctx.needs_input_grad
-        if not ctx.settled and plain(of_result):
-            ops: Any = _kernels
-            options = ctx.options
-        else:
+        settled, sizes, _, options = ctx.state
+        needs = ctx.needs_input_grad
+        ops: Any = _kernels
+        if settled or not plain(of_result):
             ops, options = _library, _settled_conv(ctx)
         options = _linear(options)
-        of_grad = ops.conv2d(of_result, weight, None, False, *options) if needs_grad else None
-        of_weight = ops.conv2d_grad_weight(grad, of_result, ctx.sizes[1], *options) if needs_weight else None
+        of_grad = ops.conv2d(of_result, weight, None, False, *options) if needs[2] else None
+        of_weight = ops.conv2d_grad_weight(grad, of_result, sizes[1], *options) if needs[3] else None
         return None, None, of_grad, of_weight, *(None,) * 10
 
     @staticmethod
@@ -148,23 +147,23 @@ class Conv2dGradInput(torch.autograd.Function):
         """Return the tangent of grad_input."""
         _, _, of_grad, of_weight, *_ = tangents
         grad, weight = ctx.saved_tensors
-        rest = (ctx.sizes[0], ctx.last, *ctx.options)
+        _, sizes, last, options = ctx.state
+        rest = (sizes[0], last, *options)
         found = None if of_grad is None else _library.conv2d_grad_input(of_grad, weight, *rest)
         return found if of_weight is None else _sum(found, _library.conv2d_grad_input(grad, of_weight, *rest))
 
 
 class Conv2dGradWeight(torch.autograd.Function):
-    """apply(run, settled, grad_output, input, weight_size, *ConvOptions)."""
+    """apply(run, grad_output, input, weight_size, *ConvOptions)."""
 
     @staticmethod
-    def forward(ctx: Any, run: Any, settled: bool, grad: Tensor, input: Tensor, size: Any, *options: Any) -> Tensor:
+    def forward(ctx: Any, run: Any, grad: Tensor, input: Tensor, size: Any, *options: Any) -> Tensor:
         """Keep both factors, each where the other's gradient is needed."""
-        _, _, needs_grad, needs_input, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(grad if needs_input else None, input if needs_grad else None)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(grad if needs[2] else None, input if needs[1] else None)
         ctx.save_for_forward(grad, input)
         ctx.set_materialize_grads(False)
-        ctx.sizes, ctx.last = (input.shape, size), _kernels.channels_last(input)
-        ctx.settled, ctx.options = settled, options
+        ctx.state = (input.shape, size), _kernels.channels_last(input), options
         result: Tensor = run(grad, input, size, *options)
         return result
 
@@ -172,29 +171,25 @@ class Conv2dGradWeight(torch.autograd.Function):
     def backward(ctx: Any, of_result: Tensor | None) -> tuple[Any, ...]:
         """Differentiate <of_result, grad_weight> = <conv2d(input, of_result), grad>."""
         if of_result is None:
-            return (None,) * 13
+            return (None,) * 12
         grad, input = ctx.saved_tensors
-        _, _, needs_grad, needs_input, *_ = ctx.needs_input_grad
-        if not ctx.settled and plain(of_result):
-            ops: Any = _kernels
-            options = ctx.options
-        else:
-            ops, options = _library, _settled_conv(ctx)
-        of_grad = ops.conv2d(input, of_result, None, False, *options) if needs_grad else None
-        rest = (ctx.sizes[0], ctx.last, *options)
-        of_input = ops.conv2d_grad_input(grad, of_result, *rest) if needs_input else None
-        return None, None, of_grad, of_input, *(None,) * 9
+        sizes, last, options = ctx.state
+        needs = ctx.needs_input_grad
+        of_grad = _library.conv2d(input, of_result, None, False, *options) if needs[1] else None
+        rest = (sizes[0], last, *_linear(options))
+        of_input = _library.conv2d_grad_input(grad, of_result, *rest) if needs[2] else None
+        return None, of_grad, of_input, *(None,) * 9
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         """Return the tangent of grad_weight."""
-        _, _, of_grad, of_input, *_ = tangents
+        _, of_grad, of_input, *_ = tangents
         grad, input = ctx.saved_tensors
-        size = ctx.sizes[1]
-        found = None if of_grad is None else _library.conv2d_grad_weight(of_grad, input, size, *ctx.options)
+        (_, size), _, options = ctx.state
+        found = None if of_grad is None else _library.conv2d_grad_weight(of_grad, input, size, *options)
         if of_input is None:
             return found
-        return _sum(found, _library.conv2d_grad_weight(grad, of_input, size, *_linear(ctx.options)))
+        return _sum(found, _library.conv2d_grad_weight(grad, of_input, size, *_linear(options)))
 
 
 class ReLU(torch.autograd.Function):
@@ -205,7 +200,8 @@ class ReLU(torch.autograd.Function):
         """Keep the output, which the next operation mostly keeps as well."""
         output: Tensor = run(input)
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
+        if run is not _kernels.relu:
+            ctx.save_for_forward(output)
         ctx.set_materialize_grads(False)
         return output
 
@@ -266,10 +262,10 @@ class MaxPool2d(torch.autograd.Function):
         """Keep what was chosen: one byte for each output, or eight where windows are large or indices wanted."""
         output, choice = run(input, *options, indices)
         ctx.save_for_backward(choice)
-        ctx.save_for_forward(choice)
+        if settled:
+            ctx.save_for_forward(choice)
         ctx.set_materialize_grads(False)
-        ctx.size, ctx.both = input.shape, both
-        ctx.settled, ctx.options = settled, options
+        ctx.state = settled, both, input.shape, options
         if not both:
             return output
         ctx.mark_non_differentiable(choice)
@@ -281,21 +277,22 @@ class MaxPool2d(torch.autograd.Function):
         if grad is None:
             return (None,) * 10
         (choice,) = ctx.saved_tensors
-        if not ctx.settled and plain(grad):
-            found = _kernels.max_pool2d_backward(grad, choice, ctx.size, *ctx.options)
+        settled, _, size, options = ctx.state
+        if not settled and plain(grad):
+            found = _kernels.max_pool2d_backward(grad, choice, size, *options)
         else:
-            options = ctx.options
-            if not ctx.settled:
-                options = _options.pool_options("max_pool2d_backward", ctx.size, *options)
-            found = _library.max_pool2d_backward(grad, choice, ctx.size, *options)
+            if not settled:
+                options = _options.pool_options("max_pool2d_backward", size, *options)
+            found = _library.max_pool2d_backward(grad, choice, size, *options)
         return None, None, found, *(None,) * 7
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """Gather the tangents of the cells that were chosen; what was chosen has none."""
         (choice,) = ctx.saved_tensors
-        found = _library.max_pool2d_gather(tangents[2], choice, *ctx.options)
-        return (found, None) if ctx.both else found
+        _, both, _, options = ctx.state
+        found = _library.max_pool2d_gather(tangents[2], choice, *options)
+        return (found, None) if both else found
 
 
 class MaxPool2dBackward(torch.autograd.Function):
@@ -364,10 +361,11 @@ class Fused(torch.autograd.Function):
         """Keep the input, the weight and the codes: the output of the convolution never exists."""
         output, codes = run(input, weight, bias, *options)
         ctx.save_for_backward(input, weight, codes)
-        ctx.save_for_forward(input, weight, codes)
+        if settled:
+            ctx.save_for_forward(input, weight, codes)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(codes)
-        ctx.settled, ctx.options = settled, options
+        ctx.state = settled, options
         return output, codes
 
     @staticmethod
@@ -377,11 +375,11 @@ class Fused(torch.autograd.Function):
             return (None,) * 13
         input, weight, codes = ctx.saved_tensors
         mask = ctx.needs_input_grad[2:5]
-        if not ctx.settled and plain(grad):
-            gradients = _kernels.conv2d_relu_max_pool2d_backward(grad, input, weight, codes, *ctx.options, mask)
+        settled, options = ctx.state
+        if not settled and plain(grad):
+            gradients = _kernels.conv2d_relu_max_pool2d_backward(grad, input, weight, codes, *options, mask)
         else:
-            options = ctx.options
-            if not ctx.settled:
+            if not settled:
                 op = "conv2d_relu_max_pool2d_backward"
                 options = _options.fused_options(op, input.shape, weight.shape, *options)
             gradients = fused_backward(grad, input, weight, codes, options, mask)
@@ -391,7 +389,7 @@ class Fused(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
         """Gather the tangent of the convolution's output; dead cells have none."""
         input, weight, codes = ctx.saved_tensors
-        conv, pool = parts(ctx.options)
+        conv, pool = parts(ctx.state[1])
         _, _, of_input, of_weight, of_bias, *_ = tangents
         found = _conv_tangent(input, weight, of_input, of_weight, of_bias, conv)
         return _library.max_pool2d_gather(found, codes, *pool), None
@@ -419,7 +417,8 @@ def fused_gradients(
 
 
 def _settled_conv(ctx: Any) -> Any:
-    return ctx.options if ctx.settled else _options.conv_options("conv2d_backward", *ctx.sizes, *ctx.options)
+    settled, sizes, _, options = ctx.state
+    return options if settled else _options.conv_options("conv2d_backward", *sizes, *options)
 
 
 def parts(options: Any) -> tuple[Any, Any]:

@@ -44,7 +44,7 @@ def conv2d(
     *geometry, algorithm, precision = options
     last = channels_last(input)
     tail = ("relu" if relu else None, "NHWC" if last else "NCHW", algorithm)
-    if input.is_cpu:
+    if _on_cpu(input):
         kernel = weight if isinstance(weight, PreparedWeight) else _array(weight)
         array = None if bias is None else _array(bias)
         destination = None if out is None else _image(out, last)
@@ -69,7 +69,7 @@ def conv2d_backward(
     """Run `convx.conv2d_backward`; `input` is needed for grad_weight alone, `weight` for grad_input alone."""
     *geometry, algorithm, precision = options
     layout = "NHWC" if last else "NCHW"
-    if grad_output.is_cpu:
+    if _on_cpu(grad_output):
         gradient = _image(grad_output, last)
         if input is not None:
             image = _image(input, last)
@@ -117,10 +117,10 @@ def conv2d_grad_weight(grad_output: Tensor, input: Tensor, weight_size: tuple[in
 
 def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
     """Run `convx.relu`."""
-    if input.is_cpu and out is None and input.is_contiguous():
+    if _on_cpu(input) and out is None and input.is_contiguous():
         return torch.from_numpy(_cpu.relu(_array(input), None))
     out = torch.empty_like(input) if out is None else out
-    if input.is_cpu:
+    if _on_cpu(input):
         _cpu.relu(_array(input), _array(out))
     else:
         library, cuda = _devices.dispatch("relu", "input", input)
@@ -130,10 +130,10 @@ def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
 
 def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
     """Run `convx.relu_backward`."""
-    if grad_output.is_cpu and out is None and grad_output.is_contiguous():
+    if _on_cpu(grad_output) and out is None and grad_output.is_contiguous():
         return torch.from_numpy(_cpu.relu_backward(_array(grad_output), _array(output), None))
     out = torch.empty_like(grad_output) if out is None else out
-    if grad_output.is_cpu:
+    if _on_cpu(grad_output):
         _cpu.relu_backward(_array(grad_output), _array(output), _array(out))
     else:
         library, cuda = _devices.dispatch("relu_backward", "grad_output", grad_output)
@@ -155,7 +155,7 @@ def max_pool2d_with_choice(input: Tensor, *options: Any) -> tuple[Tensor, Tensor
 def _max_pool2d(input: Tensor, options: Any, indices: bool, codes: bool) -> Any:
     last = channels_last(input)
     tail = ("NHWC" if last else "NCHW", indices, codes)
-    if input.is_cpu:
+    if _on_cpu(input):
         found = _cpu.max_pool2d(_image(input, last), *options, *tail)
         if not (indices or codes):
             return _restored(torch.from_numpy(found), last)
@@ -174,7 +174,7 @@ def max_pool2d_backward(grad_output: Tensor, choice: Tensor, input_size: tuple[i
     last = channels_last(choice)
     n, c, h, w = input_size
     size, layout = ((n, h, w, c), "NHWC") if last else ((n, c, h, w), "NCHW")
-    if grad_output.is_cpu:
+    if _on_cpu(grad_output):
         images = _image(grad_output, last), _image(choice, last)
         result = torch.from_numpy(_cpu.max_pool2d_backward(*images, size, *options, layout))
     else:
@@ -189,7 +189,7 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
     *fused, precision = options
     last = channels_last(input)
     layout = "NHWC" if last else "NCHW"
-    if input.is_cpu:
+    if _on_cpu(input):
         arrays = _image(input, last), _array(weight), None if bias is None else _array(bias)
         found = _cpu.conv2d_relu_max_pool2d(*arrays, *fused, layout)
         output, codes = map(torch.from_numpy, found)
@@ -209,7 +209,7 @@ def conv2d_relu_max_pool2d_backward(
     *fused, precision, mask = options
     last = channels_last(input)
     layout = "NHWC" if last else "NCHW"
-    if grad_output.is_cpu:
+    if _on_cpu(grad_output):
         arrays = _image(grad_output, last), _image(input, last), _array(weight), _image(codes, last)
         found = _cpu.conv2d_relu_max_pool2d_backward(*arrays, *fused, layout, mask)
         grad_input, grad_weight, grad_bias = (None if each is None else torch.from_numpy(each) for each in found)
@@ -234,6 +234,10 @@ def channels_last(tensor: Tensor) -> bool:
     return bool(stride[3] >= c and (c > 1 or h * w > 1))
 
 
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.is_cpu
+
+
 def _image(tensor: Tensor, last: bool) -> Any:
     array = _array(tensor)
     return array.transpose(0, 2, 3, 1) if last else array
@@ -245,7 +249,15 @@ def _permuted(tensor: Tensor, last: bool) -> Tensor:
 
 
 def _restored(tensor: Tensor, last: bool) -> Tensor:
-    return tensor.permute(0, 3, 1, 2) if last else tensor
+    """Return the NCHW tensor of a result that lies as (N, H, W, C).
+
+    Not as a view: autograd refuses what changes a view in place that one of its functions returned, such as an in-place
+    ReLU after a convolution.
+    """
+    if not last:
+        return tensor
+    n, h, w, c = tensor.shape
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (n, c, h, w), (h * w * c, 1, w * c, c))
 
 
 def _array(tensor: Tensor) -> Any:

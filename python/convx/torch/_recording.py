@@ -11,17 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 
 from . import _autograd, _kernels, _library
 
 
 def _below(op: Any) -> Callable[..., Any]:
-    """Return a function that calls `op` and records nothing."""
+    """Return a function that calls `op` without recording it once more.
+
+    The forward pass of an autograd.Function runs with both modes of differentiation off. Inside functorch's transforms
+    that would be for the outer ones too, which come next: there they are turned on again.
+    """
 
     def call(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            if not torch._C._are_functorch_transforms_active():
+                return op(*args)
+            with torch.enable_grad(), _set_fwd_grad_enabled(True):
+                return op(*args)
 
     return call
 
@@ -87,7 +94,7 @@ def _one_level(function: Callable[..., Any]) -> Callable[..., Any]:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "conv2d": lambda *args: _autograd.conv2d(_conv2d, True, *args),
     "conv2d_grad_input": lambda *args: _autograd.conv2d_grad_input(_conv2d_grad_input, True, *args),
-    "conv2d_grad_weight": lambda *args: _autograd.conv2d_grad_weight(_conv2d_grad_weight, True, *args),
+    "conv2d_grad_weight": lambda *args: _autograd.conv2d_grad_weight(_conv2d_grad_weight, *args),
     "relu": lambda tensor: _autograd.relu(_relu, tensor),
     "relu_backward": lambda grad, output: _autograd.relu_backward(_relu_backward, grad, output),
     "max_pool2d": _pool,

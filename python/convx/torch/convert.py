@@ -23,6 +23,7 @@ _SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: modules.Conv2d,
     nn.ConvTranspose2d: modules.ConvTranspose2d,
     nn.ReLU: modules.ReLU,
+    nn.ReLU6: modules.ReLU6,
     nn.MaxPool2d: modules.MaxPool2d,
 }
 _ORIGINALS = {ours: theirs for theirs, ours in _SWAPS.items()} | {modules.Sequential: nn.Sequential}
@@ -69,8 +70,8 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
     """Return a copy of `model` whose convolutions, ReLUs and max-poolings are computed by convx.
 
     The copy shares the Parameters and buffers of `model`: state_dict, an optimizer made before, and checkpoints go on
-    as they are, and training either trains both. Layers are swapped by their exact type: Conv2d, ConvTranspose2d, ReLU
-    and MaxPool2d of torch.nn. What is left alone is reported with the reason: subclasses, layers with hooks,
+    as they are, and training either trains both. Layers are swapped by their exact type: Conv2d, ConvTranspose2d, ReLU,
+    ReLU6 and MaxPool2d of torch.nn. What is left alone is reported with the reason: subclasses, layers with hooks,
     parametrizations or a replaced ``forward``, quantized and lazy ones, and dtypes and devices that convx has no
     kernels for.
 

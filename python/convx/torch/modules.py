@@ -7,16 +7,17 @@ than the one that it replaces.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .. import cuda
 from .._types import Activation
+from ._arguments import direct, records
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
 
-__all__ = ["Conv2d", "ConvTranspose2d", "MaxPool2d", "ReLU", "Sequential"]
+__all__ = ["Conv2d", "ConvTranspose2d", "MaxPool2d", "ReLU", "ReLU6", "Sequential"]
 
 _DTYPES = {
     "cpu": (torch.float32, torch.float64),
@@ -117,8 +118,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             return super().forward(input, output_size)
         output_padding = self.output_padding
         if output_size is not None:
-            sizes = map(list, (self.stride, self.padding, self.kernel_size))
-            rows, columns = self._output_padding(input, output_size, *sizes, 2, list(self.dilation))
+            stride, padding, kernel_size, dilation = map(
+                list[int], (self.stride, self.padding, self.kernel_size, self.dilation)
+            )
+            rows, columns = self._output_padding(input, output_size, stride, padding, kernel_size, 2, dilation)
             output_padding = rows, columns
         return conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
@@ -144,6 +147,44 @@ class ReLU(nn.ReLU):
         if self.inplace or not supported(input):
             return super().forward(input)
         return relu(input)
+
+
+class _ReLU6(torch.autograd.Function):
+    """PyTorch's kernels, recorded from the output: where it is 0 or 6, the input was not between them."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, inplace: bool) -> Tensor:
+        output = input.clamp_(0, 6) if inplace else input.clamp(0, 6)
+        if inplace:
+            ctx.mark_dirty(input)
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grads[0], output, 0, 6), None
+
+
+class ReLU6(nn.ReLU6):
+    """`torch.nn.ReLU6`, which keeps its output for the backward pass: the array that the next layer keeps anyway.
+
+    PyTorch's keeps its input, and in place a copy of it: one more pass over memory, and one more array.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import convx.torch
+    >>> convx.torch.ReLU6()(torch.tensor([-1.0, 2.0, 8.0]))
+    tensor([0., 2., 6.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input`, limited to 0 to 6."""
+        if direct(input) and records(input):
+            result: Tensor = _ReLU6.apply(input, self.inplace)  # type: ignore[no-untyped-call]
+            return result
+        return super().forward(input)
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -1,0 +1,431 @@
+"""convx.torch against PyTorch: values and gradients over random options, memory formats, what the calls go through."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import convx
+
+torch = pytest.importorskip("torch")
+
+import convx.torch as ct  # noqa: E402
+from convx.torch import _kernels, _library  # noqa: E402
+from torch_cases import (  # noqa: E402
+    F,
+    as_channels_last,
+    assert_all_equal,
+    conv_by_torch,
+    conv_case,
+    gradients,
+    normal,
+    pool_case,
+    whole,
+)
+
+DTYPES = (torch.float32, torch.float64)
+ROUNDS = range(25)
+both_formats = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # its OpenMP threads would wait for busy processors
+    yield
+    torch.set_num_threads(before)
+
+
+def formatted(x, last):
+    return as_channels_last(x) if last else x
+
+
+@both_formats
+@pytest.mark.parametrize("seed", ROUNDS)
+def test_conv2d(seed, last):
+    case = conv_case(seed)
+    leaves = [
+        formatted(whole(case.input_shape, 1, DTYPES[seed % 2]), last),
+        whole(case.weight_shape, 2, DTYPES[seed % 2]),
+    ]
+    if case.bias:
+        leaves.append(whole((case.k,), 3, DTYPES[seed % 2]))
+    actual = gradients(lambda x, w, b=None: ct.conv2d(x, w, b, **case.options), *leaves)
+    expected = gradients(lambda x, w, b=None: conv_by_torch(x, w, b, **case.options), *leaves)
+    assert_all_equal(actual, expected, case)
+
+
+@both_formats
+@pytest.mark.parametrize("seed", ROUNDS)
+def test_conv_transpose2d(seed, last):
+    rng = np.random.default_rng(seed)
+    draw = lambda low, high: int(rng.integers(low, high))  # noqa: E731
+    groups, stride, dilation = draw(1, 4), (draw(1, 4), draw(1, 4)), (draw(1, 4), draw(1, 4))
+    r, s = draw(1, 4), draw(1, 4)
+    options = dict(
+        stride=stride,
+        padding=(draw(0, 3), draw(0, 3)),
+        output_padding=tuple(draw(0, max(pair)) for pair in zip(stride, dilation, strict=True)),
+        groups=groups,
+        dilation=dilation,
+    )
+    shape = (draw(1, 4), groups * draw(1, 4), draw(4, 7), draw(4, 7))
+    k = groups * draw(1, 4)
+    leaves = [formatted(whole(shape, 1), last), whole((shape[1], k // groups, r, s), 2), whole((k,), 3)]
+    actual = gradients(lambda x, w, b: ct.conv_transpose2d(x, w, b, **options), *leaves)
+    expected = gradients(lambda x, w, b: F.conv_transpose2d(x, w, b, **options), *leaves)
+    assert_all_equal(actual, expected, options)
+    without_bias = ct.conv_transpose2d(leaves[0], leaves[1], **options)
+    assert torch.equal(without_bias, F.conv_transpose2d(leaves[0], leaves[1], **options))
+
+
+@both_formats
+@pytest.mark.parametrize("seed", ROUNDS)
+def test_max_pool2d(seed, last):
+    shape, options = pool_case(seed)
+    x = formatted(whole(shape, seed, DTYPES[seed % 2]), last)
+    assert_all_equal(
+        gradients(lambda x: ct.max_pool2d(x, **options), x), gradients(lambda x: F.max_pool2d(x, **options), x), options
+    )
+    indices = dict(return_indices=True, **options)
+    assert_all_equal(ct.max_pool2d(x, **indices), F.max_pool2d(x, **indices), options)
+    recorded = x.detach().requires_grad_()
+    output, chosen = ct.max_pool2d(recorded, **indices)
+    assert output.requires_grad
+    assert not chosen.requires_grad
+    assert_all_equal(
+        gradients(lambda x: ct.max_pool2d(x, **indices)[0], x), gradients(lambda x: F.max_pool2d(x, **options), x)
+    )
+
+
+def test_windows_too_large_for_codes():
+    x = whole((2, 3, 20, 19))
+    assert_all_equal(gradients(lambda x: ct.max_pool2d(x, 16, 2), x), gradients(lambda x: F.max_pool2d(x, 16, 2), x))
+
+
+@both_formats
+def test_relu(last):
+    x = formatted(whole((2, 3, 5, 6)), last)
+    x.flatten()[::7] = 0
+    assert_all_equal(gradients(ct.relu, x), gradients(torch.relu, x))
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0])
+    assert torch.equal(ct.relu(special).nan_to_num(9), torch.relu(special).nan_to_num(9))
+    for shape in [(), (0, 3), (7,), (2, 1, 3, 2, 2)]:
+        assert torch.equal(ct.relu(-torch.ones(shape)), torch.zeros(shape))
+
+
+@both_formats
+@pytest.mark.parametrize("seed", range(12))
+def test_fused_block(seed, last):
+    case = conv_case(seed)
+    conv = {name: case.options[name] for name in ("stride", "padding", "dilation", "groups")}
+    leaves = [formatted(whole(case.input_shape, 1), last), whole(case.weight_shape, 2), whole((case.k,), 3)]
+    pool = dict(pool_kernel_size=(2, 1), pool_stride=(1, 2))
+    actual = gradients(lambda *tensors: ct.conv2d_relu_max_pool2d(*tensors, **conv, **pool), *leaves)
+    by_torch = dict(conv, padding_mode="zeros", activation="relu")
+    expected = gradients(lambda *tensors: F.max_pool2d(conv_by_torch(*tensors, **by_torch), (2, 1), (1, 2)), *leaves)
+    assert_all_equal(actual, expected, case)
+
+
+def test_same_padding():
+    x, w = whole((2, 3, 8, 9)), whole((4, 3, 3, 2), 1)
+    strided = ct.conv2d(x, w, stride=2, padding="same")
+    assert torch.equal(strided, torch.from_numpy(convx.conv2d(x.numpy(), w.numpy(), stride=2, padding="same")))
+    assert strided.shape == (2, 4, 4, 5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: ct.conv2d(x, whole((4, 3, 3, 3), 1), padding=1),
+        lambda x: ct.conv_transpose2d(x, whole((3, 4, 3, 3), 1), stride=2),
+        lambda x: ct.max_pool2d(x, 2),
+        lambda x: ct.max_pool2d(x, 2, return_indices=True)[1],
+        ct.relu,
+        lambda x: ct.conv2d_relu_max_pool2d(x, whole((4, 3, 3, 3), 1), pool_kernel_size=2),
+    ],
+    ids=["conv2d", "conv_transpose2d", "max_pool2d", "indices", "relu", "fused"],
+)
+class TestMemory:
+    def test_channels_last_comes_back(self, function):
+        """Results and gradients lie as the input does, and no copy of it is made on the way."""
+        x = whole((2, 3, 8, 9))
+        for last, wanted in ((False, torch.contiguous_format), (True, torch.channels_last)):
+            leaf = formatted(x, last).requires_grad_()
+            y = function(leaf)
+            assert y.is_contiguous(memory_format=wanted)
+            assert torch.equal(y, function(x))
+            if y.requires_grad:
+                y.sum().backward()
+                assert leaf.grad.is_contiguous(memory_format=wanted)
+
+    def test_views(self, function):
+        x = whole((4, 6, 17, 19))[::2, ::2, 1::2, :9]
+        assert torch.equal(function(x), function(x.contiguous()))
+        expanded = whole((1, 3, 1, 9)).expand(2, 3, 8, 9)
+        assert torch.equal(function(expanded), function(expanded.contiguous()))
+
+    def test_one_image(self, function):
+        x = whole((3, 8, 9)).requires_grad_()
+        y = function(x)
+        assert torch.equal(y, function(x[None])[0])
+        if y.requires_grad:
+            y.sum().backward()
+            assert x.grad.shape == x.shape
+
+    def test_no_images(self, function):
+        x = torch.zeros(0, 3, 8, 9, requires_grad=True)
+        y = function(x)
+        assert y.shape == (0, *function(torch.zeros(1, 3, 8, 9)).shape[1:])
+        if y.requires_grad:
+            y.sum().backward()
+            assert x.grad.shape == x.shape
+
+    def test_negations_still_to_be_done(self, function):
+        x = whole((2, 3, 8, 9))
+        assert torch.equal(function(torch._neg_view(x)), function(-x))
+
+
+def test_one_channel_as_channels_last():
+    """PyTorch's own question has two answers for such an image; its convolutions follow the strides, as convx does."""
+    x, w = whole((2, 1, 8, 9)), as_channels_last(whole((4, 1, 3, 3), 1))
+    last = torch.empty(2, 1, 8, 9, memory_format=torch.channels_last).copy_(x)
+    for image in (x, last):
+        wanted = F.conv2d(image, w if image is last else w.contiguous())
+        actual = ct.conv2d(image, w)
+        assert actual.stride() == wanted.stride()
+        assert torch.equal(actual, wanted)
+
+
+def test_zero_copy():
+    """The kernels read and write PyTorch's memory: a change of the tensor shows in the view that they are given."""
+    x = as_channels_last(whole((2, 3, 8, 9)))
+    view = _kernels._image(x, True)
+    assert view.flags.c_contiguous
+    x[1, 2, 3, 4] = 77
+    assert view[1, 3, 4, 2] == 77
+
+
+class TestWays:
+    """Plain eager calls go past the dispatcher; all others through it, with the same bits."""
+
+    @pytest.fixture
+    def watcher(self):
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        class Watcher(TorchDispatchMode):
+            def __init__(self):
+                super().__init__()
+                self.seen = []
+
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                self.seen.append(function)
+                return function(*args, **(kwargs or {}))
+
+        return Watcher()
+
+    def step(self):
+        x, w, b = whole((2, 4, 9, 9)), whole((4, 4, 3, 3), 1), whole((4,), 2)
+
+        def network(x, w, b):
+            y = ct.max_pool2d(ct.relu(ct.conv2d(x, w, b, padding=1, activation="relu")), 2)
+            return ct.conv2d_relu_max_pool2d(ct.conv_transpose2d(y, w, b), w, b, pool_kernel_size=2)
+
+        return gradients(network, x, w, b)
+
+    def test_same_bits(self, watcher, monkeypatch):
+        calls = []
+        for name in ("conv2d", "relu", "max_pool2d_with_choice", "conv2d_relu_max_pool2d", "conv2d_grad_input"):
+            kernel = getattr(_library, name)
+            monkeypatch.setattr(_library, name, lambda *args, kernel=kernel: calls.append(kernel) or kernel(*args))
+        straight = self.step()
+        assert calls == []
+        with watcher:
+            watched = self.step()
+        assert_all_equal(watched, straight)
+        ops = torch.ops.convx
+        assert {ops.conv2d.default, ops.max_pool2d_with_choice.default, ops.relu.default} <= set(watcher.seen)
+        assert ops.conv2d_grad_weight.default in watcher.seen
+        assert ops.conv2d_relu_max_pool2d_backward.default in watcher.seen
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_nothing_recorded(self, mode, monkeypatch):
+        monkeypatch.setattr(_library, "conv2d", None)
+        x, w = whole((2, 3, 8, 9)).requires_grad_(), whole((4, 3, 3, 3), 1).requires_grad_()
+        with mode():
+            y = ct.conv2d(x, w)
+            assert not y.requires_grad
+            assert not ct.max_pool2d(y, 2).requires_grad
+            assert not ct.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2).requires_grad
+
+    def test_only_what_is_needed(self):
+        """Frozen tensors get no gradient, and what only their gradients need is not kept."""
+        x, w, b = whole((2, 3, 8, 9)), whole((4, 3, 3, 3), 1), whole((4,), 2)
+        kept = []
+        for leaf, other in ((x, w), (w, x), (b, None)):
+            leaf.requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+                y = ct.conv2d(x, w, b)
+            assert [tensor.data_ptr() for tensor in kept] == ([] if other is None else [other.data_ptr()])
+            y.backward(torch.ones_like(y))
+            assert leaf.grad is not None
+            leaf.requires_grad_(False)
+            kept.clear()
+        assert len({id(each.grad) for each in (x, w, b)}) == 3
+
+    def test_saved_bytes(self):
+        """One byte for each pooled element; the fused block keeps no output of the convolution."""
+        x, w = whole((2, 3, 8, 8)).requires_grad_(), whole((4, 3, 3, 3), 1).requires_grad_()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            ct.max_pool2d(x, 2)
+            assert [(t.dtype, t.numel()) for t in kept] == [(torch.uint8, 2 * 3 * 4 * 4)]
+            kept.clear()
+            ct.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2)
+        assert sorted(t.numel() * t.element_size() for t in kept) == sorted([x.nbytes, w.nbytes, 2 * 4 * 3 * 3])
+
+    def test_changed_in_place(self):
+        x, w = whole((2, 3, 8, 9)).requires_grad_(), whole((4, 3, 3, 3), 1).requires_grad_()
+        for function in (
+            lambda: ct.conv2d(x, w),
+            lambda: ct.conv_transpose2d(ct.conv2d(x, w), w),
+            lambda: ct.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
+        ):
+            y = function()
+            with torch.no_grad():
+                w.add_(1)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+        y = ct.relu(x)
+        y.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+    def test_twice_backward(self):
+        y = ct.conv2d(whole((2, 3, 8, 9)), whole((4, 3, 3, 3), 1).requires_grad_())
+        y.sum().backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            y.sum().backward()
+
+    def test_threads(self):
+        """The backward pass runs in a thread of its own where the caller has several devices or calls from several."""
+        import threading
+
+        expected = self.step()
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(self.step())) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4
+        for each in found:
+            assert_all_equal(each, expected)
+
+
+class TestRoutes:
+    """Tensors given to the functions of convx itself."""
+
+    @pytest.mark.parametrize("axes", [4, 3])
+    def test_every_function(self, layout, axes):
+        """The results of the NumPy arrays, with and without a gradient to record."""
+        shape = (2, 8, 9, 3) if layout == "NHWC" else (2, 3, 8, 9)
+        x, w, b = whole(shape[4 - axes :]), whole((4, 3, 3, 3), 1), whole((4,), 2)
+        conv = dict(padding=1, layout=layout)
+        arrays = {}
+        for kind in ("array", "tensor", "recorded"):
+            convert = (lambda t: t.numpy()) if kind == "array" else (lambda t: t.clone())
+            xs, ws, bs = (convert(each) for each in (x, w, b))
+            if kind == "recorded":
+                xs.requires_grad_()
+            y = convx.conv2d(xs, ws, bs, activation="relu", **conv)
+            g = convert(whole(y.shape, 3))
+            pooled, codes = convx.max_pool2d(y, 2, layout=layout, return_codes=True)
+            indexed, indices = convx.max_pool2d(y, 2, layout=layout, return_indices=True)
+            scattered = convx.max_pool2d_backward(pooled, codes, y.shape, 2, layout=layout)
+            by_index = convx.max_pool2d_backward(pooled, indices, y.shape, 2, layout=layout)
+            fused, saved = convx.conv2d_relu_max_pool2d(xs, ws, bs, pool_kernel_size=2, **conv)
+            some = convx.conv2d_relu_max_pool2d_backward(fused, saved, output_mask=(True, False, True))
+            arrays[kind] = [
+                y,
+                *convx.conv2d_backward(g, xs, ws, **conv),
+                convx.relu(xs),
+                convx.relu_backward(g, y),
+                convx.max_pool2d(y, 2, layout=layout),
+                pooled,
+                codes,
+                indexed,
+                indices,
+                scattered,
+                by_index,
+                fused,
+                saved.codes,
+                *convx.conv2d_relu_max_pool2d_backward(fused, saved),
+                some[0],
+                some[2],
+            ]
+            assert some[1] is None
+            if kind == "recorded":
+                assert all(each.requires_grad for each in (y, pooled, indexed, scattered, by_index, fused, some[0]))
+                assert not any(each.requires_grad for each in (codes, indices, saved.codes))
+        for index, array in enumerate(arrays["array"]):
+            for kind in ("tensor", "recorded"):
+                tensor = arrays[kind][index].detach()
+                np.testing.assert_array_equal(tensor.numpy(), array, err_msg=f"result {index} of {kind}")
+
+    def test_gradients_are_recorded(self):
+        x, w = normal(2, 3, 6, 7), normal(4, 3, 3, 3, seed=1)
+        g = normal(2, 4, 4, 5, seed=2)
+        y = convx.conv2d(x, w)
+        by_convx = convx.conv2d_backward(g, x, w, output_mask=(True, True, False))
+        by_torch = torch.autograd.grad(F.conv2d(x, w), (x, w), g, create_graph=True)
+        assert by_convx[2] is None
+        of_these = torch.autograd.grad([t.sin().sum() for t in by_convx[:2]], (g, x, w))
+        of_those = torch.autograd.grad([t.sin().sum() for t in by_torch], (g, x, w))
+        for one, other in zip(of_these, of_those, strict=True):
+            torch.testing.assert_close(one, other)
+        gradient = convx.relu_backward(y, convx.relu(y))
+        torch.testing.assert_close(
+            torch.autograd.grad(gradient.sum(), x), torch.autograd.grad(F.relu(F.conv2d(x, w)).sum(), x)
+        )
+
+    def test_out(self):
+        x, w = whole((2, 3, 8, 9)), whole((4, 3, 3, 3), 1)
+        for image in (x, as_channels_last(x)):
+            out = torch.zeros(2, 4, 6, 7)
+            assert convx.conv2d(image, w, out=out) is out
+            assert torch.equal(out, F.conv2d(x, w))
+        nhwc = torch.zeros(6, 7, 4)
+        convx.conv2d(x[0].permute(1, 2, 0), w, layout="NHWC", out=nhwc)
+        assert torch.equal(nhwc.permute(2, 0, 1), F.conv2d(x[0], w))
+        y = x.clone()
+        assert convx.relu(y, out=y) is y
+        assert torch.equal(y, torch.relu(x))
+        g = whole(x.shape, 5)
+        wanted = convx.relu_backward(g, y)
+        assert convx.relu_backward(g, y, out=g) is g
+        assert torch.equal(g, wanted)
+
+    def test_prepared_weight(self):
+        x, w = whole((2, 64, 8, 9)), whole((64, 64, 1, 1), 1)
+        ready = convx.prepare_weight(w.numpy(), x.shape)
+        assert torch.equal(convx.conv2d(x, ready), F.conv2d(x, w))
+        assert torch.equal(convx.conv2d(x[0], ready), F.conv2d(x[0], w))
+        for recorded in (x.clone().requires_grad_(), x.to("meta"), x.bfloat16()):
+            with pytest.raises(TypeError, match=r"conv2d: weight is a convx\.PreparedWeight"):
+                convx.conv2d(recorded, ready)
+        with torch.no_grad():
+            assert torch.equal(convx.conv2d(x.clone().requires_grad_(), ready), F.conv2d(x, w))
+
+    def test_saved_prints(self):
+        _, saved = convx.conv2d_relu_max_pool2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 1), pool_kernel_size=2)
+        assert "input=float32(1, 1, 4, 4) 64 bytes" in repr(saved)
+
+
+def test_pytorch_is_not_imported():
+    code = "import sys, convx, numpy; convx.relu(numpy.ones(3)); print('torch' in sys.modules, hasattr(convx, 'torch'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
