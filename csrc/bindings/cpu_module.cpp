@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/cpu_ops.h"
+#include "bindings/entry_points.h"
 #include "bindings/errors.h"
 #include "bindings/fast_call.h"
 #include "bindings/prepared_weight.h"
@@ -75,10 +76,15 @@ PYBIND11_MODULE(_cpu, module) {
         convx::FastCall<&convx::conv2d_relu_max_pool2d_op>::named("conv2d_relu_max_pool2d"),
         convx::FastCall<&convx::conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
         convx::FastCall<&convx::prepare_weight_op>::named("prepare_weight"),
+        convx::FastCall<&convx::settle_conv2d_op>::named("settle_conv2d"),
+        convx::FastCall<&convx::settle_relu_op>::named("settle_relu"),
+        convx::FastCall<&convx::settle_max_pool2d_op>::named("settle_max_pool2d"),
+        convx::FastCall<&convx::settle_conv2d_relu_max_pool2d_op>::named("settle_conv2d_relu_max_pool2d"),
         {nullptr, nullptr, 0, nullptr},
     };
     convx::add_functions(module, operations);
     convx::register_prepared_weight(module);
+    module.attr(convx::entry_points_attribute) = convx::entry_points_capsule();
     module.def("explain", &convx::explain_op);
     module.def("get_num_threads", &convx::num_threads);
     module.def("set_num_threads", &set_num_threads);

@@ -72,6 +72,21 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
                                              py::handle pool_stride, py::handle pool_padding, py::handle layout,
                                              py::handle output_mask);
 
+// The checks alone, for libraries that ask for the shape of a result before there are numbers.
+py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
+                           py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
+                           py::handle activation, py::handle layout, py::handle algorithm);
+py::tuple settle_relu_op(py::handle input);
+py::tuple settle_max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,
+                               py::handle dilation, py::handle ceil_mode, py::handle layout);
+py::tuple settle_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                                           py::handle padding, py::handle dilation, py::handle groups,
+                                           py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
+                                           py::handle layout);
+
+// The addresses of entry_points.h.
+py::capsule entry_points_capsule();
+
 py::list explain_op(const std::string& op, py::handle input_shape, py::handle weight_shape_or_kernel_size,
                     const py::dict& options, const std::string& dtype);
 

@@ -4,6 +4,9 @@
 
 namespace convx {
 
+// How Python spells Algorithm.
+constexpr const char* algorithm_names[] = {"auto", "direct", "winograd"};
+
 // The options of an operation, from its arguments: shared by the backends and by explain. The fused operation has
 // neither padding modes nor dilated windows; what these leave out keeps its default.
 ConvOptions conv_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,

@@ -129,6 +129,49 @@ def conv2d_relu_max_pool2d_backward(
     output_mask: OutputMask,
     /,
 ) -> Gradients[FloatT]: ...
+def settle_conv2d(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+    padding_value: float,
+    activation: Activation,
+    layout: Layout,
+    algorithm: str,
+    /,
+) -> tuple[tuple[int, ...], tuple[Any, ...]]: ...
+def settle_relu(input: Any, /) -> tuple[int, ...]: ...
+def settle_max_pool2d(
+    input: Any,
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Padding,
+    dilation: Pair,
+    ceil_mode: bool,
+    layout: Layout,
+    /,
+) -> tuple[tuple[int, ...], tuple[Any, ...]]: ...
+def settle_conv2d_relu_max_pool2d(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    pool_kernel_size: Pair,
+    pool_stride: Pair | None,
+    pool_padding: Padding,
+    layout: Layout,
+    /,
+) -> tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]: ...
+
+entry_points: object
+
 def explain(
     op: str,
     input_shape: Sequence[int],

@@ -131,7 +131,7 @@ def dispatch(op: str, argument: str, value: Any) -> tuple[Library, Any]:
     if library is None or not _on_cuda(value):
         raise unsupported(op, argument, value)
     if reason := cuda.unavailable_reason():
-        raise RuntimeError(f"{op}: {argument} is {_described(type(value))}, but CUDA cannot be used: {reason}")
+        raise RuntimeError(f"{op}: {argument} is {described(type(value))}, but CUDA cannot be used: {reason}")
     _libraries[type(value)] = library
     return library, cuda.module()
 
@@ -164,13 +164,12 @@ def _elements(strides: tuple[int, ...], item: int) -> tuple[int, ...]:
 
 # The first part of the module that defines an array type: the library's name, and how to get a NumPy array.
 _CONVERSIONS = {
-    "jax": ("JAX", "numpy.asarray(array)"),
-    "jaxlib": ("JAX", "numpy.asarray(array)"),
     "torch": ("PyTorch's tensors on the CPU", "tensor.detach().numpy()"),
 }
 
 
-def _described(kind: type) -> str:
+def described(kind: type) -> str:
+    """Name a type as messages do: "a list", "a torch.Tensor"."""
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
@@ -178,12 +177,15 @@ def _described(kind: type) -> str:
 def unsupported(op: str, argument: str, value: object, *, on_cuda: bool = True) -> TypeError:
     """Make the error for a first argument that the operation does not work on."""
     kind = type(value)
-    expected = f"{op}: {argument} is {_described(kind)}, expected a numpy.ndarray of float32 or float64"
+    expected = f"{op}: {argument} is {described(kind)}, expected a numpy.ndarray of float32 or float64"
     if not on_cuda:
         return TypeError(f"{expected}: on CUDA weights are packed in every call")
+    module = kind.__module__.partition(".")[0]
+    if module in ("jax", "jaxlib"):
+        return TypeError(f"{expected}; for JAX's there is convx.jax.{op.removesuffix('_backward')}, with its gradients")
     if hasattr(kind, "__cuda_array_interface__") and not hasattr(value, "is_cuda"):
         return TypeError(f"{expected}, or a cupy.ndarray: import cupy, which then allocates the results")
-    known = _CONVERSIONS.get(kind.__module__.partition(".")[0])
+    known = _CONVERSIONS.get(module)
     if known is None:
         return TypeError(f"{expected}, or an array of CuPy or PyTorch on a CUDA device")
     library, conversion = known

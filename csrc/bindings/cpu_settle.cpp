@@ -1,0 +1,103 @@
+// The checks of an operation alone: from shapes, dtypes and options to the shape of the result and the settled problem.
+// For libraries that ask for the shape of a result before there are numbers, as JAX does when it traces a function.
+#include "bindings/cpu_ops.h"
+
+namespace convx {
+
+namespace {
+
+// Anything with a shape and a NumPy dtype.
+ArrayInfo described(const std::string& op, const char* name, py::handle array) {
+    const std::string dtype = py::str(array.attr("dtype")).cast<std::string>();
+    if (dtype != "float32" && dtype != "float64")
+        throw TypeError(op + ": " + name + " has dtype " + dtype + ", expected float32 or float64");
+    return {name, dtype == "float32" ? DType::float32 : DType::float64, sizes(op, name, array.attr("shape"))};
+}
+
+std::optional<ArrayInfo> described_bias(const std::string& op, py::handle bias) {
+    if (bias.is_none()) return std::nullopt;
+    return described(op, "bias", bias);
+}
+
+py::tuple to_tuple(const Shape& shape) {
+    py::tuple result(shape.size());
+    for (size_t axis = 0; axis < shape.size(); ++axis) result[axis] = shape[axis];
+    return result;
+}
+
+template <class Value>
+py::tuple both(const Axis& h, const Axis& w, const Value& value) {
+    return py::make_tuple(value(h), value(w));
+}
+py::tuple paddings(const Axis& h, const Axis& w) {
+    return both(h, w, [](const Axis& axis) { return py::make_tuple(axis.pad_before, axis.pad_after); });
+}
+const char* layout_name(bool channels_last) { return channels_last ? "NHWC" : "NCHW"; }
+
+// The fields of ConvSpec in python/convx/jax/_specs.py.
+py::tuple settled(const ConvProblem& problem) {
+    const Axis &h = problem.h, &w = problem.w;
+    const auto mode = [](const Axis& axis) { return padding_mode_names[static_cast<size_t>(axis.mode)]; };
+    return py::make_tuple(both(h, w, [](const Axis& axis) { return axis.input; }),
+                          both(h, w, [](const Axis& axis) { return axis.kernel; }),
+                          both(h, w, [](const Axis& axis) { return axis.output(); }),
+                          both(h, w, [](const Axis& axis) { return axis.stride; }), paddings(h, w),
+                          both(h, w, [](const Axis& axis) { return axis.dilation; }), problem.groups, both(h, w, mode),
+                          problem.padding_value, problem.relu ? py::object(py::str("relu")) : py::none(),
+                          layout_name(problem.channels_last), algorithm_names[static_cast<size_t>(problem.algorithm)]);
+}
+
+// The fields of PoolSpec there.
+py::tuple settled(const PoolProblem& problem) {
+    const Axis &h = problem.h, &w = problem.w;
+    return py::make_tuple(both(h, w, [](const Axis& axis) { return axis.input; }),
+                          both(h, w, [](const Axis& axis) { return axis.kernel; }),
+                          both(h, w, [](const Axis& axis) { return axis.output(); }),
+                          both(h, w, [](const Axis& axis) { return axis.stride; }), paddings(h, w),
+                          both(h, w, [](const Axis& axis) { return axis.dilation; }), h.ceil_mode,
+                          layout_name(problem.channels_last));
+}
+
+}  // namespace
+
+py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
+                           py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
+                           py::handle activation, py::handle layout, py::handle algorithm) {
+    static const std::string op = "conv2d";
+    const std::optional<ArrayInfo> b = described_bias(op, bias);
+    ConvOptions options =
+        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    options.relu = relu_activation(op, activation);
+    const auto [problem, unbatched] =
+        check_conv2d(op, described(op, "input", input), described(op, "weight", weight), b ? &*b : nullptr, options);
+    return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.channels_last, unbatched)),
+                          settled(problem));
+}
+
+py::tuple settle_relu_op(py::handle input) { return to_tuple(described("relu", "input", input).shape); }
+
+py::tuple settle_max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,
+                               py::handle dilation, py::handle ceil_mode, py::handle layout) {
+    static const std::string op = "max_pool2d";
+    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const auto [problem, unbatched] = check_max_pool2d(op, described(op, "input", input), options);
+    return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.channels_last, unbatched)),
+                          settled(problem));
+}
+
+py::tuple settle_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                                           py::handle padding, py::handle dilation, py::handle groups,
+                                           py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
+                                           py::handle layout) {
+    static const std::string op = "conv2d_relu_max_pool2d";
+    const std::optional<ArrayInfo> b = described_bias(op, bias);
+    const FusedOptions options =
+        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const auto [problem, unbatched] =
+        check_conv2d_relu_max_pool2d(op, described(op, "input", input), described(op, "weight", weight),
+                                     b ? &*b : nullptr, options.conv, options.pool);
+    const Shape shape = user_shape(problem.pool.output_shape(), problem.pool.channels_last, unbatched);
+    return py::make_tuple(to_tuple(shape), settled(problem.conv), settled(problem.pool));
+}
+
+}  // namespace convx

@@ -1,0 +1,90 @@
+#include "bindings/jax_calls.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "bindings/options.h"
+
+namespace convx::jax {
+
+namespace {
+
+// Where no message of check.cpp fits: only a caller other than python/convx/jax gets here.
+[[noreturn]] void wrong(const std::string& what) { throw ShapeError("convx: " + what); }
+
+Buffer described(const ffi::AnyBuffer& buffer, const char* name) {
+    const auto sizes = buffer.dimensions();
+    const DType dtype = buffer.element_type() == ffi::DataType::F64 ? DType::float64 : DType::float32;
+    return {{name, dtype, Shape(sizes.begin(), sizes.end())}, buffer.untyped_data(), buffer.element_type()};
+}
+
+template <size_t count>
+size_t index_of(const char* const (&names)[count], std::string_view name) {
+    const auto* const found = std::find(std::begin(names), std::end(names), name);
+    if (found == std::end(names)) wrong("an XLA call has the word " + std::string(name));
+    return static_cast<size_t>(found - std::begin(names));
+}
+
+}  // namespace
+
+Buffer Call::argument(size_t i, const char* name) const {
+    const auto found = arguments_.get<ffi::AnyBuffer>(i);
+    if (!found.has_value()) wrong(std::string("an XLA call lacks ") + name);
+    return described(*found, name);
+}
+
+Buffer Call::result(size_t i, const char* name) const {
+    auto found = results_.get<ffi::AnyBuffer>(i);
+    if (!found.has_value()) wrong(std::string("an XLA call lacks ") + name);
+    return described(**found, name);
+}
+
+template <class T>
+T Call::attribute(const std::string& name) const {
+    auto found = attributes_.get<T>(name);
+    if (!found.has_value()) wrong("an XLA call has no attribute " + name + " of the right type");
+    return *found;
+}
+
+Pair Call::pair(const std::string& name) const {
+    const auto values = attribute<ffi::Span<const int64_t>>(name);
+    if (values.size() != 2) wrong("an XLA call has a " + name + " of " + std::to_string(values.size()) + " numbers");
+    return {values[0], values[1]};
+}
+
+PaddingOption Call::padding(const std::string& name) const {
+    const auto sides = attribute<ffi::Span<const int64_t>>(name);
+    if (sides.size() != 4) wrong("an XLA call has a " + name + " of " + std::to_string(sides.size()) + " numbers");
+    PaddingOption option;
+    option.sides = {Pair{sides[0], sides[1]}, Pair{sides[2], sides[3]}};
+    return option;
+}
+
+ConvOptions Call::conv_options() const {
+    ConvOptions options;
+    options.stride = pair("stride");
+    options.padding = padding("padding");
+    options.dilation = pair("dilation");
+    options.groups = attribute<int64_t>("groups");
+    options.padding_mode = {
+        static_cast<PaddingMode>(index_of(padding_mode_names, attribute<std::string_view>("padding_mode_h"))),
+        static_cast<PaddingMode>(index_of(padding_mode_names, attribute<std::string_view>("padding_mode_w")))};
+    options.padding_value = attribute<double>("padding_value");
+    options.relu = attribute<bool>("relu");
+    options.channels_last = attribute<bool>("channels_last");
+    options.algorithm = static_cast<Algorithm>(index_of(algorithm_names, attribute<std::string_view>("algorithm")));
+    return options;
+}
+
+PoolOptions Call::pool_options(const std::string& prefix) const {
+    PoolOptions options;
+    options.kernel = pair(prefix + "kernel_size");
+    options.stride = pair(prefix + "stride");
+    options.padding = padding(prefix + "padding");
+    options.dilation = pair(prefix + "dilation");
+    options.ceil_mode = attribute<bool>(prefix + "ceil_mode");
+    options.channels_last = attribute<bool>("channels_last");
+    return options;
+}
+
+}  // namespace convx::jax
