@@ -114,7 +114,7 @@ for index, (part, colour) in enumerate((("forward", "C0"), ("backward", "C2"))):
 axis.bar_label(bars, [f"{total:.0f} ms" for total in bottom], padding=2)
 axis.set(
     ylabel="ms",
-    title=f"ResNet-18, {len(images)} images, {convx.get_num_threads()} threads",
+    title=f"ResNet-18, {len(images)} images, one thread",
     ylim=(0, 1.15 * bottom.max()),
 )
 axis.legend()
