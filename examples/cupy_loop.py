@@ -1,8 +1,12 @@
-"""Convolution for CuPy: a training loop of one's own, forward, backward and SGD step, replayed as a CUDA graph.
+"""
+A training loop in CuPy, and as a CUDA graph
+============================================
+
+Forward, backward and SGD step in CuPy, then the step replayed as a CUDA graph. Needs a GPU.
 
 CuPy has had no convolution or pooling since version 14. convx takes CuPy arrays as they are: it works on CuPy's current
 stream, its results come from CuPy's memory pool, and nothing in it waits for the device, so that a whole step can be
-captured once and replayed.
+captured once and replayed. ::
 
     python -m pip install 'convx[cuda13]' scikit-learn          # or convx[cuda12]
     python examples/cupy_loop.py
@@ -115,7 +119,7 @@ class GraphStep:
 
 def main() -> None:
     """Train on scikit-learn's digits, step by step and as a graph, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     if not convx.cuda.is_available():

@@ -1,12 +1,16 @@
-"""Data-parallel training of a converted model: PyTorch's DistributedDataParallel does not see that convx computes.
+"""
+Data-parallel training in PyTorch
+=================================
+
+A converted model under DistributedDataParallel, which does not see that convx computes, started with torchrun.
 
 Each process trains on its share of every batch of handwritten digits, and DistributedDataParallel averages the
-gradients. Two processes on this machine:
+gradients. Two processes on this machine::
 
     python -m pip install 'convx[torch]' scikit-learn
     torchrun --standalone --nproc-per-node 2 examples/ddp.py
 
-Several machines, the same command on each, with one of them as the meeting point:
+Several machines, the same command on each, with one of them as the meeting point::
 
     torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29500 examples/ddp.py
 

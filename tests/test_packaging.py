@@ -82,6 +82,6 @@ def test_source_archive_is_whole_and_clean(tmp_path):
         <= names
     )
     tops = {"CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
-    folders = {"benchmarks", "cmake", "csrc", "examples", "python", "tests"}
+    folders = {"benchmarks", "cmake", "csrc", "docs", "examples", "python", "tests"}
     assert {name.partition("/")[0] for name in names} - tops == folders
     assert not [name for name in names if re.search(r"\.so$|__pycache__|\.pyc$|^benchmarks/results/", name)]

@@ -68,8 +68,11 @@ def conv2d(
     r"""Convolve images with kernels: cross-correlation, the kernel is not flipped.
 
     .. math::
-        y_{nkpq} = b_k + \sum_{c,r,s} x_{n,\;gC/G+c,\;h,\;w} \, w_{kcrs}, \qquad g = \lfloor k / (K/G) \rfloor,
-        \quad h = p \, stride_h + r \, dilation_h - top, \quad w = q \, stride_w + s \, dilation_w - left
+        \begin{aligned}
+        y_{nkpq} &= b_k + \sum_{c,r,s} x_{n,\;gC/G+c,\;h,\;w} \, w_{kcrs}, \qquad g = \lfloor k / (K/G) \rfloor, \\
+        h &= p \, \mathrm{stride}_h + r \, \mathrm{dilation}_h - \mathrm{top}, \\
+        w &= q \, \mathrm{stride}_w + s \, \mathrm{dilation}_w - \mathrm{left}
+        \end{aligned}
 
     Taps that fall outside the image under ``padding_mode="zeros"`` are skipped: an inf or NaN weight over the border
     adds nothing.
