@@ -7,8 +7,10 @@ looked up among the modules that are already loaded: whoever passes an array of 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -109,12 +111,22 @@ class PyTorch:
 _libraries: dict[type, Library] = {}
 
 
-def tensors(value: object) -> Any:
-    """Return the module that works on PyTorch's tensors, autograd included, where `value` is one; otherwise None."""
+def operation(op: str, argument: str, value: Any, function: str | None = None) -> Callable[..., Any]:
+    """Return the function that computes `op` for arrays of the library of `value`, which is not NumPy.
+
+    It takes what those of `convx._cuda` take behind the library. `function` is its name where it is not `op`.
+
+    Raises
+    ------
+    TypeError, RuntimeError
+        As `dispatch` does.
+    """
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
-        return None
-    return importlib.import_module("convx.torch._routes")
+    if torch is not None and isinstance(value, torch.Tensor):
+        routes = importlib.import_module("convx.torch._routes")
+        return getattr(routes, function or op)  # type: ignore[no-any-return]
+    library, module = dispatch(op, argument, value)
+    return functools.partial(getattr(module, function or op), library)
 
 
 def dispatch(op: str, argument: str, value: Any) -> tuple[Library, Any]:

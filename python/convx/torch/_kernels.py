@@ -77,7 +77,7 @@ def conv2d_backward(
             n, c, h, w = input_size
             image = _nothing((n, h, w, c) if last else (n, c, h, w), gradient)
         kernel = _nothing(weight_size, gradient) if weight is None else _array(weight)
-        found = _cpu.conv2d_backward(gradient, image, kernel, *geometry, layout, algorithm, mask)
+        found = _cpu.conv2d_backward(gradient, image, kernel, *geometry, layout, algorithm, mask, False)
         grad_input, grad_weight, grad_bias = (None if each is None else torch.from_numpy(each) for each in found)
     else:
         library, cuda = _devices.dispatch("conv2d_backward", "grad_output", grad_output)
@@ -92,6 +92,7 @@ def conv2d_backward(
             algorithm,
             precision,
             mask,
+            False,
         )
     return None if grad_input is None else _restored(grad_input, last), grad_weight, grad_bias
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from .. import _cpu, _devices
 from .._cpu import ShapeError
-from . import _calls
+from ..ops import check_precision
+from . import _calls, functional
+from ._arguments import records
+from ._eager import eager, is_plain
 
 
 def conv2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
@@ -28,12 +34,41 @@ def conv2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
 
 def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
     """As `convx._cpu.conv2d_backward`, with precision behind the algorithm."""
-    *geometry, layout, algorithm, precision, mask = options
+    *geometry, layout, algorithm, precision, mask, per_sample = options
+    if per_sample is not False:
+        before, after = (grad_output, input, weight, *geometry, layout, algorithm), (mask, per_sample)
+        return _unrecorded("conv2d_backward", "grad_output", before, precision, after)
     last = _last("conv2d_backward", layout)
     gradients = _calls.conv2d_backward(
         _nchw(grad_output, last), _nchw(input, last), weight, mask, *geometry, algorithm, precision
     )
     return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
+
+
+def conv2d_grad_norms(grad_output: Tensor, *rest: Any) -> Any:
+    """As `convx._cpu.conv2d_grad_norms`, with precision at the end."""
+    *before, precision = rest
+    return _unrecorded("conv2d_grad_norms", "grad_output", (grad_output, *before), precision)
+
+
+def conv_transpose2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
+    """As `convx._cpu.conv_transpose2d`, with precision behind the algorithm."""
+    *geometry, layout, algorithm, precision, out = options
+    if out is not None or isinstance(geometry[1], str) or np.shape(geometry[1]) == (2, 2):
+        before = (input, weight, bias, *geometry, layout, algorithm)
+        return _unrecorded("conv_transpose2d", "input", before, precision, (out,))
+    last = _last("conv_transpose2d", layout)
+    found = functional.conv_transpose2d(
+        _nchw(input, last), weight, bias, *geometry, algorithm=algorithm, precision=precision
+    )
+    return _restored(found, last)
+
+
+def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
+    """As `convx._cpu.conv_transpose2d_backward`, with precision behind the algorithm."""
+    *before, precision, mask = options
+    before = [grad_output, input, weight, *before]
+    return _unrecorded("conv_transpose2d_backward", "grad_output", before, precision, (mask,))
 
 
 def relu(input: Tensor, out: Any) -> Tensor:
@@ -42,8 +77,15 @@ def relu(input: Tensor, out: Any) -> Tensor:
     return result if out is None else out
 
 
+def relu_with_mask(input: Tensor, return_mask: Any, out: Any) -> Any:
+    """As `convx._cpu.relu_with_mask`."""
+    return _unrecorded("relu", "input", (input, return_mask, out), function="relu_with_mask")
+
+
 def relu_backward(grad_output: Tensor, output: Any, out: Any) -> Tensor:
     """As `convx._cpu.relu_backward`."""
+    if isinstance(output, Tensor) and output.dtype == torch.uint8:
+        return _unrecorded("relu_backward", "grad_output", (grad_output, output, out))  # type: ignore[no-any-return]
     result = _calls.relu_backward(grad_output, output, _tensor("relu_backward", out))
     return result if out is None else out
 
@@ -85,6 +127,46 @@ def conv2d_relu_max_pool2d_backward(grad_output: Tensor, input: Any, weight: Any
     images = _nchw(grad_output, last), _nchw(input, last), weight, _nchw(codes, last)
     gradients = _calls.conv2d_relu_max_pool2d_backward(*images, mask, *fused, precision)
     return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
+
+
+def _unrecorded(
+    op: str,
+    first: str,
+    before: Sequence[Any],
+    precision: str | None = None,
+    after: Sequence[Any] = (),
+    function: str | None = None,
+) -> Any:
+    """Run an operation that autograd has no rule for, on plain tensors of which none requires grad.
+
+    `precision` stands between the arguments `before` and `after` it, on CUDA alone; None where there is none.
+    """
+    tensors = [each for each in (*before, *after) if isinstance(each, Tensor)]
+    if records(*tensors):
+        raise TypeError(
+            f"{op}: a torch.Tensor requires grad, and this operation is not recorded by autograd: pass "
+            "tensor.detach(), or call under torch.no_grad()"
+        )
+    if not (eager() and all(is_plain(tensor) for tensor in tensors)):
+        raise TypeError(
+            f"{op}: {first} is neither traced nor transformed in this operation: expected dense tensors with memory on "
+            "the CPU or on CUDA, outside of torch.compile, torch.func and fake modes"
+        )
+    if not tensors[0].is_cpu:
+        library, cuda = _devices.dispatch(op, first, tensors[0])
+        words = () if precision is None else (precision,)
+        return getattr(cuda, function or op)(library, *before, *words, *after)
+    if precision not in (None, "ieee"):
+        check_precision(op, precision)
+    found = getattr(_cpu, function or op)(*map(_shared, before), *map(_shared, after))
+    if isinstance(found, tuple):
+        return tuple(None if each is None else torch.from_numpy(np.asarray(each)) for each in found)
+    return torch.from_numpy(found)
+
+
+def _shared(value: Any) -> Any:
+    """Return the array that shares a tensor's memory; anything else as it is."""
+    return value.detach().resolve_neg().numpy() if isinstance(value, Tensor) else value
 
 
 def _last(op: str, layout: object) -> bool:
