@@ -409,6 +409,45 @@ class TestRoutes:
         assert convx.relu_backward(g, y, out=g) is g
         assert torch.equal(g, wanted)
 
+    def unrecorded(self, layout, change=lambda t: t):
+        """Calls of what autograd has no rule for, and of transposed convolutions beyond PyTorch's."""
+        shape = (2, 8, 9, 3) if layout == "NHWC" else (2, 3, 8, 9)
+        x, w, g = change(whole(shape)), change(whole((4, 3, 3, 3), 1)), change(whole((2, 4, 6, 7), 2))
+        if layout == "NHWC":
+            g = g.transpose(0, 2, 3, 1) if isinstance(g, np.ndarray) else g.permute(0, 2, 3, 1)
+        y, mask = convx.relu(x, return_mask=True)
+        return {
+            "conv2d_backward": lambda: convx.conv2d_backward(g, x, w, layout=layout, per_sample=True),
+            "conv2d_grad_norms": lambda: convx.conv2d_grad_norms(g, x, w.shape, layout=layout),
+            "conv_transpose2d": lambda: convx.conv_transpose2d(g, w, padding=((1, 0), (0, 1)), layout=layout),
+            "conv_transpose2d plain": lambda: convx.conv_transpose2d(g, w, stride=2, layout=layout),
+            "conv_transpose2d_backward": lambda: convx.conv_transpose2d_backward(x, g, w, layout=layout),
+            "relu": lambda: (y, mask),
+            "relu_backward": lambda: convx.relu_backward(x, mask),
+        }
+
+    def test_what_is_not_recorded(self, layout):
+        arrays = self.unrecorded(layout, lambda t: t.numpy())
+        for name, call in self.unrecorded(layout).items():
+            found, expected = call(), arrays[name]()
+            pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+            for tensor, array in pairs:
+                assert isinstance(tensor, torch.Tensor)
+                np.testing.assert_array_equal(tensor.numpy(), array, err_msg=name)
+
+    def test_what_is_not_recorded_is_refused(self):
+        x, w = whole((1, 1, 3, 3)), whole((1, 1, 2, 2), 1)
+        recorded = x.clone().requires_grad_()
+        with pytest.raises(TypeError, match="and this operation is not recorded"):
+            convx.relu(recorded, return_mask=True)
+        with torch.no_grad():
+            assert convx.relu(recorded, return_mask=True)[1].dtype == torch.uint8
+        with pytest.raises(TypeError, match="conv2d_grad_norms: grad_output is neither traced nor transformed"):
+            convx.conv2d_grad_norms(x.to("meta"), x, (1, 1, 1, 1))
+        out = torch.zeros(1, 1, 4, 4)
+        assert convx.conv_transpose2d(x, w, out=out) is out
+        assert torch.equal(out, F.conv_transpose2d(x, w))
+
     def test_prepared_weight(self):
         x, w = whole((2, 64, 8, 9)), whole((64, 64, 1, 1), 1)
         ready = convx.prepare_weight(w.numpy(), x.shape)

@@ -158,15 +158,18 @@ def _unrecorded(
         return getattr(cuda, function or op)(library, *before, *words, *after)
     if precision not in (None, "ieee"):
         check_precision(op, precision)
-    found = getattr(_cpu, function or op)(*map(_shared, before), *map(_shared, after))
+    shared = {id(each): each.detach().numpy() for each in tensors}
+    found = getattr(_cpu, function or op)(*(shared.get(id(each), each) for each in (*before, *after)))
+    written = {id(shared[id(each)]): each for each in tensors}  # `out` is returned as it was given
     if isinstance(found, tuple):
-        return tuple(None if each is None else torch.from_numpy(np.asarray(each)) for each in found)
-    return torch.from_numpy(found)
+        return tuple(_tensor_of(each, written) for each in found)
+    return _tensor_of(found, written)
 
 
-def _shared(value: Any) -> Any:
-    """Return the array that shares a tensor's memory; anything else as it is."""
-    return value.detach().resolve_neg().numpy() if isinstance(value, Tensor) else value
+def _tensor_of(found: Any, written: dict[int, Tensor]) -> Tensor | None:
+    if found is None or id(found) in written:
+        return written.get(id(found))
+    return torch.from_numpy(np.asarray(found))
 
 
 def _last(op: str, layout: object) -> bool:
