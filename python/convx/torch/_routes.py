@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import _cpu, _devices
 from .._cpu import ShapeError
@@ -26,10 +27,8 @@ def conv2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     *geometry, activation, layout, algorithm, precision, out = options
     last = _last("conv2d", layout)
     image = _nchw(input, last)
-    result = _calls.conv2d(
-        image, weight, bias, activation, *geometry, algorithm, precision, out=_nchw(_tensor("conv2d", out), last)
-    )
-    return _restored(result, last) if out is None else out
+    result = _calls.conv2d(image, weight, bias, activation, *geometry, algorithm, precision, out=_nchw(out, last))
+    return _restored(result, last) if out is None else _written(out)
 
 
 def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
@@ -73,8 +72,8 @@ def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *opt
 
 def relu(input: Tensor, out: Any) -> Tensor:
     """As `convx._cpu.relu`."""
-    result = _calls.relu(input, _tensor("relu", out))
-    return result if out is None else out
+    result = _calls.relu(input, out)
+    return result if out is None else _written(out)
 
 
 def relu_with_mask(input: Tensor, return_mask: Any, out: Any) -> Any:
@@ -86,8 +85,8 @@ def relu_backward(grad_output: Tensor, output: Any, out: Any) -> Tensor:
     """As `convx._cpu.relu_backward`."""
     if isinstance(output, Tensor) and output.dtype == torch.uint8:
         return _unrecorded("relu_backward", "grad_output", (grad_output, output, out))  # type: ignore[no-any-return]
-    result = _calls.relu_backward(grad_output, output, _tensor("relu_backward", out))
-    return result if out is None else out
+    result = _calls.relu_backward(grad_output, output, out)
+    return result if out is None else _written(out)
 
 
 def max_pool2d(input: Tensor, *options: Any) -> Any:
@@ -167,8 +166,10 @@ def _unrecorded(
 
 
 def _tensor_of(found: Any, written: dict[int, Tensor]) -> Tensor | None:
-    if found is None or id(found) in written:
-        return written.get(id(found))
+    if found is None:
+        return None
+    if id(found) in written:
+        return _written(written[id(found)])
     return torch.from_numpy(np.asarray(found))
 
 
@@ -178,9 +179,9 @@ def _last(op: str, layout: object) -> bool:
     return layout == "NHWC"
 
 
-def _tensor(op: str, out: Any) -> Any:
-    if out is not None and not isinstance(out, Tensor):
-        raise TypeError(f"{op}: out is a {type(out).__module__}.{type(out).__qualname__}, expected a torch.Tensor")
+def _written(out: Tensor) -> Tensor:
+    """Let autograd know that `out` has changed: what keeps it for a backward pass then raises."""
+    increment_version(out)
     return out
 
 
