@@ -41,7 +41,7 @@ def digits(device: torch.device) -> tuple[TensorDataset, Tensor, Tensor]:
     """Return the training set, and the images (N, 1, 8, 8) and labels of the test set."""
     bunch = load_digits()
     images = (bunch.images[:, None] / 8 - 1).astype(np.float32)
-    parts = train_test_split(images, bunch.target, test_size=300, random_state=0, stratify=bunch.target)
+    parts = train_test_split(images, bunch.target, test_size=297, random_state=0, stratify=bunch.target)
     train_x, test_x, train_y, test_y = (torch.from_numpy(part).to(device) for part in parts)
     return TensorDataset(train_x, train_y), test_x, test_y
 
