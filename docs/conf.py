@@ -48,12 +48,12 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+autodoc_typehints_format = "fully-qualified"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
-napoleon_custom_sections = ["Shapes"]
+napoleon_custom_sections = ["Shapes", ("Attributes", "params_style")]
 
 # The examples write nothing that is not shown, and their figures need no screen.
 warnings.filterwarnings("ignore", message=".*is non-interactive.*", category=UserWarning)
