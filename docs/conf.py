@@ -39,7 +39,7 @@ exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 highlight_language = "default"
-smartquotes = False
+smartquotes_action = "D"  # dashes alone: quotes stand in what is nearly code
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -63,6 +63,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"plot_",
     "backreferences_dir": "gallery/uses",
     "doc_module": ("convx",),
+    "reference_url": {"convx": None},
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,
