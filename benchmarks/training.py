@@ -64,17 +64,17 @@ def tables(results: Results) -> list[RenderableType]:
         entries = (duration(seconds) if (seconds := cell.seconds(name)) else "-" for name in runners)
         amounts = (mebibytes(saved(cell, name)) for name in ("torch", "convx"))
         steps.add_row(cell.case.problem.describe(), *entries, times(ratio(cell)), *amounts, times(saved_ratio(cell)))
-    return [steps, *(unit_table(cell) for cell in cells), Text("")]
+    return [steps, *(part for cell in cells for part in unit_table(cell))]
 
 
-def unit_table(cell: Cell) -> RenderableType:
-    columns = ["layer, with what follows it", "torch", "convx", "ratio"]
-    made = table(f"{cell.case.problem.describe()}: MiB kept for the backward pass, by layer", columns)
+def unit_table(cell: Cell) -> list[RenderableType]:
+    """A heading and the table; its title would be broken to the width of the table."""
+    made = table("", ["layer, with what follows it", "torch", "convx", "ratio"])
     theirs, ours = (cell.timings.get(name, {}).get("saved_by_unit", []) for name in ("torch", "convx"))
     for (name, before), (_, after) in zip(theirs, ours, strict=False):
         if max(before, after) >= LEAST_BYTES:
             made.add_row(name, mebibytes(before), mebibytes(after), times(before / after) if after else Text(""))
-    return made
+    return [Text(f"{cell.case.problem.describe()}: MiB kept for the backward pass, by layer", style="bold"), made]
 
 
 def plot(results: Results, subtitle: str, path: Path) -> Path | None:

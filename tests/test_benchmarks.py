@@ -20,7 +20,7 @@ import convx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cases, cli, data, floor, plots, report, runners, session, timing
+from benchmarks import cases, cli, data, floor, plots, report, runners, session, timing, training
 from benchmarks.cases import Case
 from benchmarks.problems import ConvProblem, FusedProblem, PoolProblem, ReluProblem
 from benchmarks.results import Cell, Results, file_name
@@ -36,7 +36,7 @@ def all_cases() -> list[Case]:
     """Every layer of every list, and the cases that need none, in one pass each."""
     ops = ("conv2d", "max_pool2d", "conv2d_relu_max_pool2d")
     listed = [case for op in ops for case in cases.layer_cases(op, cases.available_lists(), passes=["forward"])]
-    return [*listed, *cases.relu_cases(), *cases.overhead_cases()]
+    return [*listed, *cases.relu_cases(), *cases.overhead_cases(), *cases.training_cases()]
 
 
 class TestCounts:
@@ -54,7 +54,9 @@ class TestCounts:
         assert depthwise.output_shape == (2, 16, 10, 12)
         assert depthwise.flops("forward") == 2 * (2 * 16 * 10 * 12) * 3
 
-    @pytest.mark.parametrize("case", [case for case in all_cases() if case.op != "relu"], ids=lambda case: case.key)
+    @pytest.mark.parametrize(
+        "case", [case for case in all_cases() if case.op not in ("relu", "training")], ids=lambda case: case.key
+    )
     def test_output_shapes_are_those_of_the_library(self, case: Case) -> None:
         """Where the shapes are right the counts follow; the library itself says what they are, on empty batches."""
         problem, empty = case.problem, partial(np.zeros, dtype=np.float32)
@@ -130,12 +132,19 @@ class TestCases:
         assert {case.kind for case in layers} == {*cases.CLASSES[:14]} - {"other kernels"}
         assert {case.problem.input_shape[0] for case in layers if case.rotate} == {1, 8}
         assert not any(case.dtype == "float64" for case in chosen("layers --dtype float32"))
-        networks = chosen("networks")
-        assert {case.passname for case in networks} == {"forward"}
-        assert {name for case in networks for name in case.occurrences} == set(cli.LISTS["networks"])
+        inference = chosen("inference")
+        assert {case.passname for case in inference} == {"forward"}
+        assert {name for case in inference for name in case.occurrences} == set(cli.LISTS["inference"])
         # A whole network, or there is nothing to add up.
-        assert sum(case.occurrences["resnet18"] for case in chosen("networks --quick")) == 20
-        assert {case.passname for case in chosen("networks --lists vgg19 --passes grad_input")} == {"grad_input"}
+        assert sum(case.occurrences["resnet18"] for case in chosen("inference --quick")) == 20
+        assert {case.passname for case in chosen("inference --lists vgg19 --passes grad_input")} == {"grad_input"}
+        trained = [case.problem.describe() for case in chosen("networks")]
+        assert trained == [
+            "lenet5 64x1x28x28", "vgg11_cifar 64x3x32x32", "resnet18 8x3x224x224", "mobilenet_v2 8x3x224x224",
+        ]  # fmt: skip
+        few = chosen("networks --networks resnet18,lenet5 --batch 2,list")
+        assert [case.problem.input_shape[0] for case in few] == [2, 8, 2, 64]
+        assert [case.name for case in chosen("networks --quick")] == ["lenet5"]
         assert len(chosen("all --quick")) < len(chosen("all")) / 5
 
     def test_identical_layers_are_merged(self) -> None:
@@ -179,7 +188,7 @@ class TestCases:
         assert conv_case(problem).kind == kind
         assert conv_case(problem, element="float64").kind == "float64"
 
-    @pytest.mark.parametrize("case", all_cases()[::7], ids=lambda case: case.key)
+    @pytest.mark.parametrize("case", [*all_cases()[::7], cases.training_cases()[1]], ids=lambda case: case.key)
     def test_json_round_trip(self, case: Case) -> None:
         again = Case.from_json(json.loads(json.dumps(case.to_json())))
         assert again == case
@@ -413,6 +422,29 @@ class TestResults:
         written = plots.draw(Results(results().about, whole), tmp_path / "run")
         assert "run-networks.png" in [path.name for path in written]
 
+    def test_training_tables_and_plot(self, tmp_path: Path) -> None:
+        run = results("networks")
+        (case, *_) = cases.training_cases(["vgg11_cifar"])
+        units = {name: [["features.0 Conv2d", n << 20], ["features.5 Flatten", 0]] for name, n in (("a", 9), ("b", 3))}
+        run.cells = [Cell(case, {
+            "torch": timed(0.3, saved_bytes=9 << 20, saved_by_unit=units["a"]),
+            "torch-cl": timed(0.2, saved_bytes=9 << 20, saved_by_unit=units["a"]),
+            "convx": timed(0.125, saved_bytes=3 << 20, saved_by_unit=units["b"]),
+            "convx-nhwc": timed(0.1, saved_bytes=3 << 20, saved_by_unit=units["b"]),
+        })]  # fmt: skip
+        run.about["libraries"]["convx-nhwc"] = {"version": "1", "outputs": "allocated"}
+        del run.about["libraries"]["numpy"]
+        lines = text_of(lambda console: report.show(run, console, training.tables(run)))
+        row = next(line.split() for line in lines.splitlines() if line.strip().startswith("vgg11_cifar 64x3x32x32  "))
+        # Each library's time, the ratio of the better layouts, the saved MiB of both and their ratio.
+        assert row[2:] == ["300", "ms", "200", "ms", "125", "ms", "100", "ms", "2.00", "9.00", "3.00", "3.00"]
+        row = next(line.split() for line in lines.splitlines() if "features.0" in line)
+        assert row == ["features.0", "Conv2d", "9.00", "3.00", "3.00"]
+        assert "features.5" not in lines
+        assert [path.name for path in plots.draw(run, tmp_path / "run")] == ["run-training.png"]
+        run.save(tmp_path / "run.json")
+        assert Results.load(tmp_path / "run.json").cells == run.cells
+
     def test_floor(self) -> None:
         found = {figure.what: figure for figure in floor.figures(results("floor"))}
         three, one = (found[f"conv2d forward {kernel}, share of the FMA peak"] for kernel in ("3x3", "1x1"))
@@ -514,6 +546,22 @@ class TestProcesses:
                             np.testing.assert_allclose(data.probe(ours.logical(case, call())), expected, atol=1e-12)
                             compared += 1
             assert compared == expected_calls, name
+
+    def test_a_training_step_and_what_it_keeps(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        pytest.importorskip("torch")
+        path = tmp_path / "run.json"
+        command = f"networks --networks lenet5 --batch 4 --quick --rounds 2 --threads 1 --output {path}"
+        assert cli.main(command.split()) == 0
+        assert "MiB kept for the backward pass, by layer" in capsys.readouterr().out
+        (cell,) = Results.load(path).cells
+        assert set(cell.timings) == {"convx", "convx-nhwc", "torch", "torch-cl"}
+        for name, timing_ in cell.timings.items():
+            assert timing_["agrees"], name
+            units = dict(timing_["saved_by_unit"])
+            # For each pooled element convx keeps a byte, PyTorch the four floats it was chosen from and an int64 index.
+            assert units["features.0 Conv2d"] == 4 * 6 * 14 * 14 * (1 if "convx" in name else 4 * 4 + 8)
+            # The loss keeps some too.
+            assert sum(units.values()) < timing_["saved_bytes"] < sum(units.values()) + 1000
 
     def test_a_dead_process_is_one_failed_cell(self) -> None:
         case = Case("relu", "forward", ReluProblem(64), "float32", "relu", {"relu": 1})

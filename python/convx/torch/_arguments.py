@@ -14,20 +14,33 @@ _ON_CPU = (torch.float32, torch.float64)
 _ELSEWHERE = (*_ON_CPU, torch.float16, torch.bfloat16)
 
 
-def direct(first: Any, *others: Any) -> bool:
+def direct(first: Any, *others: Any, optional: Any = None) -> bool:
     """Tell whether a call may go past the dispatcher: eager, no autocast, and dense tensors that fit each other."""
+    if optional is not None:
+        others = (*others, optional)
     if not (is_plain(first) and eager()):
         return False
     on_cpu, dtype = first.is_cpu, first.dtype
     if dtype not in _ON_CPU and (on_cpu or dtype not in _ELSEWHERE):
         return False
     for other in others:
-        if other is None:
-            continue
         if not is_plain(other) or other.dtype is not dtype or other.is_cpu is not on_cpu:
             return False
     # On the CPU autocast changes neither of the two dtypes; on CUDA it leaves its own and float64.
     return on_cpu or not torch.is_autocast_enabled("cuda") or dtype in (torch.float64, torch.get_autocast_dtype("cuda"))
+
+
+def destination(op: str, out: Any, like: Tensor) -> Tensor:
+    """Return `out`, which is to be written, if it is a tensor beside `like` that autograd lets be written."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{op}: out is a {_kind(out)}, expected a torch.Tensor")
+    if not is_plain(out) or out.device != like.device:
+        raise TypeError(
+            f"{op}: out is on device {out.device}, layout {out.layout}, expected a dense one on {like.device}"
+        )
+    if records(out):
+        raise TypeError(f"{op}: out requires grad, expected a tensor that does not, or torch.no_grad()")
+    return out
 
 
 def records(*tensors: Tensor | None) -> bool:
@@ -42,18 +55,16 @@ def records(*tensors: Tensor | None) -> bool:
 def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
     """Return the tensors as autocast wants them, and whether it converted one; raise for what cannot be worked on.
 
-    The first one decides the device and dtype of all; all but the first may be None.
+    The first one decides the device and dtype of all; `bias` may be None.
     """
     if torch._C._get_tracing_state() is not None:
         raise NotImplementedError(f"{op}: torch.jit.trace does not know convx's operations: use torch.export")
     (first_name, first), *_ = named.items()
     for name, tensor in named.items():
-        if tensor is None and name != first_name:
+        if tensor is None and name == "bias":
             continue
         if not isinstance(tensor, Tensor):
-            kind = type(tensor)
-            whose = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-            raise TypeError(f"{op}: {name} is a {whose}, expected a torch.Tensor")
+            raise TypeError(f"{op}: {name} is a {_kind(tensor)}, expected a torch.Tensor")
         if tensor.layout is not torch.strided:
             raise TypeError(f"{op}: {name} has layout {tensor.layout}, expected torch.strided: pass tensor.to_dense()")
         if tensor.device != first.device:
@@ -89,6 +100,11 @@ def _cast(op: str, kind: str, tensor: Tensor | None) -> Tensor | None:
     if kind == "cpu":
         return tensor.to(torch.float32)
     return tensor.to(torch.get_autocast_dtype("cuda")) if "conv" in op else tensor
+
+
+def _kind(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _name(tensor: Tensor) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._cpu import PreparedWeight, ShapeError
 from ..ops import check_precision
 from . import _autograd, _kernels, _library, _options
-from ._arguments import checked, direct, records
+from ._arguments import checked, destination, direct, records
 
 
 def conv2d(
@@ -28,7 +28,9 @@ def conv2d(
     relu = activation is not None
     if isinstance(weight, PreparedWeight):
         return _with_prepared_weight(input, weight, bias, relu, options, out)
-    if direct(input, weight, bias) and input.dim() == 4:
+    if direct(input, weight, optional=bias) and input.dim() == 4:
+        if out is not None:
+            destination("conv2d", out, input)
         if records(input, weight, bias):
             _refuse_out("conv2d", out)
             return _autograd.conv2d(_kernels.conv2d, False, input, weight, bias, relu, *options)  # type: ignore[no-any-return]
@@ -47,12 +49,13 @@ def conv2d(
 def _with_prepared_weight(
     input: Tensor, weight: PreparedWeight, bias: Tensor | None, relu: bool, options: Any, out: Tensor | None
 ) -> Tensor:
-    tensors = [input] if bias is None else [input, bias]
-    if not direct(*tensors) or records(*tensors) or not input.is_cpu:
+    if not direct(input, optional=bias) or records(input, bias) or not input.is_cpu:
         raise TypeError(
             "conv2d: weight is a convx.PreparedWeight, which serves inference alone: expected eager float32 or float64 "
             "tensors on the CPU, and torch.no_grad() where one requires grad"
         )
+    if out is not None:
+        destination("conv2d", out, input)
     if input.dim() == 3:
         batch = None if out is None else out.unsqueeze(0)
         return _kernels.conv2d(input.unsqueeze(0), weight, bias, relu, *options, out=batch).squeeze(0)
@@ -105,6 +108,8 @@ def conv2d_backward(
 def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
     """Run relu."""
     if direct(input):
+        if out is not None:
+            destination("relu", out, input)
         if records(input):
             _refuse_out("relu", out)
             return _autograd.relu(_kernels.relu, input)  # type: ignore[no-any-return]
@@ -120,6 +125,8 @@ def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None
     """Run relu_backward."""
     op = "relu_backward"
     if direct(grad_output, output):
+        if out is not None:
+            destination(op, out, grad_output)
         if records(grad_output, output):
             _refuse_out(op, out)
             return _autograd.relu_backward(_kernels.relu_backward, grad_output, output)  # type: ignore[no-any-return]
@@ -183,7 +190,7 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
     op = "conv2d_relu_max_pool2d"
     if options[-1] != "ieee":
         check_precision(op, options[-1])
-    if direct(input, weight, bias) and input.dim() == 4:
+    if direct(input, weight, optional=bias) and input.dim() == 4:
         run = _kernels.conv2d_relu_max_pool2d
         if records(input, weight, bias):
             return _autograd.fused(run, False, input, weight, bias, *options)  # type: ignore[no-any-return]

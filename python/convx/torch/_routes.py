@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .._cpu import ShapeError
 from . import _calls
@@ -20,10 +21,8 @@ def conv2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     *geometry, activation, layout, algorithm, precision, out = options
     last = _last("conv2d", layout)
     image = _nchw(input, last)
-    result = _calls.conv2d(
-        image, weight, bias, activation, *geometry, algorithm, precision, out=_nchw(_tensor("conv2d", out), last)
-    )
-    return _restored(result, last) if out is None else out
+    result = _calls.conv2d(image, weight, bias, activation, *geometry, algorithm, precision, out=_nchw(out, last))
+    return _restored(result, last) if out is None else _written(out)
 
 
 def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
@@ -38,14 +37,14 @@ def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any)
 
 def relu(input: Tensor, out: Any) -> Tensor:
     """As `convx._cpu.relu`."""
-    result = _calls.relu(input, _tensor("relu", out))
-    return result if out is None else out
+    result = _calls.relu(input, out)
+    return result if out is None else _written(out)
 
 
 def relu_backward(grad_output: Tensor, output: Any, out: Any) -> Tensor:
     """As `convx._cpu.relu_backward`."""
-    result = _calls.relu_backward(grad_output, output, _tensor("relu_backward", out))
-    return result if out is None else out
+    result = _calls.relu_backward(grad_output, output, out)
+    return result if out is None else _written(out)
 
 
 def max_pool2d(input: Tensor, *options: Any) -> Any:
@@ -93,9 +92,9 @@ def _last(op: str, layout: object) -> bool:
     return layout == "NHWC"
 
 
-def _tensor(op: str, out: Any) -> Any:
-    if out is not None and not isinstance(out, Tensor):
-        raise TypeError(f"{op}: out is a {type(out).__module__}.{type(out).__qualname__}, expected a torch.Tensor")
+def _written(out: Tensor) -> Tensor:
+    """Let autograd know that `out` has changed: what keeps it for a backward pass then raises."""
+    increment_version(out)
     return out
 
 
