@@ -95,10 +95,37 @@ def conv2d(
 
 def conv2d_backward(
     g: Any, x: Any, w: Any, *, layout: str = "NCHW", algorithm: str = "auto", precision: str = "ieee",
-    output_mask: Any = (True, True, True), library: Any = HOST, **options: Any,
+    output_mask: Any = (True, True, True), per_sample: Any = False, library: Any = HOST, **options: Any,
 ) -> Any:  # fmt: skip
     values = (_CONV_DEFAULTS | options).values()
-    return _simt.conv2d_backward(library, g, x, w, *values, layout, algorithm, precision, output_mask)
+    return _simt.conv2d_backward(library, g, x, w, *values, layout, algorithm, precision, output_mask, per_sample)
+
+
+def conv2d_grad_norms(
+    g: Any, x: Any, weight_shape: Any, *, layout: str = "NCHW", algorithm: str = "auto", precision: str = "ieee",
+    library: Any = HOST, **options: Any,
+) -> Any:  # fmt: skip
+    values = (_CONV_DEFAULTS | options).values()
+    return _simt.conv2d_grad_norms(library, g, x, weight_shape, *values, layout, algorithm, precision)
+
+
+_TRANSPOSE_DEFAULTS = dict(stride=1, padding=0, output_padding=0, groups=1, dilation=1)
+
+
+def conv_transpose2d(
+    x: Any, w: Any, b: Any = None, *, layout: str = "NCHW", algorithm: str = "auto", precision: str = "ieee",
+    out: Any = None, library: Any = HOST, **options: Any,
+) -> Any:  # fmt: skip
+    values = (_TRANSPOSE_DEFAULTS | options).values()
+    return _simt.conv_transpose2d(library, x, w, b, *values, layout, algorithm, precision, out)
+
+
+def conv_transpose2d_backward(
+    g: Any, x: Any, w: Any, *, layout: str = "NCHW", algorithm: str = "auto", precision: str = "ieee",
+    output_mask: Any = (True, True, True), library: Any = HOST, **options: Any,
+) -> Any:  # fmt: skip
+    values = (_TRANSPOSE_DEFAULTS | options).values()
+    return _simt.conv_transpose2d_backward(library, g, x, w, *values, layout, algorithm, precision, output_mask)
 
 
 class FakeArray(NDArrayOperatorsMixin):

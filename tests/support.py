@@ -75,6 +75,40 @@ class Conv:
 
 
 @dataclasses.dataclass(frozen=True)
+class Transpose:
+    """A conv_transpose2d problem, in its own letters: C, H and W are those of the input."""
+
+    n: int = 2
+    c: int = 3
+    h: int = 6
+    w: int = 7
+    k: int = 4
+    r: int = 3
+    s: int = 3
+    stride: Any = 1
+    padding: Any = 0
+    output_padding: Any = 0
+    groups: int = 1
+    dilation: Any = 1
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return self.c, self.k // self.groups, self.r, self.s
+
+    @property
+    def options(self) -> dict[str, Any]:
+        names = ("stride", "padding", "output_padding", "groups", "dilation")
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, **changes: Any) -> Transpose:
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Pool:
     """A max_pool2d problem."""
 
@@ -193,6 +227,41 @@ CONV_PROBLEMS = {
     "reduction-1x1-513": Conv(n=1, c=513, h=3, w=5, k=9, r=1, s=1),
     "reduction-of-outputs": Conv(n=1, c=9, h=3, w=5, k=257, padding=1),
     "reduction-of-pixels": Conv(n=3, c=5, h=33, w=31, k=6, padding=1),
+}
+
+
+def transposed(problem: Conv) -> Transpose:
+    """The transposed convolution whose output is what `problem` has as its input, to the last row and column."""
+    x, w = np.zeros(problem.input_shape), np.zeros(problem.weight_shape)
+    n, c, h, w_out = reference.conv2d(x, w, **problem.options).shape
+    result = Transpose(
+        n=n, c=c, h=h, w=w_out, k=problem.c, r=problem.r, s=problem.s, stride=problem.stride,
+        padding=problem.padding, groups=problem.groups, dilation=problem.dilation,
+    )  # fmt: skip
+    if problem.padding in ("same", "same_lower"):
+        return result
+    whole = reference.conv_transpose2d(np.zeros((n, c, h, w_out)), w, **result.options).shape
+    return result.replace(output_padding=(problem.h - whole[2], problem.w - whole[3]))
+
+
+TRANSPOSE_PROBLEMS = {
+    **{name: transposed(problem) for name, problem in CONV_PROBLEMS.items() if problem.padding_mode == "zeros"},
+    "upsampling-2x": Transpose(c=9, h=7, w=8, k=5, r=4, s=4, stride=2, padding=1),
+    "upsampling-2x-3x3": Transpose(c=20, h=7, w=8, k=18, stride=2, padding=1, output_padding=1),
+    "upsampling-3x2-depthwise": Transpose(c=6, h=5, w=6, k=6, r=4, s=3, stride=(3, 2), padding=1, groups=6),
+    "groups-multiplier": Transpose(c=4, h=5, w=6, k=12, stride=2, padding=1, output_padding=(0, 1), groups=4),
+    "output-padding-behind-the-padding": Transpose(r=2, s=3, stride=3, padding=(0, 1), output_padding=2),
+    "output-padding-over-the-stride": Transpose(c=4, k=6, stride=(1, 2), dilation=(4, 5), output_padding=(3, 4)),
+    "output-padding-over-the-stride-per-side": Transpose(
+        padding=((3, 1), (0, 2)), stride=(2, 1), dilation=(5, 4), output_padding=(4, 3), groups=1
+    ),
+    "stride-over-kernel-padded": Transpose(c=3, k=5, r=2, s=1, stride=(3, 4), padding=(1, 0), output_padding=(2, 3)),
+    "padding-over-kernel": Transpose(c=3, h=9, w=8, k=4, r=2, s=2, stride=2, padding=5),
+    "same-stride-over-kernel": Transpose(c=3, k=4, r=2, s=1, stride=4, padding="same"),
+    "no-window-reaches": Transpose(c=3, h=1, w=1, k=4, r=1, s=1, dilation=4, padding=1, output_padding=3),
+    "no-window-reaches-a-column": Transpose(
+        c=3, h=4, w=1, k=4, r=3, s=1, dilation=4, padding=(0, 1), output_padding=(1, 3)
+    ),
 }
 
 
@@ -326,11 +395,33 @@ def conv_bound(expected: SimpleNamespace, name: str, dtype: str) -> np.ndarray:
     return rounding_bound(expected.terms[name], expected.magnitude[name], dtype)
 
 
-def exact_algorithm(problem: Conv) -> str:
+@functools.lru_cache(maxsize=512)
+def transpose_expected(problem: Transpose, kind: str = "normal", seed: int = 0) -> SimpleNamespace:
+    """As conv_expected, of conv_transpose2d."""
+    x = numbers(problem.input_shape, kind, 3 * seed)
+    w = numbers(problem.weight_shape, kind, 3 * seed + 1)
+    b = numbers((problem.k,), kind, 3 * seed + 2)
+    g = numbers(reference.conv_transpose2d(x, w, b, **problem.options).shape, kind, seed + 1000)
+
+    def results(x: np.ndarray, w: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
+        gradients = reference.conv_transpose2d_backward(g, x, w, **problem.options)
+        output = reference.conv_transpose2d(x, w, b, **problem.options)
+        return dict(zip(GRADIENTS, gradients, strict=True), output=output)
+
+    data = (x, w, b, g)
+    values, terms = results(*data), results(*map(np.ones_like, data))
+    magnitude = results(*map(np.abs, data))
+    freeze(*data, *values.values())
+    assert kind != "integer" or max(m.max(initial=0) for m in magnitude.values()) < 2**24, problem
+    return SimpleNamespace(x=x, w=w, b=b, g=g, terms=terms, magnitude=magnitude, **values)
+
+
+def exact_algorithm(problem: Conv | Transpose) -> str:
     """For tests in whole numbers: "direct" where "auto" takes Winograd's method, whose transforms round."""
     shapes = problem.input_shape, problem.weight_shape
-    passes = ("conv2d", "conv2d_backward")
-    plans = [plan for op in passes for plan in convx.explain(op, *shapes, **problem.options)]
+    op = "conv2d" if isinstance(problem, Conv) else "conv_transpose2d"
+    passes = (op, f"{op}_backward")
+    plans = [plan for each in passes for plan in convx.explain(each, *shapes, **problem.options)]
     return "direct" if any(plan.algorithm == "winograd" for plan in plans) else "auto"
 
 

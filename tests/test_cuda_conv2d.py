@@ -272,6 +272,98 @@ def test_sizes_of_zero(kind, layout):
     assert_equal(grads[2].astype(float), np.full(4, 40.0), "grad_bias at C = 0")
 
 
+PER_SAMPLE = ("3x3-pad1", "1x1", "groups3-odd", "depthwise-stride2", "circular-stride-dilation", "photo",
+              "constant-same-stride", "reduction-of-pixels")  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_gradients_of_every_image(name, way, layout):
+    """In the bits of a call for the image alone, whether or not images lie as channels of one."""
+    dtype, precision = way
+    problem = CONV_PROBLEMS[name].replace(n=3)
+    data = vars(conv_expected(problem, "normal"))
+    x, w, g = (data[each].astype(numpy_dtype(dtype)) for each in "xwg")
+    x, g = to_layout(x, layout), to_layout(g, layout)
+    options = problem.options | dict(layout=layout, precision=precision)
+    grads = cuda.conv2d_backward(g, x, w, per_sample=True, **options)
+    norms = cuda.conv2d_grad_norms(g, x, w.shape, **options)
+    assert_same_bits(grads[0], cuda.conv2d_backward(g, x, w, **options)[0], "grad_input")
+    mirrored = [np.flip(np.flip(array, 0).copy(), 0) for array in (g, x)]  # a launch for each image
+    assert_same_bits(cuda.conv2d_backward(*mirrored, w, per_sample=True, **options), grads, "views")
+    assert_same_bits(cuda.conv2d_grad_norms(*mirrored, w.shape, **options), norms, "norms of views")
+    for image in range(3):
+        part = slice(image, image + 1)
+        alone = cuda.conv2d_backward(g[part], x[part], w, **options)
+        assert_same_bits(grads[1][image], alone[1], f"grad_weight of image {image}")
+        assert_same_bits(grads[2][image], alone[2], f"grad_bias of image {image}")
+        unbatched = cuda.conv2d_backward(g[image], x[image], w, per_sample=True, **options)
+        assert_same_bits(unbatched[1:], alone[1:], f"image {image} without a batch axis")
+        alone = cuda.conv2d_grad_norms(g[part], x[part], w.shape, **options)
+        assert_same_bits(alone, tuple(each[part] for each in norms), f"norms of image {image}")
+        assert [each.shape for each in cuda.conv2d_grad_norms(g[image], x[image], w.shape, **options)] == [(), ()]
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_norms_of_whole_numbers(name, way, layout):
+    """Sums that float32 has exactly, and their squares float64: not even 16-bit types round, which would overflow."""
+    dtype, precision = way
+    problem = CONV_PROBLEMS[name]
+    expected = conv_expected(problem, "integer")
+    x, g = (to_layout(getattr(expected, each).astype(numpy_dtype(dtype)), layout) for each in "xg")
+    norms = cuda.conv2d_grad_norms(g, x, problem.weight_shape, layout=layout, precision=precision, **problem.options)
+    wanted = reference.conv2d_grad_norms(expected.g, expected.x, problem.weight_shape, **problem.options)
+    for got, truth, which in zip(norms, wanted, ("weight_norms", "bias_norms"), strict=True):
+        assert got.dtype == np.float64
+        assert_equal(got, truth, f"{which} of {name}")
+
+
+def test_norms_of_several_blocks(layout, monkeypatch):
+    problem = Conv(n=2, c=70, h=3, w=4, k=60)
+    assert np.prod(problem.weight_shape) > 2 * 16384
+    expected = conv_expected(problem, "integer")
+    x, g = (to_layout(getattr(expected, each).astype("float32"), layout) for each in "xg")
+    wanted = reference.conv2d_grad_norms(expected.g, expected.x, problem.weight_shape, **problem.options)
+    for seed in ("1", "2"):
+        monkeypatch.setenv("CONVX_SIMT_SEED", seed)
+        norms = cuda.conv2d_grad_norms(g, x, problem.weight_shape, layout=layout, **problem.options)
+        assert_equal(norms[0], wanted[0], "weight_norms")
+
+
+def test_per_sample_memory(layout):
+    """The library allocates the results and what the plans say."""
+    problem = CONV_PROBLEMS["3x3-pad1"]
+    expected = conv_expected(problem, "integer")
+    x, w, g = (getattr(expected, each).astype("float32") for each in "xwg")
+    x, g = to_layout(x, layout), to_layout(g, layout)
+    for op, call in [
+        ("conv2d_backward", lambda library: cuda.conv2d_backward(
+            g, x, w, per_sample=True, output_mask=(False, True, True), layout=layout, library=library,
+            **problem.options)[1:]),
+        ("conv2d_grad_norms", lambda library: cuda.conv2d_grad_norms(
+            g, x, w.shape, layout=layout, library=library, **problem.options)),
+    ]:  # fmt: skip
+        library = cuda.Host()
+        results = call(library)
+        plans = explain(op, problem, "float32", layout, "ieee", output_mask=(False, True, True), per_sample=True)
+        workspace = sum(plan["workspace_bytes"] for plan in plans)
+        assert sum(array.nbytes for array in library.allocated) == workspace + sum(each.nbytes for each in results)
+    assert [plan["pass"] for plan in plans] == ["weight_norms", "bias_norms"]
+
+
+def test_per_sample_sizes_of_zero(layout):
+    w = np.ones((4, 3, 3, 3), "float32")
+    x, g = to_layout(np.zeros((0, 3, 6, 7), "float32"), layout), to_layout(np.zeros((0, 4, 4, 5), "float32"), layout)
+    grads = cuda.conv2d_backward(g, x, w, layout=layout, per_sample=True)
+    assert [grad.shape for grad in grads] == [x.shape, (0, 4, 3, 3, 3), (0, 4)]
+    assert [norms.shape for norms in cuda.conv2d_grad_norms(g, x, w.shape, layout=layout)] == [(0,), (0,)]
+    x, g = to_layout(np.zeros((2, 0, 6, 7), "float32"), layout), to_layout(np.ones((2, 4, 4, 5), "float32"), layout)
+    norms = cuda.conv2d_grad_norms(g, x, (4, 0, 3, 3), layout=layout)
+    assert_equal(norms[0], np.zeros(2), "norms of no weights")
+    assert_equal(norms[1], np.full(2, 1600.0), "norms of the bias")
+
+
 def test_unbatched(layout):
     problem = CONV_PROBLEMS["3x3-pad1"].replace(n=1)
     expected = conv_expected(problem, "integer")

@@ -68,6 +68,71 @@ class TestRelu:
         assert_equal(wide(in_place), wide(wanted), "in place")
 
 
+def with_mask(x, out=None):
+    return cuda._simt.relu_with_mask(HOST, x, True, out)
+
+
+@pytest.mark.core
+@each_type
+class TestReluMask:
+    def test_values(self, kind):
+        for shape in [*SHAPES, (127,), (128,), (1031,), (5, 1, 300)]:
+            x, g = special(shape, kind), special(shape, kind, 1)
+            y, mask = with_mask(x)
+            wanted, wanted_mask = reference.relu(wide(x), return_mask=True)
+            assert_equal(wide(y), wanted, shape)
+            assert_same_bits(mask, wanted_mask, shape)
+            grad = wide(cuda._simt.relu_backward(HOST, g, mask, None))
+            assert_equal(grad, reference.relu_backward(wide(g), mask), shape)
+            assert_same_bits(cuda._simt.relu_with_mask(HOST, x, False, None), y, shape)
+
+    def test_views_and_out(self, kind):
+        x, g = special((3, 4, 50), kind), special((3, 4, 50), kind, 1)
+        y, mask = with_mask(x)
+        grad = cuda._simt.relu_backward(HOST, g, mask, None)
+        if kind != "bfloat16":
+            for name, view in views(x):
+                if view.flags.aligned and not any(stride % view.itemsize for stride in view.strides):
+                    assert_same_bits(with_mask(view), (y, mask), name)
+            for name, view in views(g):
+                if view.flags.aligned and not any(stride % view.itemsize for stride in view.strides):
+                    assert_same_bits(cuda._simt.relu_backward(HOST, view, mask, None), grad, name)
+        for name, view in views(mask):
+            assert_same_bits(cuda._simt.relu_backward(HOST, g, view, None), grad, name)
+        mirrored = np.zeros((6, 4, 100), x.dtype)[::-2, :, ::-2]
+        assert with_mask(x, mirrored)[0] is mirrored
+        assert_equal(wide(mirrored), wide(y), "out")
+        assert cuda._simt.relu_backward(HOST, g, mask, mirrored) is mirrored
+        assert_equal(wide(mirrored), wide(grad), "out of backward")
+        in_place = x.copy()
+        assert_same_bits(with_mask(in_place, in_place), (y, mask), "in place")
+
+    def test_every_order_of_threads(self, kind, monkeypatch):
+        x = special((3, 1031), kind)
+        expected = with_mask(x)
+        for seed in ("2", "3"):
+            monkeypatch.setenv("CONVX_SIMT_SEED", seed)
+            assert_same_bits(with_mask(x), expected, seed)
+
+    def test_errors(self, kind):
+        g = np.zeros((3, 5), numpy_dtype(kind))
+        mask = np.zeros(2, np.uint8)
+        cases = [
+            (TypeError, "relu: return_mask is an int", lambda: cuda._simt.relu_with_mask(HOST, g, 1, None)),
+            (TypeError, "relu: input has dtype uint8, expected float32, float64, float16 or bfloat16",
+             lambda: with_mask(mask)),
+            (TypeError, "relu_backward: output has dtype bool, expected float32",
+             lambda: cuda._simt.relu_backward(HOST, g, mask.astype(bool), None)),
+            (convx.ShapeError, r"relu_backward: output is a mask of shape \(1,\), expected \(2,\): one bit for each",
+             lambda: cuda._simt.relu_backward(HOST, g, mask[:1], None)),
+            (convx.ShapeError, "relu_backward: out shares memory with output",
+             lambda: cuda._simt.relu_backward(HOST, g.copy(), g.reshape(-1).view(np.uint8)[3:5], g)),
+        ]  # fmt: skip
+        for error, message, call in cases:
+            with pytest.raises(error, match=message):
+                call()
+
+
 def pooled(problem, x, layout, **chosen):
     options = dict(return_indices=False, return_codes=False) | chosen
     return cuda._simt.max_pool2d(HOST, x, *problem.options.values(), layout, *options.values())

@@ -57,7 +57,30 @@ class TestDispatch:
             assert type(y) is FakeArray
             wanted = convx.conv2d(x, w, b, **options)
             assert_equal(y.get(), wanted, precision)
+        transposed = convx.conv_transpose2d(y, on_cuda[1], stride=2, output_padding=1)
+        wanted_transposed = convx.conv_transpose2d(wanted, w, stride=2, output_padding=1)
+        assert type(transposed) is FakeArray
+        assert_equal(transposed.get(), wanted_transposed, "conv_transpose2d")
+        grads = convx.conv_transpose2d_backward(transposed, y, on_cuda[1], stride=2, output_padding=1)
+        wanted_grads = convx.conv_transpose2d_backward(wanted_transposed, wanted, w, stride=2, output_padding=1)
+        for got, expected in zip(grads, wanted_grads, strict=True):
+            assert_equal(got.get(), expected, "conv_transpose2d_backward")
         assert_equal(convx.relu(on_cuda[0]).get(), convx.relu(x), "relu")
+        for got, expected in zip(
+            convx.relu(on_cuda[0], return_mask=True), convx.relu(x, return_mask=True), strict=True
+        ):
+            assert type(got) is FakeArray
+            assert_equal(got.get(), expected, "relu with a mask")
+        mask = convx.relu(on_cuda[0], return_mask=True)[1]
+        assert_equal(convx.relu_backward(on_cuda[0], mask).get(), convx.relu(x), "relu_backward from a mask")
+        per_sample = convx.conv2d_backward(y, *on_cuda[:2], padding=1, per_sample=True)
+        wanted_per_sample = convx.conv2d_backward(wanted, x, w, padding=1, algorithm="direct", per_sample=True)
+        for got, expected in zip(per_sample, wanted_per_sample, strict=True):
+            assert_equal(got.get(), expected, "conv2d_backward, per_sample")
+        norms = convx.conv2d_grad_norms(y, on_cuda[0], w.shape, padding=1)
+        for got, expected in zip(norms, convx.conv2d_grad_norms(wanted, x, w.shape, padding=1), strict=True):
+            assert type(got) is FakeArray
+            assert_equal(got.get(), expected, "conv2d_grad_norms")
         for option in ("return_indices", "return_codes"):
             pooled, chosen = convx.max_pool2d(y, 2, **{option: True})
             wanted_pooled, wanted_chosen = convx.max_pool2d(wanted, 2, **{option: True})

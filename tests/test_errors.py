@@ -34,6 +34,18 @@ def conv2d_backward(**options):
     return lambda: convx.conv2d_backward(**{**dict(grad_output=g, input=x, weight=w), **options})
 
 
+def grad_norms(**options):
+    return lambda: convx.conv2d_grad_norms(**{**dict(grad_output=g, input=x, weight_shape=w.shape), **options})
+
+
+def transpose(**options):
+    return lambda: convx.conv_transpose2d(**{**dict(input=g, weight=w, bias=zeros(8)), **options})
+
+
+def transpose_backward(**options):
+    return lambda: convx.conv_transpose2d_backward(**{**dict(grad_output=x, input=g, weight=w), **options})
+
+
 def max_pool2d(**options):
     return lambda: convx.max_pool2d(**{**dict(input=x, kernel_size=2), **options})
 
@@ -215,6 +227,140 @@ SHAPE_ERRORS = {
     "mask of two": (
         conv2d_backward(output_mask=(True, False)),
         "conv2d_backward: output_mask is (True, False), expected three bools: (grad_input, grad_weight, grad_bias)",
+    ),
+    "per_sample grad_output": (
+        conv2d_backward(grad_output=g[:1], per_sample=True),
+        "conv2d_backward: grad_output has shape (1, 4, 4, 5), expected (2, 4, 4, 5)",
+    ),
+    "norms grad_output": (
+        grad_norms(grad_output=g[:, :3]),
+        "conv2d_grad_norms: grad_output has shape (2, 3, 4, 5), expected (2, 4, 4, 5)",
+    ),
+    "norms weight_shape": (
+        grad_norms(weight_shape=(4, 7, 3, 3)),
+        "conv2d_grad_norms: weight has 7 input channels per group, expected 8 (input channels 8 / groups 1)",
+    ),
+    "norms weight_shape of three": (
+        grad_norms(weight_shape=(4, 3, 3)),
+        "conv2d_grad_norms: weight has 3 dimensions, "
+        "expected 4: (out channels, in channels / groups, kernel height, kernel width)",
+    ),
+    "norms weight_shape negative": (
+        grad_norms(weight_shape=(4, 8, -3, 3)),
+        "conv2d_grad_norms: weight_shape is (4, 8, -3, 3), expected sizes >= 0",
+    ),
+    "norms winograd": (
+        grad_norms(stride=2, algorithm="winograd"),
+        'conv2d_grad_norms: algorithm is "winograd" with kernel (3, 3), stride (2, 2)*',
+    ),
+    "relu mask of another size": (
+        lambda: convx.relu_backward(zeros(3, 5), zeros(1, dtype="uint8")),
+        "relu_backward: output is a mask of shape (1,), expected (2,): "
+        "one bit for each of the 15 elements of grad_output",
+    ),
+    "relu mask of the output's shape": (
+        lambda: convx.relu_backward(zeros(2, 4), zeros(2, 4, dtype="uint8")),
+        "relu_backward: output is a mask of shape (2, 4), expected (1,): "
+        "one bit for each of the 8 elements of grad_output",
+    ),
+    "relu mask as out": (
+        lambda: convx.relu_backward(zeros(8), (shared := zeros(8)).view("uint8")[5:6], out=shared),
+        "relu_backward: out shares memory with output, expected memory of its own",
+    ),
+    "relu out with a mask": (
+        lambda: convx.relu(zeros(3), return_mask=True, out=zeros(4)),
+        "relu: out has shape (4,), expected (3,)",
+    ),
+    "transpose input axes": (
+        transpose(input=zeros(4, 5)),
+        "conv_transpose2d: input has 2 dimensions, expected 4 or 3 (unbatched)",
+    ),
+    "transpose weight axes": (
+        transpose(weight=zeros(4, 8, 3)),
+        "conv_transpose2d: weight has 3 dimensions, "
+        "expected 4: (in channels, out channels / groups, kernel height, kernel width)",
+    ),
+    "transpose weight of conv2d": (
+        transpose(weight=zeros(8, 4, 3, 3)),
+        "conv_transpose2d: weight has 8 input channels, expected 4 as input has",
+    ),
+    "transpose groups": (
+        transpose(groups=3),
+        "conv_transpose2d: groups is 3, expected a divisor of the 4 input channels",
+    ),
+    "transpose groups zero": (transpose(groups=0), "conv_transpose2d: groups is 0, expected a positive number"),
+    "transpose stride": (transpose(stride=0), "conv_transpose2d: stride is (0, 0), expected positive numbers"),
+    "transpose dilation": (transpose(dilation=(1, -1)), "conv_transpose2d: dilation is (1, -1), expected positive*"),
+    "transpose bias": (transpose(bias=zeros(4)), "conv_transpose2d: bias has shape (4,), expected (8,)"),
+    "transpose bias of groups": (
+        transpose(groups=2),
+        "conv_transpose2d: bias has shape (8,), expected (16,)",
+    ),
+    "transpose K zero": (
+        transpose(weight=zeros(4, 0, 3, 3)),
+        f"conv_transpose2d: input (2, 4, 4, 5) and weight (4, 0, 3, 3) {ZERO}",
+    ),
+    "transpose width zero": (
+        transpose(input=zeros(2, 4, 4, 0)),
+        f"conv_transpose2d: input (2, 4, 4, 0) and weight (4, 8, 3, 3) {ZERO}",
+    ),
+    "output_padding": (
+        transpose(output_padding=1),
+        "conv_transpose2d: output_padding is 1 in height, expected 0 to 0 "
+        "(less than the larger of stride 1 and dilation 1)",
+    ),
+    "output_padding of one axis": (
+        transpose(stride=2, dilation=(1, 3), output_padding=(1, 3)),
+        "conv_transpose2d: output_padding is 3 in width, expected 0 to 2 "
+        "(less than the larger of stride 2 and dilation 3)",
+    ),
+    "output_padding negative": (transpose(output_padding=(0, -1)), "conv_transpose2d: output_padding is -1 in width*"),
+    "output_padding of three": (
+        transpose(output_padding=(0, 0, 0)),
+        "conv_transpose2d: output_padding is (0, 0, 0), expected an integer or a pair of integers (height, width)",
+    ),
+    "output_padding beside same": (
+        transpose(stride=2, padding="same", output_padding=1),
+        'conv_transpose2d: output_padding is 1 in height, expected 0: padding "same" or "same_lower" makes the output '
+        "stride times as large as the input",
+    ),
+    "transpose padding": (
+        transpose(padding=((3, 3), (0, 0))),
+        "conv_transpose2d: padding is (3, 3) in height, expected at most 5 in all "
+        "(the windows span 6 cells, output_padding adds 0)",
+    ),
+    "transpose padding negative": (
+        transpose(padding=-1),
+        f"conv_transpose2d: padding is (-1, -1) in height, expected numbers from 0 to {2**40}",
+    ),
+    "transpose padding rule": (
+        transpose(padding="full"),
+        f"conv_transpose2d: padding is 'full', expected {PADDINGS}",
+    ),
+    "transpose size beyond reason": (
+        transpose(stride=2**39),
+        f"conv_transpose2d: a size of {2**41} in height, expected at most {2**40}",
+    ),
+    "transpose size beyond 64 bits": (
+        transpose(stride=2**37),
+        "conv_transpose2d: padded output of * does not fit 64 bits",
+    ),
+    "transpose winograd": (
+        transpose(stride=(1, 2), algorithm="winograd"),
+        'conv_transpose2d: algorithm is "winograd" with kernel (3, 3), stride (1, 2) and dilation (1, 1), '
+        "expected (3, 3), (1, 1) and (1, 1)",
+    ),
+    "transpose out": (
+        transpose(out=zeros(2, 8, 7, 6)),
+        "conv_transpose2d: out has shape (2, 8, 7, 6), expected (2, 8*",
+    ),
+    "transpose grad_output": (
+        transpose_backward(grad_output=zeros(2, 8, 6, 6)),
+        "conv_transpose2d_backward: grad_output has shape (2, 8, 6, 6), expected (2, 8, 6, 7)",
+    ),
+    "transpose mask": (
+        transpose_backward(output_mask=(True,)),
+        f"conv_transpose2d_backward: output_mask is (True,), expected {MASK}",
     ),
     "relu_backward shapes": (
         lambda: convx.relu_backward(zeros(3, 4), zeros(4, 3)),
@@ -418,6 +564,31 @@ TYPE_ERRORS = {
         conv2d_backward(output_mask=(1, 0, 1)),
         "conv2d_backward: output_mask is an int, expected a bool",
     ),
+    "per_sample": (conv2d_backward(per_sample=1), "conv2d_backward: per_sample is an int, expected a bool"),
+    "norms weight instead of its shape": (
+        grad_norms(weight_shape=w),
+        "conv2d_grad_norms: weight_shape is a numpy.ndarray, expected a tuple of integers",
+    ),
+    "norms dtype": (
+        grad_norms(input=x.astype("float64")),
+        "conv2d_grad_norms: grad_output has dtype float32, expected float64 as input has",
+    ),
+    "return_mask": (
+        lambda: convx.relu(zeros(3), return_mask=1),
+        "relu: return_mask is an int, expected a bool",
+    ),
+    "relu mask of bools": (
+        lambda: convx.relu_backward(zeros(8), zeros(1, dtype="bool")),
+        "relu_backward: output has dtype bool, expected float32 or float64",
+    ),
+    "relu mask of 64 bits": (
+        lambda: convx.relu_backward(zeros(8), zeros(1, dtype="uint64")),
+        "relu_backward: output has dtype uint64, expected float32 or float64",
+    ),
+    "output_padding": (
+        transpose(output_padding="1"),
+        "conv_transpose2d: output_padding is a str, expected an integer or a pair of integers (height, width)",
+    ),
     "ceil_mode": (max_pool2d(ceil_mode=1), "max_pool2d: ceil_mode is an int, expected a bool"),
     "return_indices": (max_pool2d(return_indices="yes"), "max_pool2d: return_indices is a str, expected a bool"),
     "kernel_size": (
@@ -483,6 +654,15 @@ ARRAY_ARGUMENTS = {
     ("conv2d_backward", "grad_output"): (g, lambda a: convx.conv2d_backward(a, x, w)),
     ("conv2d_backward", "input"): (x, lambda a: convx.conv2d_backward(g, a, w)),
     ("conv2d_backward", "weight"): (w, lambda a: convx.conv2d_backward(g, x, a)),
+    ("conv2d_grad_norms", "grad_output"): (g, lambda a: convx.conv2d_grad_norms(a, x, w.shape)),
+    ("conv2d_grad_norms", "input"): (x, lambda a: convx.conv2d_grad_norms(g, a, w.shape)),
+    ("conv_transpose2d", "input"): (g, lambda a: convx.conv_transpose2d(a, w, zeros(8))),
+    ("conv_transpose2d", "weight"): (w, lambda a: convx.conv_transpose2d(g, a)),
+    ("conv_transpose2d", "bias"): (zeros(8), lambda a: convx.conv_transpose2d(g, w, a)),
+    ("conv_transpose2d", "out"): (x, lambda a: convx.conv_transpose2d(g, w, out=a)),
+    ("conv_transpose2d_backward", "grad_output"): (x, lambda a: convx.conv_transpose2d_backward(a, g, w)),
+    ("conv_transpose2d_backward", "input"): (g, lambda a: convx.conv_transpose2d_backward(x, a, w)),
+    ("conv_transpose2d_backward", "weight"): (w, lambda a: convx.conv_transpose2d_backward(x, g, a)),
     ("relu", "input"): (x, lambda a: convx.relu(a)),
     ("relu", "out"): (x, lambda a: convx.relu(x, out=a)),
     ("relu_backward", "grad_output"): (x, lambda a: convx.relu_backward(a, x)),
@@ -532,6 +712,8 @@ def test_wrong_dtypes(op, argument):
         "f4,f4",
     ]
     for name in names + (["int64", "uint8"] if legal.dtype == np.float32 else ["float32", "float64", "uint64", ">i8"]):
+        if (op, argument, name) == ("relu_backward", "output", "uint8"):
+            continue  # a mask, whose shape SHAPE_ERRORS looks at
         wrong = np.zeros(legal.shape, name)
         with pytest.raises(TypeError) as caught:
             call(wrong)

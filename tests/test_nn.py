@@ -57,6 +57,9 @@ LAYERS = {
     "conv without bias": lambda: nn.Conv2d(3, 2, 3, bias=False, padding="same", dtype="f8", rng=0),
     "conv reflect": lambda: nn.Conv2d(3, 2, 3, padding=2, padding_mode="reflect", dtype="f8", rng=0),
     "conv NHWC": lambda: nn.Conv2d(7, 2, 3, layout="NHWC", dtype="f8", rng=0),
+    "transposed": lambda: nn.ConvTranspose2d(3, 4, (4, 3), 2, 1, (0, 1), dtype="f8", rng=0),
+    "transposed without bias": lambda: nn.ConvTranspose2d(3, 2, 3, padding="same", bias=False, dtype="f8", rng=0),
+    "transposed NHWC": lambda: nn.ConvTranspose2d(7, 2, 3, 1, dilation=2, layout="NHWC", dtype="f8", rng=0),
     "relu": lambda: nn.ReLU(),
     "pool with codes": lambda: nn.MaxPool2d(2),
     "pool overlapping": lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True),
@@ -104,6 +107,13 @@ def test_pool_keeps_one_byte_per_output_where_the_window_allows():
         assert context.selection.dtype == dtype
         assert context.selection.shape == output.shape
     check_gradients(nn.MaxPool2d(16, 3), distinct(np.random.default_rng(4), (1, 1, 20, 20)), np.random.default_rng(5))
+
+
+def test_relu_keeps_one_bit_per_element():
+    x = np.random.default_rng(4).standard_normal((3, 5, 7))
+    output, context = nn.ReLU().forward(x)
+    assert context.dtype == np.uint8
+    assert context.nbytes == -(-output.size // 8)
 
 
 def digit_network(dtype=np.float32, rng=0):
@@ -208,6 +218,25 @@ class TestNetwork:
         for result in results[1:]:
             for array, first in zip(result, results[0], strict=True):
                 np.testing.assert_array_equal(array, first)
+
+    def test_an_autoencoder_against_pytorch(self):
+        """Both directions of the sizes, and a state dict that passes to PyTorch as it is."""
+        torch = pytest.importorskip("torch")
+        tnn = torch.nn
+        layers = (nn.Conv2d(2, 6, 3, 2, 1, rng=0), nn.ConvTranspose2d(6, 2, 4, 2, 1, groups=2, rng=1))
+        network = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        assert repr(network[2]) == "ConvTranspose2d(6, 2, (4, 4), stride=2, padding=1, groups=2)"
+        twin = tnn.Sequential(tnn.Conv2d(2, 6, 3, 2, 1), tnn.ReLU(), tnn.ConvTranspose2d(6, 2, 4, 2, 1, groups=2))
+        twin.load_state_dict({name: torch.from_numpy(value) for name, value in network.state_dict().items()})
+        x = np.random.default_rng(5).standard_normal((3, 2, 8, 10), np.float32)
+        output, context = network.forward(x)
+        network.backward(output, context)
+        torch_output = twin(torch.from_numpy(x))
+        torch_output.square().sum().div(2).backward()
+        assert output.shape == x.shape
+        np.testing.assert_allclose(output, torch_output.detach().numpy(), rtol=1e-4, atol=1e-5)
+        for (name, parameter), other in zip(network.named_parameters(), twin.parameters(), strict=True):
+            np.testing.assert_allclose(parameter.grad, other.grad.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
 
     def test_sequential_is_a_sequence(self):
         network = digit_network()
@@ -403,6 +432,16 @@ class TestInitialisation:
         assert not layer.bias.value.any()
         assert nn.Linear(512, 256, rng=0).weight.value.std() == pytest.approx(math.sqrt(2 / 512), rel=0.02)
 
+    def test_the_variance_behind_a_transposed_convolution(self):
+        """What goes in with variance 1/2, as behind a ReLU, comes out with variance 1, whatever the stride."""
+        x = np.random.default_rng(0).standard_normal((2, 64, 20, 20), np.float32) * math.sqrt(0.5)
+        for options in (dict(stride=2), dict(stride=(1, 2), groups=4), dict()):
+            layer = nn.ConvTranspose2d(64, 32, 4, rng=0, **options)
+            assert layer.weight.value.shape == (64, 32 // options.get("groups", 1), 4, 4)
+            # Cells that all windows reach; 32 channels with weights of their own: their variance is within 5 %.
+            assert layer(x)[:, :, 4:-4, 4:-4].var() == pytest.approx(1, rel=0.1)
+            assert not layer.bias.value.any()
+
     def test_reproducible(self):
         def weights(rng, dtype="f4"):
             return nn.Conv2d(2, 3, 3, dtype=dtype, rng=rng).weight.value
@@ -499,6 +538,12 @@ class TestCrossEntropyLoss:
             r"Conv2d: kernel_size has 3 numbers, expected an int or",
         ),
         (lambda: nn.Conv2d(1, 1, 3, dtype=int), TypeError, "he_normal: dtype is int64, expected floating point"),
+        (
+            lambda: nn.ConvTranspose2d(4, 3, 3, groups=2),
+            convx.ShapeError,
+            r"ConvTranspose2d: out_channels is 3, expected a multiple of groups",
+        ),
+        (lambda: nn.ConvTranspose2d(4, 3, 3, 0), convx.ShapeError, "ConvTranspose2d: stride is 0, expected a positive"),
         (lambda: nn.MaxPool2d("2"), TypeError, "MaxPool2d: kernel_size is '2', expected an int"),
         (lambda: nn.Linear(True, 1), TypeError, "Linear: in_features is True, expected an int"),
         (lambda: nn.Linear(1, -1), convx.ShapeError, "Linear: out_features is -1, expected a positive number"),

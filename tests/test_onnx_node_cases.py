@@ -1,7 +1,7 @@
-"""ONNX's own backend tests for Conv, MaxPool and Relu: every 2-D float case of the onnx package, none skipped.
+"""ONNX's own backend tests for Conv, ConvTranspose, MaxPool and Relu: all 2-D float cases of its package, none skipped.
 
-Cases whose model is one node of these types, on float32; Conv and MaxPool on four axes. Left out by that: 1-D and 3-D
-windows, integer pooling, and the models in which one of these nodes is part of a larger computation.
+Cases whose model is one node of these types, on float32, and on four axes unless it is a Relu. Left out by that: 1-D
+and 3-D windows, integer pooling, and the models in which one of these nodes is part of a larger computation.
 """
 
 from __future__ import annotations
@@ -25,6 +25,15 @@ CASES = {
         "test_conv_with_strides_and_asymmetric_padding",
         "test_conv_with_strides_no_padding",
         "test_conv_with_strides_padding",
+        "test_convtranspose",
+        "test_convtranspose_autopad_same",
+        "test_convtranspose_dilations",
+        "test_convtranspose_group_2",
+        "test_convtranspose_group_2_image_3",
+        "test_convtranspose_kernel_shape",
+        "test_convtranspose_output_shape",
+        "test_convtranspose_pad",
+        "test_convtranspose_pads",
         "test_maxpool_2d_ceil",
         "test_maxpool_2d_ceil_output_size_reduce_by_one",
         "test_maxpool_2d_default",
@@ -52,11 +61,13 @@ CASES = {
         "test_Conv2d_no_bias",
         "test_Conv2d_padding",
         "test_Conv2d_strided",
+        "test_ConvTranspose2d",
+        "test_ConvTranspose2d_no_bias",
         "test_MaxPool2d",
         "test_MaxPool2d_stride_padding_dilation",
         "test_ReLU",
     ],
-    "pytorch-operator": ["test_operator_conv"],
+    "pytorch-operator": ["test_operator_conv", "test_operator_convtranspose"],
     "simple": ["test_single_relu_model"],
 }
 
@@ -75,7 +86,12 @@ def onnx_cases(kind):
         for case in load_model_tests(kind=kind):
             folder = case.model_dir and pathlib.Path(case.model_dir)
             model = onnx.load(str(folder / "model.onnx")) if folder else case.model
-            if len(model.graph.node) != 1 or model.graph.node[0].op_type not in ("Conv", "MaxPool", "Relu"):
+            if len(model.graph.node) != 1 or model.graph.node[0].op_type not in (
+                "Conv",
+                "ConvTranspose",
+                "MaxPool",
+                "Relu",
+            ):
                 continue
             node = model.graph.node[0]
             x = next(value for value in model.graph.input if value.name == node.input[0]).type.tensor_type
@@ -133,6 +149,26 @@ def conv(attribute, x, w, b=None):
     )
 
 
+def conv_transpose(attribute, x, w, b=None):
+    assert tuple(attribute.get("kernel_shape", w.shape[2:])) == w.shape[2:]
+    stride, dilation = tuple(attribute.get("strides", (1, 1))), tuple(attribute.get("dilations", (1, 1)))
+    output_padding = tuple(attribute.get("output_padding", (0, 0)))
+    padding = padding_of(attribute)
+    if "output_shape" in attribute:
+        # The size is asked for, the padding follows: what the windows span beyond it is cut off, half on each side and
+        # an odd cell at the beginning (SAME_UPPER: at the end). Where the size is larger, cells are added at the end.
+        sides, output_padding = [], []
+        for axis, size in enumerate(attribute["output_shape"]):
+            span = stride[axis] * (x.shape[2 + axis] - 1) + dilation[axis] * (w.shape[2 + axis] - 1) + 1
+            cut = max(0, span - size)
+            end = cut - cut // 2 if padding == "same" else cut // 2
+            sides.append((cut - end, end))
+            output_padding.append(max(0, size - span))
+        padding, output_padding = tuple(sides), tuple(output_padding)
+    group = attribute.get("group", 1)
+    return convx.conv_transpose2d(x, w, b, stride, padding, output_padding, group, dilation)
+
+
 def max_pool(attribute, x, wanted):
     """`wanted` outputs: the values, and the indices within the whole tensor, by rows or by columns of a plane."""
     kernel, dilation = tuple(attribute["kernel_shape"]), tuple(attribute.get("dilations", (1, 1)))
@@ -169,12 +205,14 @@ def test_case(kind, name, isa):
     node, data_sets = onnx_cases(kind)[name]
     attribute = attributes(node)
     for inputs, outputs in data_sets:
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "ConvTranspose"):
             # Both results are float32 sums, each in an order of its own.
-            sizes = conv(attribute, *(np.abs(array) for array in inputs))
-            terms = inputs[1][0].size + len(inputs) - 2
+            function = conv if node.op_type == "Conv" else conv_transpose
+            sizes = function(attribute, *(np.abs(array) for array in inputs))
+            weight = inputs[1]
+            terms = weight.size // weight.shape[node.op_type == "ConvTranspose"] + len(inputs) - 2
             bound = 2 * rounding_bound(terms, sizes, "float32")
-            assert_within(conv(attribute, *inputs), outputs[0], bound, name)
+            assert_within(function(attribute, *inputs), outputs[0], bound, name)
         elif node.op_type == "MaxPool":
             for actual, expected in zip(max_pool(attribute, inputs[0], len(outputs)), outputs, strict=True):
                 assert actual.dtype == expected.dtype

@@ -133,6 +133,99 @@ def test_in_place(isa, dtype):
             assert_same_bits(array, gradient, f"relu_backward into output, {what}")
 
 
+def bits_of(y):
+    return np.packbits(~(y <= 0), bitorder="little")
+
+
+@pytest.mark.core
+def test_mask_of_every_length(isa, dtype):
+    for size in SIZES:
+        x, g = numbers((size,), dtype, size), numbers((size,), dtype, size + 1)
+        y, mask = convx.relu(x, return_mask=True)
+        assert_same_bits(y, convx.relu(x), f"relu of {size}")
+        assert_same_bits(mask, bits_of(y), f"mask of {size}")
+        assert_same_bits(convx.relu_backward(g, mask), convx.relu_backward(g, y), f"relu_backward of {size}")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 5), (2, 3, 5, 7), (2, 3, 2, 3, 2, 3), (4, 0, 5), (1,) * 9])
+def test_mask_of_any_number_of_axes(shape, isa, dtype):
+    x, g = numbers(shape, dtype, 1), numbers(shape, dtype, 2)
+    y, mask = convx.relu(x, return_mask=True)
+    assert_same_bits(y, convx.relu(x), f"relu of {shape}")
+    assert_same_bits(mask, bits_of(y), f"mask of {shape}")
+    assert_same_bits(mask, reference.relu(x, return_mask=True)[1], f"the reference's mask of {shape}")
+    assert_same_bits(convx.relu_backward(g, mask), convx.relu_backward(g, y), f"relu_backward of {shape}")
+    assert_equal(reference.relu_backward(g, mask), reference.relu_backward(g, y), f"the reference's of {shape}")
+
+
+@pytest.mark.core
+def test_every_bit_of_a_mask(isa, dtype):
+    """One element at a time lets the gradient through, in every lane and byte; NaN does, zeros and -inf do not."""
+    for place in range(200):
+        x = np.where(np.arange(200) % 3 == 0, 0.0, np.where(np.arange(200) % 3 == 1, -0.0, -np.inf)).astype(dtype)
+        x[place] = (np.nan, 1e-45 if dtype == "float32" else 5e-324, np.inf)[place % 3]
+        mask = convx.relu(x, return_mask=True)[1]
+        assert mask[place // 8] == 1 << place % 8
+        assert np.count_nonzero(mask) == 1
+        g = convx.relu_backward(np.full(200, np.nan, dtype), mask)
+        assert np.isnan(g[place])
+        assert not np.delete(g, place).any()
+
+
+@pytest.mark.core
+def test_mask_of_views(isa, dtype):
+    """Bits follow the axes, not the memory."""
+    for shape in [(2, 5, 6, 15), (3, 40, 70)]:  # within one buffer and over several
+        x, g = numbers(shape, dtype, 1), numbers(shape, dtype, 2)
+        y, mask = convx.relu(x, return_mask=True)
+        gradient = convx.relu_backward(g, y)
+        for what, view in itertools.chain(views(x), [("swapped", np.swapaxes(np.swapaxes(x, 0, -1).copy(), 0, -1))]):
+            assert_same_bits(convx.relu(view, return_mask=True), (y, mask), f"input {what}")
+        for what, view in views(g):
+            assert_same_bits(convx.relu_backward(view, mask), gradient, f"grad_output {what}")
+        for what, view in views(mask):
+            assert_same_bits(convx.relu_backward(g, view), gradient, f"mask {what}")
+        for what, view in broadcasts(x):
+            assert_same_bits(convx.relu(view, return_mask=True), convx.relu(view.copy(), return_mask=True), what)
+        for what, out in views(np.full_like(x, 7)):
+            if out.flags.writeable and out.flags.aligned:
+                result = convx.relu(x, return_mask=True, out=out)
+                assert result[0] is out
+                assert_same_bits((out, result[1]), (y, mask), f"relu, out {what}")
+                assert convx.relu_backward(g, mask, out=out) is out
+                assert_same_bits(out, gradient, f"relu_backward, out {what}")
+
+
+@pytest.mark.core
+def test_mask_in_place(isa, dtype):
+    x, g = numbers((3, 5, 6, 37), dtype, 1), numbers((3, 5, 6, 37), dtype, 2)
+    y, mask = convx.relu(x, return_mask=True)
+    gradient = convx.relu_backward(g, y)
+    for what, array in itertools.chain([("contiguous", x.copy())], views(x)):
+        if array.flags.writeable and array.flags.aligned:
+            assert_same_bits(convx.relu(array, return_mask=True, out=array), (y, mask), f"relu in place, {what}")
+    for what, array in itertools.chain([("contiguous", g.copy())], views(g)):
+        if array.flags.writeable and array.flags.aligned:
+            convx.relu_backward(array, mask, out=array)
+            assert_same_bits(array, gradient, f"relu_backward in place, {what}")
+
+
+def test_masks_larger_than_the_cache(isa, dtype):
+    """Where non-temporal stores may be used: every distance of the output from a cache line, in several tasks."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(12_000_020, np.float32).astype(dtype)
+    g, out = x[::-1].copy(), np.empty_like(x)
+    whole = ~(x <= 0)
+    for shift in range(0, 17, 3):
+        size = x.size - 20
+        result = convx.relu(x[:size], return_mask=True, out=out[shift : shift + size])
+        assert (result[0] == np.maximum(x[:size], 0)).all(), shift
+        assert_same_bits(result[1], np.packbits(whole[:size], bitorder="little"), f"mask, {shift}")
+        gradient = convx.relu_backward(g[:size], result[1], out=out[shift : shift + size])
+        assert (gradient == np.where(whole[:size], g[:size], 0)).all(), shift
+
+
 def test_arrays_larger_than_the_cache(isa, dtype):
     """Where non-temporal stores may be used: a length and an address that no vector divides."""
     rng = np.random.default_rng(0)

@@ -114,7 +114,9 @@ def test_fused_threads(name, isa, dtype, layout):
 
 def test_relu_threads(isa, dtype):
     x, g = numbers((3, 1_000_001), "normal", 1).astype(dtype), numbers((3, 1_000_001), "normal", 2).astype(dtype)
-    same_for_all_threads(lambda: (convx.relu(x), convx.relu_backward(g, x)), "relu")
+    mask = convx.relu(x, return_mask=True)[1]
+    function = lambda: (convx.relu(x), convx.relu_backward(g, x), *convx.relu(x, return_mask=True))  # noqa: E731
+    same_for_all_threads(lambda: (*function(), convx.relu_backward(g, mask), convx.relu_backward(g.T, mask)), "relu")
 
 
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_backward"])

@@ -14,8 +14,14 @@ SIGNATURES = {
     "padding_value=0.0, activation=None, layout='NCHW', algorithm='auto', precision='ieee', out=None)",
     "conv2d_backward": "(grad_output, input, weight, stride=1, padding=0, dilation=1, groups=1, *, "
     "padding_mode='zeros', padding_value=0.0, layout='NCHW', algorithm='auto', precision='ieee', "
-    "output_mask=(True, True, True))",
-    "relu": "(input, *, out=None)",
+    "output_mask=(True, True, True), per_sample=False)",
+    "conv2d_grad_norms": "(grad_output, input, weight_shape, stride=1, padding=0, dilation=1, groups=1, *, "
+    "padding_mode='zeros', padding_value=0.0, layout='NCHW', algorithm='auto', precision='ieee')",
+    "conv_transpose2d": "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, "
+    "layout='NCHW', algorithm='auto', precision='ieee', out=None)",
+    "conv_transpose2d_backward": "(grad_output, input, weight, stride=1, padding=0, output_padding=0, groups=1, "
+    "dilation=1, *, layout='NCHW', algorithm='auto', precision='ieee', output_mask=(True, True, True))",
+    "relu": "(input, *, return_mask=False, out=None)",
     "relu_backward": "(grad_output, output, *, out=None)",
     "max_pool2d": "(input, kernel_size, stride=None, padding=0, *, dilation=1, ceil_mode=False, layout='NCHW', "
     "return_indices=False, return_codes=False)",

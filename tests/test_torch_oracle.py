@@ -10,13 +10,17 @@ from support import (
     CONV_PROBLEMS,
     GRADIENTS,
     POOL_PROBLEMS,
+    TRANSPOSE_PROBLEMS,
     Conv,
     Pool,
+    Transpose,
     assert_equal,
     assert_within,
     conv_bound,
     conv_expected,
+    exact_algorithm,
     numbers,
+    transpose_expected,
 )
 
 ROUNDS = 400
@@ -93,6 +97,50 @@ def test_random_conv2d(torch, isa, dtype):
             padding_value=draw(-2, 3), padding=((draw(0, 4), draw(0, 4)), (draw(0, 4), draw(0, 4))),
         )  # fmt: skip
         check_conv(torch, problem, dtype)
+
+
+def check_conv_transpose(torch, problem, dtype):
+    """On whole numbers, so that every bit counts."""
+    __tracebackhide__ = True
+    expected = transpose_expected(problem, "integer")
+    leaves = [torch.tensor(getattr(expected, name), requires_grad=True) for name in "xwb"]
+    y = torch.nn.functional.conv_transpose2d(*leaves, **problem.options)
+    y.backward(torch.tensor(expected.g))
+    x, w, b, g = (getattr(expected, name).astype(dtype) for name in "xwbg")
+    options = problem.options | dict(algorithm=exact_algorithm(problem))
+    output = convx.conv_transpose2d(x, w, b, **options)
+    assert_equal(output, y.detach().numpy(), f"output of {problem}")
+    gradients = convx.conv_transpose2d_backward(g, x, w, **options)
+    for name, gradient, leaf in zip(GRADIENTS, gradients, leaves, strict=True):
+        assert_equal(gradient, leaf.grad.numpy(), f"{name} of {problem}")
+
+
+def transposed_by_torch(problem):
+    """PyTorch cuts the same off both sides, and has no rules by name."""
+    return not isinstance(problem.padding, str) and np.shape(problem.padding) != (2, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, each in TRANSPOSE_PROBLEMS.items() if transposed_by_torch(each)])
+def test_conv_transpose2d(name, torch, isa, dtype):
+    check_conv_transpose(torch, TRANSPOSE_PROBLEMS[name], dtype)
+
+
+def test_random_conv_transpose2d(torch, isa, dtype):
+    rng = np.random.default_rng(17)
+    for _ in range(ROUNDS):
+        draw = lambda low, high: int(rng.integers(low, high))  # noqa: E731
+        groups, stride, dilation = draw(1, 5), (draw(1, 5), draw(1, 5)), (draw(1, 4), draw(1, 4))
+        taps, padding = (draw(1, 6), draw(1, 6)), (draw(0, 4), draw(0, 4))
+        spans = [d * (t - 1) + 1 for d, t in zip(dilation, taps, strict=True)]
+        size = [draw(1 + 2 * p // s, 9 + 2 * p // s) for p, s in zip(padding, stride, strict=True)]
+        if any((n - 1) * s + e - 2 * p < 1 for n, s, e, p in zip(size, stride, spans, padding, strict=True)):
+            continue
+        problem = Transpose(
+            n=draw(1, 4), c=groups * draw(1, 10), h=size[0], w=size[1], k=groups * draw(1, 12), r=taps[0], s=taps[1],
+            stride=stride, padding=padding, groups=groups, dilation=dilation,
+            output_padding=tuple(draw(0, max(s, d)) for s, d in zip(stride, dilation, strict=True)),
+        )  # fmt: skip
+        check_conv_transpose(torch, problem, dtype)
 
 
 def pool_data(shape, kind, seed):
@@ -196,6 +244,9 @@ def test_tensors_among_arrays_are_refused_by_name(torch):
         lambda: convx.conv2d(x.numpy(), w),
         lambda: convx.conv2d(x.numpy(), w.numpy(), bias=torch.zeros(1)),
         lambda: convx.conv2d(x.numpy(), w.numpy(), out=torch.zeros(1, 1, 2, 2)),
+        lambda: convx.conv2d_backward(x, x, w, per_sample=True),
+        lambda: convx.conv_transpose2d(x, w),
+        lambda: convx.relu(x, return_mask=True),
         lambda: convx.relu_backward(x.numpy(), x),
     ]:
         with pytest.raises(TypeError, match=r"torch\.Tensor"):

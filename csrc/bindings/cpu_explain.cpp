@@ -1,6 +1,6 @@
 // convx.explain: the operation's own checks and plans, run without arrays.
 #include "bindings/cpu_ops.h"
-#include "cpu/conv2d/plan.h"
+#include "cpu/conv2d/per_sample.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/conv2d_relu_max_pool2d_grad_weight.h"
 #include "cpu/memory_bound.h"
@@ -41,11 +41,52 @@ std::array<bool, 3> mask_from(const std::string& op, const py::dict& options) {
     return options.contains("output_mask") ? output_mask(op, options["output_mask"]) : std::array{true, true, true};
 }
 
-std::vector<PassPlan> backward_plans(const ConvProblem& problem, const std::array<bool, 3>& mask) {
+std::vector<PassPlan> backward_plans(const ConvProblem& problem, const std::array<bool, 3>& mask, bool per_sample) {
     std::vector<PassPlan> plans;
+    const auto plan = [&](ConvPass pass) {
+        if (per_sample && pass == ConvPass::grad_weight)
+            return plan_per_sample_grad_weight(problem, active_kernels(), num_threads());
+        if (per_sample && pass == ConvPass::grad_bias)
+            return plan_per_sample_grad_bias(problem, active_kernels(), num_threads());
+        return plan_conv(problem, pass, active_kernels(), num_threads());
+    };
     constexpr ConvPass passes[] = {ConvPass::grad_input, ConvPass::grad_weight, ConvPass::grad_bias};
     for (size_t i = 0; i < 3; ++i)
-        if (mask[i]) plans.push_back(plan_conv(problem, passes[i], active_kernels(), num_threads()));
+        if (mask[i]) plans.push_back(plan(passes[i]));
+    return plans;
+}
+
+// The passes of conv2d that run, under the names that they have here.
+std::vector<PassPlan> transpose_plans(const ConvTransposeProblem& problem, bool backward,
+                                      const std::array<bool, 3>& mask) {
+    struct Role {
+        bool wanted;
+        const char* pass;
+        ConvPass runs;
+        const char* reason;
+    };
+    const Role roles[] = {
+        {!backward, "forward", ConvPass::grad_input, "the input gradient of a convolution: "},
+        {backward && mask[0], "grad_input", ConvPass::forward, "a convolution of grad_output: "},
+        {backward && mask[1], "grad_weight", ConvPass::grad_weight, ""},
+    };
+    std::vector<PassPlan> plans;
+    for (const Role& role : roles) {
+        if (!role.wanted) continue;
+        PassPlan plan;
+        if (problem.is_empty()) {
+            plan.algorithm = "fill";
+            plan.isa = active_kernels().name;
+            plan.reason = "no window reaches the output";
+        } else {
+            plan = plan_conv(problem.conv, role.runs, active_kernels(), num_threads());
+            plan.reason = role.reason + plan.reason;
+        }
+        plan.pass = role.pass;
+        plans.push_back(plan);
+    }
+    if (backward && mask[2])
+        plans.push_back(plan_conv(problem.bias_sum(), ConvPass::grad_bias, active_kernels(), num_threads()));
     return plans;
 }
 
@@ -70,15 +111,27 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
                                                       options["dilation"], options["ceil_mode"], options["layout"]);
         plans.push_back(
             plan_max_pool2d(check_max_pool2d(op, input, pool).problem, backward, active_kernels(), num_threads()));
+    } else if (forward_op == "conv_transpose2d") {
+        const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
+        const ConvTransposeOptions transpose =
+            transpose_options(op, options["stride"], options["padding"], options["output_padding"], options["groups"],
+                              options["dilation"], options["layout"], options["algorithm"]);
+        plans = transpose_plans(check_conv_transpose2d(op, input, weight, nullptr, transpose).problem, backward,
+                                mask_from(op, options));
     } else {
         const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
         ConvOptions conv = conv_options_from(op, options);
         const bool fused = forward_op == "conv2d_relu_max_pool2d";
         if (fused) conv.relu = true;
         const auto [problem, unbatched] = check_conv2d(op, input, weight, nullptr, conv);
-        plans = backward
-                    ? backward_plans(problem, mask_from(op, options))
-                    : std::vector<PassPlan>{plan_conv(problem, ConvPass::forward, active_kernels(), num_threads())};
+        if (forward_op == "conv2d_grad_norms")
+            plans = {plan_grad_weight_norms(problem, active_kernels(), num_threads()),
+                     plan_grad_bias_norms(problem, active_kernels(), num_threads())};
+        else if (backward)
+            plans = backward_plans(problem, mask_from(op, options),
+                                   options.contains("per_sample") && truth(op, "per_sample", options["per_sample"]));
+        else
+            plans = {plan_conv(problem, ConvPass::forward, active_kernels(), num_threads())};
         if (fused) {
             const PoolOptions pool = pool_options(op, "pool_", options["pool_kernel_size"], options["pool_stride"],
                                                   options["pool_padding"], options["layout"]);

@@ -69,7 +69,11 @@ PYBIND11_MODULE(_cpu, module) {
     static PyMethodDef operations[] = {
         convx::FastCall<&convx::conv2d_op>::named("conv2d"),
         convx::FastCall<&convx::conv2d_backward_op>::named("conv2d_backward"),
+        convx::FastCall<&convx::conv2d_grad_norms_op>::named("conv2d_grad_norms"),
+        convx::FastCall<&convx::conv_transpose2d_op>::named("conv_transpose2d"),
+        convx::FastCall<&convx::conv_transpose2d_backward_op>::named("conv_transpose2d_backward"),
         convx::FastCall<&convx::relu_op>::named("relu"),
+        convx::FastCall<&convx::relu_with_mask_op>::named("relu_with_mask"),
         convx::FastCall<&convx::relu_backward_op>::named("relu_backward"),
         convx::FastCall<&convx::max_pool2d_op>::named("max_pool2d"),
         convx::FastCall<&convx::max_pool2d_backward_op>::named("max_pool2d_backward"),

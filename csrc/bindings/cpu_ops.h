@@ -50,9 +50,22 @@ py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::ha
                     py::handle activation, py::handle layout, py::handle algorithm, py::handle out);
 py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handle weight, py::handle stride,
                              py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
-                             py::handle padding_value, py::handle layout, py::handle algorithm, py::handle output_mask);
+                             py::handle padding_value, py::handle layout, py::handle algorithm, py::handle output_mask,
+                             py::handle per_sample);
+py::tuple conv2d_grad_norms_op(py::handle grad_output, py::handle input, py::handle weight_shape, py::handle stride,
+                               py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
+                               py::handle padding_value, py::handle layout, py::handle algorithm);
+
+py::array conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                              py::handle padding, py::handle output_padding, py::handle groups, py::handle dilation,
+                              py::handle layout, py::handle algorithm, py::handle out);
+py::tuple conv_transpose2d_backward_op(py::handle grad_output, py::handle input, py::handle weight, py::handle stride,
+                                       py::handle padding, py::handle output_padding, py::handle groups,
+                                       py::handle dilation, py::handle layout, py::handle algorithm,
+                                       py::handle output_mask);
 
 py::array relu_op(py::handle input, py::handle out);
+py::object relu_with_mask_op(py::handle input, py::handle return_mask, py::handle out);
 py::array relu_backward_op(py::handle grad_output, py::handle output, py::handle out);
 
 py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,

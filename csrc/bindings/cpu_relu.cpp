@@ -1,5 +1,6 @@
 // ReLU takes arrays of any rank and strides.
 #include "cpu/relu.h"
+#include "cpu/relu_mask.h"
 
 #include <algorithm>
 
@@ -68,6 +69,22 @@ py::array new_like(const FloatArray& like) {
     return py::module_::import("numpy").attr("empty_like")(like.array, py::arg("subok") = false);
 }
 
+// The axes of arrays of one shape, in their order.
+OrderedLoops loops_of(const py::array& from, const py::array& to) {
+    OrderedLoops loops;
+    const auto stride = [](const py::array& array, py::ssize_t axis) {
+        return static_cast<int64_t>(array.strides(axis) / array.itemsize());
+    };
+    for (py::ssize_t axis = 0; axis < from.ndim(); ++axis)
+        loops.append(from.shape(axis), stride(from, axis), stride(to, axis));
+    return loops;
+}
+
+bool is_mask(py::handle object) {
+    return py::isinstance<py::array>(object) &&
+           py::reinterpret_borrow<py::array>(object).dtype().num() == py::dtype::num_of<uint8_t>();
+}
+
 py::array destination(const std::string& op, py::handle out, const FloatArray& like) {
     if (out.is_none()) return new_like(like);
     return output_array(op, out, like.info, like.info.shape).array;
@@ -89,9 +106,52 @@ py::array relu_op(py::handle input, py::handle out) {
     return y;
 }
 
+py::object relu_with_mask_op(py::handle input, py::handle return_mask, py::handle out) {
+    static const std::string op = "relu";
+    if (!truth(op, "return_mask", return_mask)) return relu_op(input, out);
+    const FloatArray x = float_array(op, "input", input);
+    const py::array y = destination(op, out, x);
+    if (!out.is_none()) check_no_overlap(op, y, x, true);
+    py::array mask = new_array<uint8_t>({relu_mask_bytes(x.array.size())});
+    auto* const bits = static_cast<uint8_t*>(mask.mutable_data());
+    dispatch(x.info.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        const OrderedLoops loops = loops_of(x.array, y);
+        const auto* const from = static_cast<const T*>(x.array.data());
+        auto* const to = static_cast<T*>(const_cast<void*>(y.data()));
+        without_gil(x.array.size(), [&] { relu_mask<T>(loops, from, to, bits); });
+    });
+    return py::make_tuple(y, mask);
+}
+
+namespace {
+
+py::array relu_mask_backward_op(const std::string& op, const FloatArray& g, py::handle output, py::handle out) {
+    py::array mask = py::reinterpret_borrow<py::array>(output);
+    check_relu_mask(op, shape_of(mask), g.array.size());
+    if (mask.size() > 1 && mask.strides(0) != 1) mask = mask.attr("copy")();
+    const py::array result = destination(op, out, g);
+    if (!out.is_none()) {
+        check_no_overlap(op, result, g, true);
+        check_no_overlap(op, result, {mask, {"output", DType::float32, {}}});
+    }
+    dispatch(g.info.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        const OrderedLoops loops = loops_of(g.array, result);
+        const auto* const from = static_cast<const T*>(g.array.data());
+        auto* const to = static_cast<T*>(const_cast<void*>(result.data()));
+        const auto* const bits = static_cast<const uint8_t*>(mask.data());
+        without_gil(g.array.size(), [&] { relu_mask_backward<T>(loops, from, bits, to); });
+    });
+    return result;
+}
+
+}  // namespace
+
 py::array relu_backward_op(py::handle grad_output, py::handle output, py::handle out) {
     static const std::string op = "relu_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
+    if (is_mask(output)) return relu_mask_backward_op(op, g, output, out);
     const FloatArray y = float_array(op, "output", output);
     check_dtype(op, y.info, g.info);
     check_shape(op, y.info, g.info.shape);

@@ -73,15 +73,29 @@ DeviceArray DeviceArrays::described(const char* name, py::handle object, std::st
     return array;
 }
 
+void DeviceArrays::wrong_dtype(const char* name, const std::string& dtype, const char* expected) const {
+    throw TypeError(op_ + ": " + name + " has dtype " + dtype + ", expected " + expected);
+}
+
 DeviceArray DeviceArrays::input(const char* name, py::handle object) {
+    const DeviceArray array = input_or_bytes(name, object);
+    if (array.item_bytes != 0) wrong_dtype(name, "uint8", "float32, float64, float16 or bfloat16");
+    return array;
+}
+
+DeviceArray DeviceArrays::input_or_bytes(const char* name, py::handle object) {
     std::string dtype;
     DeviceArray array = described(name, object, dtype);
+    if (dtype == "uint8") {
+        array.item_bytes = 1;
+        return array;
+    }
     for (const NamedType& type : float_types)
         if (dtype == type.name) {
             array.info.dtype = type.dtype;
             return array;
         }
-    throw TypeError(op_ + ": " + name + " has dtype " + dtype + ", expected float32, float64, float16 or bfloat16");
+    wrong_dtype(name, dtype, "float32, float64, float16 or bfloat16");
 }
 
 DeviceArray DeviceArrays::output(py::handle object, const ArrayInfo& like, const Shape& shape) {
@@ -107,7 +121,7 @@ DeviceArray DeviceArrays::output(py::handle object, const ArrayInfo& like, const
 
 void DeviceArrays::check_no_overlap(const DeviceArray& out, const DeviceArray& in, bool in_place_legal) const {
     const int64_t item = item_size(out.info.dtype);
-    const Extent a(out, item), b(in, item);
+    const Extent a(out, item), b(in, in.item_bytes != 0 ? in.item_bytes : item);
     if (a.end <= b.begin || b.end <= a.begin) return;
     if (in_place_legal && out.data == in.data && out.stride == in.stride) return;
     throw ShapeError(op_ + ": out shares memory with " + in.info.name + ", expected memory of its own");
@@ -136,7 +150,7 @@ DeviceArray DeviceArrays::integers(const char* name, py::handle object, std::ini
             array.item_bytes = item_bytes(dtype);
             return array;
         }
-    throw TypeError(op_ + ": " + name + " has dtype " + dtype + ", expected " + expected);
+    wrong_dtype(name, dtype, expected);
 }
 
 DeviceArray DeviceArrays::empty_integers(const char* dtype, const Shape& shape) {

@@ -16,7 +16,7 @@ struct DeviceArray {
     int device;
     bool writeable;
     py::object array;
-    int64_t item_bytes = 0;  // of codes and indices
+    int64_t item_bytes = 0;  // of codes, indices and masks
 };
 
 // The arrays of one call: all of one library, all on the device of the first.
@@ -26,6 +26,8 @@ public:
 
     // Raises TypeError for what is no array of the library or no float array, ShapeError for another device.
     DeviceArray input(const char* name, py::handle object);
+    // The same, or an array of bytes, which has item_bytes 1.
+    DeviceArray input_or_bytes(const char* name, py::handle object);
     // An array that is written: of the given shape and dtype, without overlaps.
     DeviceArray output(py::handle object, const ArrayInfo& like, const Shape& shape);
     void check_no_overlap(const DeviceArray& out, const DeviceArray& in, bool in_place_legal = false) const;
@@ -45,6 +47,7 @@ public:
 private:
     static py::tuple shape_tuple(const Shape& shape);
     DeviceArray described(const char* name, py::handle object, std::string& dtype);
+    [[noreturn]] void wrong_dtype(const char* name, const std::string& dtype, const char* expected) const;
 
     const std::string& op_;
     py::handle library_;

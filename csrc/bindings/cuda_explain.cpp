@@ -1,6 +1,7 @@
 // convx.explain for CUDA: the operation's own checks and plans, run without arrays and without a device.
 #include "bindings/cuda_ops.h"
 #include "bindings/options.h"
+#include "cuda/conv2d/per_sample.h"
 #include "cuda/conv2d_relu_max_pool2d.h"
 
 namespace convx {
@@ -44,9 +45,8 @@ std::string precision_text(DType dtype, cuda::Precision precision) {
            " on tensor cores, summed in float32";
 }
 
-Entry conv_entry(const ConvProblem& problem, cuda::ConvPass pass, cuda::Precision precision) {
+Entry conv_entry(const ConvProblem& problem, cuda::ConvPass pass, const cuda::ConvPlan& plan) {
     constexpr const char* names[] = {"forward", "grad_input", "grad_weight", "grad_bias"};
-    const cuda::ConvPlan plan = cuda::plan_conv2d(problem, pass, precision);
     const int64_t in = volume(problem.input_shape()), weight = volume(problem.weight_shape());
     const int64_t out = volume(problem.output_shape());
     const bool bias = pass == cuda::ConvPass::grad_bias;
@@ -72,6 +72,20 @@ Entry conv_entry(const ConvProblem& problem, cuda::ConvPass pass, cuda::Precisio
     return entry;
 }
 
+Entry conv_entry(const ConvProblem& problem, cuda::ConvPass pass, cuda::Precision precision) {
+    return conv_entry(problem, pass, cuda::plan_conv2d(problem, pass, precision));
+}
+
+// Of arrays that are dense in their layout.
+Entry per_sample_entry(const ConvProblem& problem, cuda::ConvPass pass, cuda::Precision precision, bool norms) {
+    const bool joined = !problem.channels_last || problem.batch <= 1;
+    const cuda::PerSamplePlan plan = cuda::plan_per_sample(problem, pass, precision, joined, norms);
+    Entry entry = conv_entry(problem, pass, plan.pass);
+    entry.workspace_bytes = plan.workspace_bytes();
+    if (norms) entry.pass = pass == cuda::ConvPass::grad_weight ? "weight_norms" : "bias_norms";
+    return entry;
+}
+
 // ReLU and pooling: one launch whose only cost is the memory that it moves.
 Entry memory_entry(const std::string& pass, DType dtype, int64_t bytes, int64_t workspace_bytes) {
     Entry entry;
@@ -91,6 +105,38 @@ ConvOptions conv_options_from(const std::string& op, const py::dict& options) {
                               options["algorithm"]);
     return conv_options(op, options["stride"], options["padding"], options["dilation"], options["groups"],
                         options["layout"]);
+}
+
+// The passes of conv2d that run, under the names that they have here.
+std::vector<Entry> transpose_entries(const ConvTransposeProblem& problem, bool backward,
+                                     const std::array<bool, 3>& mask, cuda::Precision precision) {
+    struct Role {
+        bool wanted;
+        const char* pass;
+        cuda::ConvPass runs;
+        const char* reason;
+    };
+    const Role roles[] = {
+        {!backward, "forward", cuda::ConvPass::grad_input, "the input gradient of a convolution: "},
+        {backward && mask[0], "grad_input", cuda::ConvPass::forward, "a convolution of grad_output: "},
+        {backward && mask[1], "grad_weight", cuda::ConvPass::grad_weight, ""},
+    };
+    std::vector<Entry> entries;
+    for (const Role& role : roles) {
+        if (!role.wanted) continue;
+        Entry entry;
+        if (problem.is_empty()) {
+            entry.algorithm = "fill";
+            entry.reason = "no window reaches the output";
+        } else {
+            entry = conv_entry(problem.conv, role.runs, precision);
+            entry.reason = role.reason + entry.reason;
+        }
+        entry.pass = role.pass;
+        entries.push_back(entry);
+    }
+    if (backward && mask[2]) entries.push_back(conv_entry(problem.bias_sum(), cuda::ConvPass::grad_bias, precision));
+    return entries;
 }
 
 }  // namespace
@@ -117,6 +163,14 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
         const int64_t out = volume(problem.output_shape());
         entries.push_back(
             memory_entry(pass, type, (volume(problem.input_shape()) + out) * item + (backward ? out : 0), 0));
+    } else if (forward_op == "conv_transpose2d") {
+        const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
+        const ConvTransposeOptions transpose =
+            transpose_options(op, options["stride"], options["padding"], options["output_padding"], options["groups"],
+                              options["dilation"], options["layout"], options["algorithm"]);
+        const std::array<bool, 3> mask = backward ? output_mask(op, options["output_mask"]) : std::array<bool, 3>{};
+        entries = transpose_entries(check_conv_transpose2d(op, input, weight, nullptr, transpose).problem, backward,
+                                    mask, precision_option(op, options["precision"]));
     } else {
         const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
         ConvOptions conv = conv_options_from(op, options);
@@ -129,8 +183,14 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
             mask = output_mask(op, options["output_mask"]);
             constexpr cuda::ConvPass passes[] = {cuda::ConvPass::grad_input, cuda::ConvPass::grad_weight,
                                                  cuda::ConvPass::grad_bias};
+            const bool per_sample = options.contains("per_sample") && truth(op, "per_sample", options["per_sample"]);
             for (size_t i = 0; i < 3; ++i)
-                if (mask[i]) entries.push_back(conv_entry(problem, passes[i], precision));
+                if (mask[i])
+                    entries.push_back(per_sample && i > 0 ? per_sample_entry(problem, passes[i], precision, false)
+                                                          : conv_entry(problem, passes[i], precision));
+        } else if (forward_op == "conv2d_grad_norms") {
+            for (const cuda::ConvPass each : {cuda::ConvPass::grad_weight, cuda::ConvPass::grad_bias})
+                entries.push_back(per_sample_entry(problem, each, precision, true));
         } else {
             entries.push_back(conv_entry(problem, cuda::ConvPass::forward, precision));
         }

@@ -8,6 +8,7 @@
 namespace convx {
 
 cuda::Precision precision_option(const std::string& op, py::handle precision);
+void check_cuda_algorithm(const std::string& op, const ConvOptions& options);
 
 py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias, py::handle stride,
                           py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
@@ -16,8 +17,23 @@ py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weigh
 py::tuple cuda_conv2d_backward_op(py::handle library, py::handle grad_output, py::handle input, py::handle weight,
                                   py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
                                   py::handle padding_mode, py::handle padding_value, py::handle layout,
-                                  py::handle algorithm, py::handle precision, py::handle output_mask);
+                                  py::handle algorithm, py::handle precision, py::handle output_mask,
+                                  py::handle per_sample);
+py::tuple cuda_conv2d_grad_norms_op(py::handle library, py::handle grad_output, py::handle input,
+                                    py::handle weight_shape, py::handle stride, py::handle padding, py::handle dilation,
+                                    py::handle groups, py::handle padding_mode, py::handle padding_value,
+                                    py::handle layout, py::handle algorithm, py::handle precision);
+py::object cuda_conv_transpose2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
+                                    py::handle stride, py::handle padding, py::handle output_padding, py::handle groups,
+                                    py::handle dilation, py::handle layout, py::handle algorithm, py::handle precision,
+                                    py::handle out);
+py::tuple cuda_conv_transpose2d_backward_op(py::handle library, py::handle grad_output, py::handle input,
+                                            py::handle weight, py::handle stride, py::handle padding,
+                                            py::handle output_padding, py::handle groups, py::handle dilation,
+                                            py::handle layout, py::handle algorithm, py::handle precision,
+                                            py::handle output_mask);
 py::object cuda_relu_op(py::handle library, py::handle input, py::handle out);
+py::object cuda_relu_with_mask_op(py::handle library, py::handle input, py::handle return_mask, py::handle out);
 py::object cuda_relu_backward_op(py::handle library, py::handle grad_output, py::handle output, py::handle out);
 py::object cuda_max_pool2d_op(py::handle library, py::handle input, py::handle kernel_size, py::handle stride,
                               py::handle padding, py::handle dilation, py::handle ceil_mode, py::handle layout,

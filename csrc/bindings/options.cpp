@@ -23,6 +23,16 @@ ConvOptions padded_options(const std::string& op, py::handle stride, py::handle 
     return options;
 }
 
+ConvTransposeOptions transpose_options(const std::string& op, py::handle stride, py::handle padding_option,
+                                       py::handle output_padding, py::handle groups, py::handle dilation,
+                                       py::handle layout, py::handle algorithm) {
+    ConvTransposeOptions options;
+    options.conv = conv_options(op, stride, padding_option, dilation, groups, layout);
+    options.conv.algorithm = conv_algorithm(op, algorithm);
+    options.output_padding = pair(op, "output_padding", output_padding);
+    return options;
+}
+
 PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
                          py::handle padding_option, py::handle layout) {
     PoolOptions options;

@@ -14,6 +14,9 @@ ConvOptions conv_options(const std::string& op, py::handle stride, py::handle pa
 ConvOptions padded_options(const std::string& op, py::handle stride, py::handle padding, py::handle dilation,
                            py::handle groups, py::handle padding_mode, py::handle padding_value, py::handle layout,
                            py::handle algorithm);
+ConvTransposeOptions transpose_options(const std::string& op, py::handle stride, py::handle padding,
+                                       py::handle output_padding, py::handle groups, py::handle dilation,
+                                       py::handle layout, py::handle algorithm);
 PoolOptions pool_options(const std::string& op, const char* prefix, py::handle kernel_size, py::handle stride,
                          py::handle padding, py::handle layout);
 PoolOptions dilated_pool_options(const std::string& op, py::handle kernel_size, py::handle stride, py::handle padding,

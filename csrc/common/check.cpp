@@ -41,24 +41,38 @@ std::array<int64_t, 4> nchw_shape(const std::string& op, const ArrayInfo& array,
     return {n, s[first], s[first + 1], s[first + 2]};
 }
 
+constexpr int64_t size_limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
+
+void check_size_limit(const std::string& op, int axis, int64_t size) {
+    if (size > size_limit)
+        throw ShapeError(op + ": a size of " + std::to_string(size) + " in " + axis_word(axis) + ", expected at most " +
+                         std::to_string(size_limit));
+}
+
+void check_window(const std::string& op, int axis, const Axis& result) {
+    for (const int64_t size : {result.kernel, result.stride, result.dilation, result.input})
+        check_size_limit(op, axis, size);
+    checked_product(op, "dilated kernel", result.dilation, result.kernel);
+    if (result.extent() > size_limit)
+        throw ShapeError(op + ": the window spans " + std::to_string(result.extent()) + " cells in " + axis_word(axis) +
+                         ", expected at most " + std::to_string(size_limit));
+}
+
+const Pair& checked_sides(const std::string& op, int axis, const PaddingOption& padding, const char* prefix) {
+    const Pair& sides = padding.sides[static_cast<size_t>(axis)];
+    for (const int64_t side : sides)
+        if (side < 0 || side > size_limit)
+            throw ShapeError(op + ": " + prefix + "padding is " + pair_text(sides) + " in " + axis_word(axis) +
+                             ", expected numbers from 0 to " + std::to_string(size_limit));
+    return sides;
+}
+
 // Kernel, stride, dilation and padding of one axis, and that at least one window fits.
 Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOption& padding, const char* prefix = "") {
-    constexpr int64_t limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
-    for (const int64_t size : {result.kernel, result.stride, result.dilation, result.input})
-        if (size > limit)
-            throw ShapeError(op + ": a size of " + std::to_string(size) + " in " + axis_word(axis) +
-                             ", expected at most " + std::to_string(limit));
-    checked_product(op, "dilated kernel", result.dilation, result.kernel);
+    check_window(op, axis, result);
     const int64_t extent = result.extent();
-    if (extent > limit)
-        throw ShapeError(op + ": the window spans " + std::to_string(extent) + " cells in " + axis_word(axis) +
-                         ", expected at most " + std::to_string(limit));
     if (padding.rule == PaddingOption::Rule::explicit_sides) {
-        const Pair& sides = padding.sides[static_cast<size_t>(axis)];
-        for (const int64_t side : sides)
-            if (side < 0 || side > limit)
-                throw ShapeError(op + ": " + prefix + "padding is " + pair_text(sides) + " in " + axis_word(axis) +
-                                 ", expected numbers from 0 to " + std::to_string(limit));
+        const Pair& sides = checked_sides(op, axis, padding, prefix);
         result.pad_before = sides[0];
         result.pad_after = sides[1];
     } else {
@@ -76,6 +90,43 @@ Axis check_axis(const std::string& op, int axis, Axis result, const PaddingOptio
     return result;
 }
 
+// The axis of the convolution whose input gradient a transposed one is: `result` has its kernel, stride and dilation,
+// and as input what is its output, `size` cells of the transposed convolution's input. `out` becomes the output's size.
+Axis check_transposed_axis(const std::string& op, int axis, Axis result, int64_t output_padding,
+                           const PaddingOption& padding, int64_t& out) {
+    check_window(op, axis, result);
+    const int64_t size = result.input, most = std::max(result.stride, result.dilation) - 1;
+    if (output_padding < 0 || output_padding > most)
+        throw ShapeError(op + ": output_padding is " + std::to_string(output_padding) + " in " + axis_word(axis) +
+                         ", expected 0 to " + std::to_string(most) + " (less than the larger of stride " +
+                         std::to_string(result.stride) + " and dilation " + std::to_string(result.dilation) + ")");
+    const int64_t strided = checked_product(op, "strided input", size, result.stride);
+    check_size_limit(op, axis, strided);
+    if (padding.rule != PaddingOption::Rule::explicit_sides) {
+        if (output_padding != 0)
+            throw ShapeError(op + ": output_padding is " + std::to_string(output_padding) + " in " + axis_word(axis) +
+                             ", expected 0: padding \"same\" or \"same_lower\" makes the output stride times as "
+                             "large as the input");
+        result.input = out = strided;
+        return check_axis(op, axis, result, padding);
+    }
+    const Pair& sides = checked_sides(op, axis, padding, "");
+    const int64_t span = strided - result.stride + result.extent();  // of all windows
+    out = span - sides[0] - sides[1] + output_padding;
+    if (out < 1)
+        throw ShapeError(op + ": padding is " + pair_text(sides) + " in " + axis_word(axis) + ", expected at most " +
+                         std::to_string(span + output_padding - 1) + " in all (the windows span " +
+                         std::to_string(span) + " cells, output_padding adds " + std::to_string(output_padding) + ")");
+    // Output padding is taken back from the padding at the end; what is left of it are cells behind all windows, fewer
+    // than the stride of which the convolution may have in its input without having one more window there.
+    result.pad_before = sides[0];
+    result.pad_after = std::max<int64_t>(0, sides[1] - output_padding);
+    const int64_t behind = std::max<int64_t>(0, output_padding - sides[1]);
+    result.input =
+        std::max<int64_t>(0, span - result.pad_before - result.pad_after + std::min(behind, result.stride - 1));
+    return result;
+}
+
 void check_border(const std::string& op, int axis, const Axis& checked) {
     int64_t most;
     if (checked.mode == PaddingMode::reflect)
@@ -90,6 +141,15 @@ void check_border(const std::string& op, int axis, const Axis& checked) {
                          std::to_string(most) + " (padding_mode \"" +
                          padding_mode_names[static_cast<size_t>(checked.mode)] + "\", input " +
                          std::to_string(checked.input) + ")");
+}
+
+void check_winograd(const std::string& op, const Axis& h, const Axis& w, const ConvOptions& options) {
+    if (options.algorithm != Algorithm::winograd) return;
+    const Pair kernel{h.kernel, w.kernel};
+    if (kernel != Pair{3, 3} || options.stride != Pair{1, 1} || options.dilation != Pair{1, 1})
+        throw ShapeError(op + ": algorithm is \"winograd\" with kernel " + pair_text(kernel) + ", stride " +
+                         pair_text(options.stride) + " and dilation " + pair_text(options.dilation) +
+                         ", expected (3, 3), (1, 1) and (1, 1)");
 }
 
 }  // namespace
@@ -147,15 +207,65 @@ Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input,
         check_border(op, axis, result);
         (axis == 0 ? problem.h : problem.w) = result;
     }
-    if (options.algorithm == Algorithm::winograd) {
-        const Pair kernel{problem.h.kernel, problem.w.kernel};
-        if (kernel != Pair{3, 3} || options.stride != Pair{1, 1} || options.dilation != Pair{1, 1})
-            throw ShapeError(op + ": algorithm is \"winograd\" with kernel " + pair_text(kernel) + ", stride " +
-                             pair_text(options.stride) + " and dilation " + pair_text(options.dilation) +
-                             ", expected (3, 3), (1, 1) and (1, 1)");
-    }
+    check_winograd(op, problem.h, problem.w, options);
     check_size(op, "padded input", {n, c, problem.h.padded(), problem.w.padded()}, problem.dtype);
     check_size(op, "output", problem.output_shape(), problem.dtype);
+    return checked;
+}
+
+Checked<ConvTransposeProblem> check_conv_transpose2d(const std::string& op, const ArrayInfo& input,
+                                                     const ArrayInfo& weight, const ArrayInfo* bias,
+                                                     const ConvTransposeOptions& transpose) {
+    const ConvOptions& options = transpose.conv;
+    const auto [n, c, h, w] = nchw_shape(op, input, options.channels_last);
+    if (weight.shape.size() != 4)
+        throw ShapeError(op + ": weight has " + std::to_string(weight.shape.size()) +
+                         " dimensions, expected 4: (in channels, out channels / groups, kernel height, kernel width)");
+    check_dtype(op, weight, input);
+    const int64_t groups = options.groups;
+    check_positive(op, "", "stride", options.stride);
+    check_positive(op, "", "dilation", options.dilation);
+    if (groups < 1) throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a positive number");
+    if (c % groups != 0)
+        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
+                         std::to_string(c) + " input channels");
+    if (weight.shape[0] != c)
+        throw ShapeError(op + ": weight has " + std::to_string(weight.shape[0]) + " input channels, expected " +
+                         std::to_string(c) + " as input has");
+    const int64_t k = checked_product(op, "output channels", weight.shape[1], groups);
+    if (std::min({h, w, k, weight.shape[2], weight.shape[3]}) < 1)
+        throw ShapeError(op + ": input " + shape_text(input.shape) + " and weight " + shape_text(weight.shape) +
+                         " have a size of zero, expected zero only for the batch or the input channels");
+    if (bias) {
+        check_dtype(op, *bias, input);
+        check_shape(op, *bias, {k});
+    }
+
+    Checked<ConvTransposeProblem> checked{{}, input.shape.size() == 3};
+    ConvTransposeProblem& problem = checked.problem;
+    problem.input_shape = {n, c, h, w};
+    ConvProblem& conv = problem.conv;
+    conv.dtype = input.dtype;
+    conv.batch = n;
+    conv.in_channels = k;
+    conv.out_channels = c;
+    conv.groups = groups;
+    conv.algorithm = options.algorithm;
+    conv.channels_last = options.channels_last;
+    const std::array<int64_t, 2> sizes{h, w};
+    for (const int axis : {0, 1}) {
+        const size_t i = static_cast<size_t>(axis);
+        Axis result;
+        result.input = sizes[i];
+        result.kernel = weight.shape[i + 2];
+        result.stride = options.stride[i];
+        result.dilation = options.dilation[i];
+        (axis == 0 ? conv.h : conv.w) = check_transposed_axis(
+            op, axis, result, transpose.output_padding[i], options.padding, axis == 0 ? problem.out_h : problem.out_w);
+    }
+    check_winograd(op, conv.h, conv.w, options);
+    check_size(op, "padded output", {n, k, conv.h.padded(), conv.w.padded()}, conv.dtype);
+    check_size(op, "output", problem.output_shape(), conv.dtype);
     return checked;
 }
 
@@ -214,6 +324,13 @@ Checked<FusedProblem> check_conv2d_relu_max_pool2d(const std::string& op, const 
     return {{checked.problem, check_pool_behind(op, checked, pool)}, checked.unbatched};
 }
 
+void check_relu_mask(const std::string& op, const Shape& mask, int64_t elements) {
+    const Shape expected{relu_mask_bytes(elements)};
+    if (mask != expected)
+        throw ShapeError(op + ": output is a mask of shape " + shape_text(mask) + ", expected " + shape_text(expected) +
+                         ": one bit for each of the " + std::to_string(elements) + " elements of grad_output");
+}
+
 void check_codes_fit(const std::string& op, const PoolProblem& problem) {
     if (problem.taps() > max_code_taps)
         throw ShapeError(op + ": the window has " + std::to_string(problem.taps()) + " taps, expected at most " +
@@ -237,6 +354,14 @@ Shape user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool un
     const std::array<int64_t, 4> sizes =
         channels_last ? std::array<int64_t, 4>{n, h, w, c} : std::array<int64_t, 4>{n, c, h, w};
     return {sizes.begin() + (unbatched ? 1 : 0), sizes.end()};
+}
+
+Shape per_sample_shape(int64_t batch, const Shape& shape, bool unbatched) {
+    if (unbatched) return shape;
+    int64_t sizes[Shape::most_axes];
+    sizes[0] = batch;
+    std::copy(shape.begin(), shape.end(), sizes + 1);
+    return {sizes, sizes + 1 + shape.size()};
 }
 
 std::string shape_text(const Shape& shape) {

@@ -47,6 +47,11 @@ struct ConvOptions {
     Algorithm algorithm = Algorithm::automatic;
 };
 
+struct ConvTransposeOptions {
+    ConvOptions conv;  // without a padding mode
+    Pair output_padding{};
+};
+
 struct PoolOptions {
     Pair kernel{1, 1};
     std::optional<Pair> stride;  // the kernel where not given
@@ -66,6 +71,9 @@ struct Checked {
 
 Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
                                   const ArrayInfo* bias, const ConvOptions& options);
+Checked<ConvTransposeProblem> check_conv_transpose2d(const std::string& op, const ArrayInfo& input,
+                                                     const ArrayInfo& weight, const ArrayInfo* bias,
+                                                     const ConvTransposeOptions& options);
 Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& input, const PoolOptions& options);
 // The pooling of a convolution's output, with codes.
 PoolProblem check_pool_behind(const std::string& op, const Checked<ConvProblem>& conv, const PoolOptions& options);
@@ -73,9 +81,15 @@ Checked<FusedProblem> check_conv2d_relu_max_pool2d(const std::string& op, const 
                                                    const ArrayInfo& weight, const ArrayInfo* bias,
                                                    const ConvOptions& conv, const PoolOptions& pool);
 
+// The mask of ReLU: one bit for each of `elements`.
+void check_relu_mask(const std::string& op, const Shape& mask, int64_t elements);
+constexpr int64_t relu_mask_bytes(int64_t elements) { return elements / 8 + (elements % 8 != 0); }
 void check_codes_fit(const std::string& op, const PoolProblem& problem);
 void check_dtype(const std::string& op, const ArrayInfo& array, const ArrayInfo& like);
 void check_shape(const std::string& op, const ArrayInfo& array, const Shape& expected);
+
+// One `shape` for each image of a batch; an image without a batch axis has one without it.
+Shape per_sample_shape(int64_t batch, const Shape& shape, bool unbatched);
 
 // The user's shape of a tensor of the problem: layout applied, batch axis dropped where the input had none.
 Shape user_shape(const std::array<int64_t, 4>& nchw, bool channels_last, bool unbatched);

@@ -88,6 +88,29 @@ struct ConvProblem {
     std::array<int64_t, 4> output_shape() const { return {batch, out_channels, out_h(), out_w()}; }
 };
 
+// A transposed convolution: the input gradient of a convolution, with a bias. The convolution writes its input and
+// reads its output, so the letters change places: problem.conv has the output as its input, K as its C.
+struct ConvTransposeProblem {
+    ConvProblem conv;
+    // Of the output. Its last cells, behind conv.h.input and conv.w.input, are those that no window reaches: the bias
+    // alone, as everywhere where the convolution is empty.
+    int64_t out_h = 1, out_w = 1;
+    std::array<int64_t, 4> input_shape{};
+
+    bool is_empty() const { return conv.out_channels == 0 || conv.h.input == 0 || conv.w.input == 0; }
+    std::array<int64_t, 4> output_shape() const { return {conv.batch, conv.in_channels, out_h, out_w}; }
+    // The 1x1 convolution whose output has the shape of this output: its bias has the same gradient.
+    ConvProblem bias_sum() const {
+        ConvProblem sum;
+        sum.dtype = conv.dtype;
+        sum.batch = conv.batch;
+        sum.out_channels = conv.in_channels;
+        sum.h.input = out_h;
+        sum.w.input = out_w;
+        return sum;
+    }
+};
+
 struct PoolProblem {
     DType dtype = DType::float32;
     int64_t batch = 1;     // N

@@ -137,7 +137,7 @@ private:
             sum.data = sums;
             conv2d_grad_weight<T>(conv, rows, input, sum);
         }
-        if (biases_) conv2d_grad_bias<T>(conv, rows, sums + weights_);
+        if (biases_) conv2d_grad_bias<T>(rows, sums + weights_);
         if (!first)
             for (int64_t i = 0; i < weights_ + biases_; ++i) part[i] += sums[i];
         return true;

@@ -161,6 +161,11 @@ struct KernelSet {
     void (*relu)(T* output, const T* input, int64_t count, bool around_caches);
     void (*relu_backward)(T* grad_input, const T* grad_output, const T* output, int64_t count, bool around_caches);
 
+    // The same with one bit an element of what the gradient passes, `count` of them from the first byte's lowest on.
+    void (*relu_mask)(T* output, uint8_t* mask, const T* input, int64_t count, bool around_caches);
+    void (*relu_mask_backward)(T* grad_input, const T* grad_output, const uint8_t* mask, int64_t count,
+                               bool around_caches);
+
     // Max-pooling (pool_jobs.h). The pairs work on two residues of the columns modulo 2 at once: pool_stage_pairs reads
     // both in turn from even.source, pool_sum_pairs writes both in turn to even.output. `even` has as many columns as
     // `odd` or one more; where it has more, its sums can be read for a whole vector from that column on.

@@ -56,6 +56,9 @@ __device__ inline void block_barrier() { __syncthreads(); }
 __device__ inline float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 __device__ inline double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+// Bit i: what lane i says.
+__device__ inline uint32_t ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+
 // The block's shared memory, as many bytes as the launch asked for.
 template <class T>
 __device__ T& shared_memory() {

@@ -18,4 +18,10 @@ void relu(DType dtype, const Shape& shape, const StridedArray& input, const Stri
 void relu_backward(DType dtype, const Shape& shape, const StridedArray& grad_output, const StridedArray& output,
                    const StridedArray& grad_input, Stream stream);
 
+// With one bit an element, in row-major order of the axes: ceil(elements / 8) bytes, dense where they are written.
+void relu_mask(DType dtype, const Shape& shape, const StridedArray& input, const StridedArray& output, uint8_t* mask,
+               Stream stream);
+void relu_mask_backward(DType dtype, const Shape& shape, const StridedArray& grad_output, const uint8_t* mask,
+                        int64_t mask_stride, const StridedArray& grad_input, Stream stream);
+
 }  // namespace convx::cuda

@@ -69,11 +69,60 @@ def conv2d_backward(
     layout: Layout,
     algorithm: str,
     output_mask: OutputMask,
+    per_sample: bool,
+    /,
+) -> Gradients[FloatT]: ...
+def conv2d_grad_norms(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight_shape: Sequence[int],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+    padding_value: float,
+    layout: Layout,
+    algorithm: str,
+    /,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
+def conv_transpose2d(
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    bias: npt.NDArray[FloatT] | None,
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    layout: Layout,
+    algorithm: str,
+    out: npt.NDArray[FloatT] | None,
+    /,
+) -> npt.NDArray[FloatT]: ...
+def conv_transpose2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    layout: Layout,
+    algorithm: str,
+    output_mask: OutputMask,
     /,
 ) -> Gradients[FloatT]: ...
 def relu(input: npt.NDArray[FloatT], out: npt.NDArray[FloatT] | None, /) -> npt.NDArray[FloatT]: ...
+def relu_with_mask(
+    input: npt.NDArray[FloatT], return_mask: bool, out: npt.NDArray[FloatT] | None, /
+) -> npt.NDArray[FloatT] | tuple[npt.NDArray[FloatT], npt.NDArray[np.uint8]]: ...
 def relu_backward(
-    grad_output: npt.NDArray[FloatT], output: npt.NDArray[FloatT], out: npt.NDArray[FloatT] | None, /
+    grad_output: npt.NDArray[FloatT],
+    output: npt.NDArray[FloatT] | npt.NDArray[np.uint8],
+    out: npt.NDArray[FloatT] | None,
+    /,
 ) -> npt.NDArray[FloatT]: ...
 def max_pool2d(
     input: npt.NDArray[FloatT],

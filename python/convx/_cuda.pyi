@@ -39,9 +39,59 @@ def conv2d_backward(
     algorithm: str,
     precision: Precision,
     output_mask: OutputMask,
+    per_sample: bool,
+    /,
+) -> tuple[Any | None, Any | None, Any | None]: ...
+def conv2d_grad_norms(
+    library: Library,
+    grad_output: Any,
+    input: Any,
+    weight_shape: Sequence[int],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+    padding_value: float,
+    layout: Layout,
+    algorithm: str,
+    precision: Precision,
+    /,
+) -> tuple[Any, Any]: ...
+def conv_transpose2d(
+    library: Library,
+    input: Any,
+    weight: Any,
+    bias: Any | None,
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    layout: Layout,
+    algorithm: str,
+    precision: Precision,
+    out: Any | None,
+    /,
+) -> Any: ...
+def conv_transpose2d_backward(
+    library: Library,
+    grad_output: Any,
+    input: Any,
+    weight: Any,
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    layout: Layout,
+    algorithm: str,
+    precision: Precision,
+    output_mask: OutputMask,
     /,
 ) -> tuple[Any | None, Any | None, Any | None]: ...
 def relu(library: Library, input: Any, out: Any | None, /) -> Any: ...
+def relu_with_mask(library: Library, input: Any, return_mask: bool, out: Any | None, /) -> Any: ...
 def relu_backward(library: Library, grad_output: Any, output: Any, out: Any | None, /) -> Any: ...
 def max_pool2d(
     library: Library,

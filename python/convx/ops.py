@@ -36,8 +36,11 @@ from ._types import (
 __all__ = [
     "conv2d",
     "conv2d_backward",
+    "conv2d_grad_norms",
     "conv2d_relu_max_pool2d",
     "conv2d_relu_max_pool2d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "prepare_weight",
@@ -288,6 +291,7 @@ def conv2d_backward(
     algorithm: str = ...,
     precision: Precision = ...,
     output_mask: tuple[Literal[True], Literal[True], Literal[True]] = ...,
+    per_sample: bool = ...,
 ) -> tuple[npt.NDArray[FloatT], npt.NDArray[FloatT], npt.NDArray[FloatT]]: ...
 
 
@@ -307,6 +311,7 @@ def conv2d_backward(
     algorithm: str = ...,
     precision: Precision = ...,
     output_mask: OutputMask,
+    per_sample: bool = ...,
 ) -> Gradients[FloatT]: ...
 
 
@@ -325,6 +330,7 @@ def conv2d_backward(
     algorithm: str = "auto",
     precision: Precision = "ieee",
     output_mask: OutputMask = _ALL,
+    per_sample: bool = False,
 ) -> Gradients[FloatT]:
     """Compute the gradients of `conv2d` with respect to its input, its weight and its bias: its exact adjoint.
 
@@ -338,14 +344,19 @@ def conv2d_backward(
         As given to `conv2d`. With ``activation="relu"``, pass `grad_output` through `relu_backward` first.
     output_mask : (bool, bool, bool), default (True, True, True)
         Which of the three gradients to compute; the others cost nothing.
+    per_sample : bool, default False
+        Keep the gradients of weight and bias of every image apart instead of adding them up, as differentially private
+        training and influence functions need them. Each has the bits of a call for its image alone. Where only their
+        norms are needed, `conv2d_grad_norms` takes less memory.
 
     Returns
     -------
     grad_input : ndarray of the shape of `input`, or None
     grad_weight : ndarray, shape (K, C/G, R, S), or None
-        Sums over the batch: zeros where N is 0.
+        Sums over the batch: zeros where N is 0. With `per_sample` shape (N, K, C/G, R, S); as without it for a 3-D
+        `input`.
     grad_bias : ndarray, shape (K,), or None
-        The sum of `grad_output` over N, P and Q.
+        The sum of `grad_output` over N, P and Q. With `per_sample` shape (N, K), over P and Q.
 
     Raises
     ------
@@ -385,8 +396,9 @@ def conv2d_backward(
             layout,
             algorithm,
             output_mask,
+            per_sample,
         )
-    if (torch := _devices.tensors(grad_output)) is not None:
+    if not per_sample and (torch := _devices.tensors(grad_output)) is not None:
         return torch.conv2d_backward(
             grad_output,
             input,
@@ -418,22 +430,324 @@ def conv2d_backward(
         algorithm,
         precision,
         output_mask,
+        per_sample,
     )
     return gradients
 
 
-def relu(input: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None) -> npt.NDArray[FloatT]:
+def conv2d_grad_norms(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight_shape: Sequence[int],
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    padding_value: float = 0.0,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    precision: Precision = "ieee",
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    r"""Compute for every image the squared norms of its gradients of weight and bias, without keeping the gradients.
+
+    .. math::
+        \Big\| \frac{\partial L_n}{\partial w} \Big\|^2 = \sum_{k,c,r,s} \Big(
+        \sum_{p,q} g_{nkpq} \, x_{n,c,h,w} \Big)^2, \qquad
+        \Big\| \frac{\partial L_n}{\partial b} \Big\|^2 = \sum_k \Big( \sum_{p,q} g_{nkpq} \Big)^2
+
+    What differentially private training clips by: the sums of squares of `conv2d_backward` with ``per_sample=True``.
+    Each thread has one gradient at a time; or none: where an image has fewer pixels than channels, the norm is summed
+    over pairs of pixels, ``sum over i, j of (g_i . g_j) (x_i . x_j)``, which takes fewer multiplications than the
+    gradient (`convx.explain` tells which runs). On CUDA the gradients of some images lie in the workspace, 64 MiB of
+    them at most unless one is larger.
+
+    Parameters
+    ----------
+    grad_output : ndarray of float32 or float64, shape (N, K, P, Q) or (K, P, Q)
+        The gradient of the loss with respect to the output of `conv2d`, in the same layout.
+    input : ndarray
+        What `conv2d` was given.
+    weight_shape : sequence of int
+        The shape of the weight, (K, C/G, R, S); its values play no part.
+    stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm, precision
+        As given to `conv2d`. ``"direct"`` and ``"winograd"`` take the norm of a gradient computed in that way.
+
+    Returns
+    -------
+    weight_norms, bias_norms : ndarray of float64, shape (N,), or () for a 3-D `input`
+        Squares are summed in float64. Those of a gradient have its error; those over pairs of pixels, in float64
+        throughout, one of at most ``2**-53 * n * |g|**2 * |x|**2`` for sums of n terms: with float32 arrays far below
+        their own rounding. The same bits for any number of threads, and for an image alone or in a batch.
+
+    Raises
+    ------
+    ShapeError, TypeError, MemoryError
+        As `conv2d_backward` does.
+
+    References
+    ----------
+    Goodfellow, "Efficient per-example gradient computations" (arXiv:1510.01799); Rochette, Manoel, Tramel, "Efficient
+    per-example gradient computations in convolutional neural networks" (arXiv:1912.06015); Bu, Wang, Zha, Karypis,
+    "Differentially private optimization on large model at small cost" (ICML 2023), for the sum over pairs of pixels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[[1, 2, 3]]], [[[1, 0, 0]]]], dtype=np.float32)
+    >>> grad_output = np.ones((2, 1, 1, 2), dtype=np.float32)
+    >>> convx.conv2d_grad_norms(grad_output, x, (1, 1, 1, 2))
+    (array([34.,  1.]), array([4., 4.]))
+    """
+    options = (stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm)
+    if isinstance(grad_output, np.ndarray):
+        if precision != "ieee":
+            check_precision("conv2d_grad_norms", precision)
+        return _cpu.conv2d_grad_norms(grad_output, input, weight_shape, *options)
+    library, cuda = _devices.dispatch("conv2d_grad_norms", "grad_output", grad_output)
+    norms: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] = cuda.conv2d_grad_norms(
+        library, grad_output, input, weight_shape, *options, precision
+    )
+    return norms
+
+
+def conv_transpose2d(
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    bias: npt.NDArray[FloatT] | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+    *,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    precision: Precision = "ieee",
+    out: npt.NDArray[FloatT] | None = None,
+) -> npt.NDArray[FloatT]:
+    r"""Spread every pixel over a window of the output: the adjoint of `conv2d` (its input gradient), plus a bias.
+
+    .. math::
+        y_{n,\;gK/G+k,\;h,\;w} = b_{gK/G+k} + \sum_{c,p,q,r,s} x_{ncpq} \, w_{ckrs}
+        \quad\text{over}\quad h = p \, stride_h + r \, dilation_h - top, \;
+        w = q \, stride_w + s \, dilation_w - left, \quad g = \lfloor c / (C/G) \rfloor
+
+    Where no window reaches, the output is the bias alone; nothing is multiplied there, nor where the padding cuts
+    windows off.
+
+    Parameters
+    ----------
+    input : ndarray of float32 or float64, shape (N, C, H, W) or (C, H, W)
+        (N, H, W, C) or (H, W, C) with ``layout="NHWC"``. Any strides. N may be 0; C may be 0, which gives the bias
+        alone.
+    weight : ndarray, shape (C, K/G, R, S)
+        The kernels, in this order for both layouts: the weight of a `conv2d` from K to C channels.
+    bias : ndarray, shape (K,), optional
+        Added to every pixel of an output channel.
+    stride, dilation : int or (int, int), default 1
+        Distance between the windows of adjacent pixels, and between the taps of a window: one number or (h, w).
+    padding : int, (int, int), ((int, int), (int, int)) or str, default 0
+        How many rows and columns of the output are cut off: the padding of the `conv2d` whose adjoint this is. One
+        number, (h, w), ((top, bottom), (left, right)); ``"valid"`` cuts nothing; ``"same"`` and ``"same_lower"`` make
+        the output ``stride * H``, as large as an input that `conv2d` with this padding takes to (H, W).
+    output_padding : int or (int, int), default 0
+        Rows and columns more at the bottom and on the right, less than the larger of stride and dilation: inputs of
+        different sizes have the same size behind a strided `conv2d`, and this says which one is meant.
+    groups : int, default 1
+        G: input and output channels fall into this many groups of neighbours that do not mix.
+    layout : {"NCHW", "NHWC"}, default "NCHW"
+        Order of the axes of `input` and of the output.
+    algorithm, precision
+        As in `conv2d`.
+    out : ndarray, optional
+        Written and returned instead of a new array: of the exact shape and dtype, writeable, overlapping no input.
+
+    Returns
+    -------
+    ndarray, shape (N, K, P, Q), or (N, P, Q, K) with ``layout="NHWC"``; 3-D for a 3-D input
+        ``P = (H-1)*stride + dilation*(R-1) + 1 - top - bottom + output_padding``, Q alike. The same bits for any number
+        of threads, for an image alone or in a batch, and for any strides of the arrays.
+
+    Raises
+    ------
+    ShapeError
+        For shapes that do not fit each other, and for options out of range.
+    TypeError
+        For arrays of another library, dtypes other than float32 and float64, and dtypes that differ.
+    MemoryError
+        Where the output or the scratch memory cannot be allocated.
+
+    References
+    ----------
+    Zeiler, Krishnan, Taylor, Fergus, "Deconvolutional networks" (CVPR 2010); Dumoulin, Visin, "A guide to convolution
+    arithmetic for deep learning" (arXiv:1603.07285), chapter 4, for the sizes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[1, 2]]], dtype=np.float32)
+    >>> w = np.array([[[[1, 10, 100]]]], dtype=np.float32)
+    >>> convx.conv_transpose2d(x, w, stride=(1, 2))
+    array([[[  1.,  10., 102.,  20., 200.]]], dtype=float32)
+    """
+    options = (stride, padding, output_padding, groups, dilation, layout, algorithm)
+    if isinstance(input, np.ndarray):
+        if precision != "ieee":
+            check_precision("conv_transpose2d", precision)
+        return _cpu.conv_transpose2d(input, weight, bias, *options, out)
+    library, cuda = _devices.dispatch("conv_transpose2d", "input", input)
+    result: npt.NDArray[FloatT] = cuda.conv_transpose2d(library, input, weight, bias, *options, precision, out)
+    return result
+
+
+@overload
+def conv_transpose2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair = ...,
+    padding: Padding = ...,
+    output_padding: Pair = ...,
+    groups: int = ...,
+    dilation: Pair = ...,
+    *,
+    layout: Layout = ...,
+    algorithm: str = ...,
+    precision: Precision = ...,
+    output_mask: tuple[Literal[True], Literal[True], Literal[True]] = ...,
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[FloatT], npt.NDArray[FloatT]]: ...
+
+
+@overload
+def conv_transpose2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair = ...,
+    padding: Padding = ...,
+    output_padding: Pair = ...,
+    groups: int = ...,
+    dilation: Pair = ...,
+    *,
+    layout: Layout = ...,
+    algorithm: str = ...,
+    precision: Precision = ...,
+    output_mask: OutputMask,
+) -> Gradients[FloatT]: ...
+
+
+def conv_transpose2d_backward(
+    grad_output: npt.NDArray[FloatT],
+    input: npt.NDArray[FloatT],
+    weight: npt.NDArray[FloatT],
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+    *,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    precision: Precision = "ieee",
+    output_mask: OutputMask = _ALL,
+) -> Gradients[FloatT]:
+    """Compute the gradients of `conv_transpose2d` with respect to its input, its weight and its bias.
+
+    The gradient of the input is the `conv2d` of `grad_output`, that of the weight is the weight gradient of that
+    `conv2d`.
+
+    Parameters
+    ----------
+    grad_output : ndarray of float32 or float64, shape (N, K, P, Q) or (K, P, Q)
+        The gradient of the loss with respect to the output of `conv_transpose2d`, in the same layout.
+    input, weight : ndarray
+        What `conv_transpose2d` was given.
+    stride, padding, output_padding, groups, dilation, layout, algorithm, precision
+        As given to `conv_transpose2d`.
+    output_mask : (bool, bool, bool), default (True, True, True)
+        Which of the three gradients to compute; the others cost nothing.
+
+    Returns
+    -------
+    grad_input : ndarray of the shape of `input`, or None
+    grad_weight : ndarray, shape (C, K/G, R, S), or None
+        Sums over the batch: zeros where N is 0.
+    grad_bias : ndarray, shape (K,), or None
+        The sum of `grad_output` over N, P and Q.
+
+    Raises
+    ------
+    ShapeError, TypeError, MemoryError
+        As `conv_transpose2d` does.
+
+    References
+    ----------
+    Dumoulin, Visin, "A guide to convolution arithmetic for deep learning" (arXiv:1603.07285), section 4.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import convx
+    >>> x = np.array([[[1, 2]]], dtype=np.float32)
+    >>> w = np.array([[[[1, 10, 100]]]], dtype=np.float32)
+    >>> y = convx.conv_transpose2d(x, w)
+    >>> grad_input, grad_weight, grad_bias = convx.conv_transpose2d_backward(np.ones_like(y), x, w)
+    >>> grad_input
+    array([[[111., 111.]]], dtype=float32)
+    >>> grad_weight.ravel(), grad_bias
+    (array([3., 3., 3.], dtype=float32), array([4.], dtype=float32))
+    """
+    options = (stride, padding, output_padding, groups, dilation, layout, algorithm)
+    if isinstance(grad_output, np.ndarray):
+        if precision != "ieee":
+            check_precision("conv_transpose2d_backward", precision)
+        return _cpu.conv_transpose2d_backward(grad_output, input, weight, *options, output_mask)
+    library, cuda = _devices.dispatch("conv_transpose2d_backward", "grad_output", grad_output)
+    gradients: Gradients[FloatT] = cuda.conv_transpose2d_backward(
+        library, grad_output, input, weight, *options, precision, output_mask
+    )
+    return gradients
+
+
+@overload
+def relu(
+    input: npt.NDArray[FloatT], *, return_mask: Literal[False] = ..., out: npt.NDArray[FloatT] | None = ...
+) -> npt.NDArray[FloatT]: ...
+
+
+@overload
+def relu(
+    input: npt.NDArray[FloatT], *, return_mask: Literal[True], out: npt.NDArray[FloatT] | None = ...
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[np.uint8]]: ...
+
+
+@overload
+def relu(input: npt.NDArray[FloatT], *, return_mask: bool, out: npt.NDArray[FloatT] | None = ...) -> Any: ...
+
+
+def relu(input: npt.NDArray[FloatT], *, return_mask: bool = False, out: npt.NDArray[FloatT] | None = None) -> Any:
     """Compute ``x if not (x <= 0) else 0`` for every element: NaN stays NaN, -inf gives 0.
 
     Parameters
     ----------
     input : ndarray of float32 or float64, any shape and strides
+    return_mask : bool, default False
+        Return one bit an element too, 1 where the gradient passes: all that `relu_backward` needs, 1/32 of a float32
+        output.
     out : ndarray, optional
         Written and returned instead of a new array, of the same shape and dtype; `input` itself for work in place.
 
     Returns
     -------
-    ndarray of the shape and dtype of `input`
+    output : ndarray of the shape and dtype of `input`
+    mask : ndarray of uint8, shape (ceil(size / 8),)
+        Only with `return_mask`; then the result is a pair. Element i, in row-major order whatever the strides, is bit
+        ``i % 8``, counted from the lowest, of byte ``i // 8``: ``np.unpackbits(mask, count=size, bitorder="little")``
+        is ``~(output <= 0)``. Bits past the last element are 0.
 
     Raises
     ------
@@ -454,20 +768,28 @@ def relu(input: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None) 
     >>> import convx
     >>> convx.relu(np.array([-1.0, 0.0, 2.0, np.nan]))
     array([ 0.,  0.,  2., nan])
+    >>> convx.relu(np.array([-1.0, 0.0, 2.0, np.nan]), return_mask=True)
+    (array([ 0.,  0.,  2., nan]), array([12], dtype=uint8))
     """
     if isinstance(input, np.ndarray):
-        return _cpu.relu(input, out)
-    if (torch := _devices.tensors(input)) is not None:
+        if return_mask is False:
+            return _cpu.relu(input, out)
+        return _cpu.relu_with_mask(input, return_mask, out)
+    if return_mask is False and (torch := _devices.tensors(input)) is not None:
         return torch.relu(input, out)
     library, cuda = _devices.dispatch("relu", "input", input)
-    result: npt.NDArray[FloatT] = cuda.relu(library, input, out)
-    return result
+    if return_mask is False:
+        return cuda.relu(library, input, out)
+    return cuda.relu_with_mask(library, input, return_mask, out)
 
 
 def relu_backward(
-    grad_output: npt.NDArray[FloatT], output: npt.NDArray[FloatT], *, out: npt.NDArray[FloatT] | None = None
+    grad_output: npt.NDArray[FloatT],
+    output: npt.NDArray[FloatT] | npt.NDArray[np.uint8],
+    *,
+    out: npt.NDArray[FloatT] | None = None,
 ) -> npt.NDArray[FloatT]:
-    """Compute the gradient of `relu` from its output: ``0 if y <= 0 else grad``.
+    """Compute the gradient of `relu` from its output, or from its mask: ``0 if y <= 0 else grad``.
 
     The gradient at 0 is 0; a NaN output passes the gradient on. The input of `relu` need not be kept.
 
@@ -475,10 +797,11 @@ def relu_backward(
     ----------
     grad_output : ndarray of float32 or float64, any shape and strides
         The gradient of the loss with respect to `output`.
-    output : ndarray of the same shape and dtype
-        What `relu` returned.
+    output : ndarray of the same shape and dtype; or of uint8, shape (ceil(size / 8),)
+        What `relu` returned: its output, or the mask, which its dtype tells from an output. From a mask two arrays are
+        read and written instead of three.
     out : ndarray, optional
-        Written and returned instead of a new array, of the same shape and dtype; may be `grad_output` or `output`.
+        Written and returned instead of a new array, of the same shape and dtype; may be `grad_output`, or the output.
 
     Returns
     -------
@@ -499,6 +822,9 @@ def relu_backward(
     >>> import convx
     >>> y = convx.relu(np.array([-1.0, 0.0, 2.0]))
     >>> convx.relu_backward(np.array([5.0, 6.0, 7.0]), y)
+    array([0., 0., 7.])
+    >>> y, mask = convx.relu(np.array([-1.0, 0.0, 2.0]), return_mask=True)
+    >>> convx.relu_backward(np.array([5.0, 6.0, 7.0]), mask)
     array([0., 0., 7.])
     """
     if isinstance(grad_output, np.ndarray):

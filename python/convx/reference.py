@@ -10,7 +10,7 @@ Bad shapes and options raise ValueError, wrong dtypes TypeError.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -33,8 +33,11 @@ from convx._types import (
 __all__ = [
     "conv2d",
     "conv2d_backward",
+    "conv2d_grad_norms",
     "conv2d_relu_max_pool2d",
     "conv2d_relu_max_pool2d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "relu",
@@ -113,6 +116,28 @@ class _Axis:
         return np.where((position >= 0) & (position < self.size), position, -1)
 
 
+@dataclass(frozen=True)
+class _TransposedAxis:
+    """One spatial axis of a transposed convolution: pixel p spreads to the cells p*stride + r*dilation - before."""
+
+    size: int
+    stride: int
+    dilation: int
+    before: int
+    out: int
+
+    def reaches(self, tap: int) -> tuple[slice, slice]:
+        """Return the pixels whose tap lies inside the output, and the cells that they reach."""
+        offset = tap * self.dilation - self.before
+        cells = np.arange(self.size) * self.stride + offset
+        inside = np.flatnonzero((cells >= 0) & (cells < self.out))
+        if inside.size == 0:
+            return slice(0), slice(0)
+        first, last = int(inside[0]), int(inside[-1])
+        start = first * self.stride + offset
+        return slice(first, last + 1), slice(start, last * self.stride + offset + 1, self.stride)
+
+
 @_quiet
 def conv2d(
     input: FloatArray,
@@ -178,10 +203,12 @@ def conv2d_backward(
     algorithm: str = "auto",
     precision: Precision = "ieee",
     output_mask: OutputMask = (True, True, True),
+    per_sample: bool = False,
 ) -> Gradients[np.floating[Any]]:
     """Return the gradients of `conv2d`, its exact adjoint: (grad_input, grad_weight, grad_bias).
 
-    None stands where ``output_mask`` is False. ``algorithm`` and ``precision`` are accepted and ignored.
+    None stands where ``output_mask`` is False. With ``per_sample`` the gradients of weight and bias have a batch axis
+    in front, unless the input has none. ``algorithm`` and ``precision`` are accepted and ignored.
     """
     x, unbatched = _to_nchw("conv2d_backward", input, layout)
     rows, cols = _conv_axes("conv2d_backward", x, weight, stride, padding, dilation, groups, padding_mode)
@@ -194,7 +221,7 @@ def conv2d_backward(
     kernel = weight.reshape(groups, k // groups, *weight.shape[1:])
     g_groups = _split_groups(g, groups)
     grad_padded = np.zeros(padded.shape, g.dtype)
-    grad_kernel = np.zeros(kernel.shape, g.dtype)
+    grad_kernel = np.zeros((len(x), *kernel.shape), g.dtype)
     for r, s in _taps(rows, cols):
         outputs, reads = _slices(r, s, rows, cols)
         g_tap = _flatten_plane(g_groups[outputs])  # n g k pq
@@ -203,32 +230,170 @@ def conv2d_backward(
             total = kernel[..., r, s].swapaxes(1, 2) @ g_tap  # g c k @ n g k pq
             grad_padded[reads] += total.reshape(patch.shape)
         if output_mask[1]:
-            grad_kernel[..., r, s] = (g_tap @ _flatten_plane(patch).swapaxes(-1, -2)).sum(axis=0)
+            grad_kernel[..., r, s] = g_tap @ _flatten_plane(patch).swapaxes(-1, -2)  # n g k c
 
     grad_input = None
     if output_mask[0]:
         grad_x = _unpad(grad_padded.reshape(*x.shape[:2], *padded.shape[-2:]), rows, cols)
         grad_input = _from_nchw(grad_x, layout, unbatched)
+    grad_weight, grad_bias = grad_kernel.reshape(len(x), *weight.shape), g.sum(axis=(2, 3))
+    if not per_sample or unbatched:
+        grad_weight, grad_bias = grad_weight.sum(axis=0), grad_bias.sum(axis=0)
+    return grad_input, grad_weight if output_mask[1] else None, grad_bias if output_mask[2] else None
+
+
+@_quiet
+def conv2d_grad_norms(
+    grad_output: FloatArray,
+    input: FloatArray,
+    weight_shape: Sequence[int],
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    padding_value: float = 0.0,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    precision: Precision = "ieee",
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the squared norms of every image's gradients of weight and bias, in float64."""
+    _, grad_weight, grad_bias = conv2d_backward(
+        grad_output,
+        input,
+        np.zeros(weight_shape, input.dtype),
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=padding_mode,
+        padding_value=padding_value,
+        layout=layout,
+        output_mask=(False, True, True),
+        per_sample=True,
+    )
+    assert grad_weight is not None and grad_bias is not None
+    weight_norms, bias_norms = (
+        np.square(gradient, dtype=np.float64).sum(axis=tuple(range(input.ndim - 3, gradient.ndim)))
+        for gradient in (grad_weight, grad_bias)
+    )
+    return weight_norms, bias_norms
+
+
+@_quiet
+def conv_transpose2d(
+    input: FloatArray,
+    weight: FloatArray,
+    bias: FloatArray | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+    *,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    precision: Precision = "ieee",
+    out: FloatArray | None = None,
+) -> FloatArray:
+    """Add ``x[n,c,p,q] * w[c,k,r,s]`` to ``y[n,k,h,w]``, h = p*stride + r*dilation - top, w alike, and the bias.
+
+    Cells that the padding cuts off are left out. ``algorithm`` and ``precision`` are accepted and ignored.
+    """
+    op = "conv_transpose2d"
+    x, unbatched = _to_nchw(op, input, layout)
+    rows, cols = _transposed_axes(op, x, weight, stride, padding, output_padding, groups, dilation)
+    _expect_dtypes(op, input, weight=weight, bias=bias, out=out)
+    n, k = len(x), weight.shape[1] * groups
+    if bias is not None:
+        _expect(op, "bias", bias.shape, (k,))
+
+    x_groups = _split_groups(x, groups)  # n g c p q
+    kernel = weight.reshape(groups, x.shape[1] // groups, *weight.shape[1:])  # g c k r s
+    y = np.zeros((n, k, rows.out, cols.out), x.dtype)
+    y_groups = _split_groups(y, groups)
+    for r, s in _taps_of(weight):
+        (pixels_h, cells_h), (pixels_w, cells_w) = rows.reaches(r), cols.reaches(s)
+        patch = x_groups[..., pixels_h, pixels_w]
+        total = kernel[..., r, s].swapaxes(-1, -2) @ _flatten_plane(patch)  # g k c @ n g c pq
+        y_groups[..., cells_h, cells_w] += total.reshape(*total.shape[:-1], *patch.shape[-2:])
+    if bias is not None:
+        y += bias[:, None, None]
+    return _store(op, _from_nchw(y, layout, unbatched), out)
+
+
+@_quiet
+def conv_transpose2d_backward(
+    grad_output: FloatArray,
+    input: FloatArray,
+    weight: FloatArray,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+    *,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+    precision: Precision = "ieee",
+    output_mask: OutputMask = (True, True, True),
+) -> Gradients[np.floating[Any]]:
+    """Return the gradients of `conv_transpose2d`: (grad_input, grad_weight, grad_bias), None where masked."""
+    op = "conv_transpose2d_backward"
+    x, unbatched = _to_nchw(op, input, layout)
+    rows, cols = _transposed_axes(op, x, weight, stride, padding, output_padding, groups, dilation)
+    _expect_dtypes(op, input, weight=weight, grad_output=grad_output)
+    g = _to_nchw_like(op, "grad_output", grad_output, input.ndim, layout)
+    _expect(op, "grad_output (as NCHW)", g.shape, (len(x), weight.shape[1] * groups, rows.out, cols.out))
+
+    x_groups, g_groups = _split_groups(x, groups), _split_groups(g, groups)
+    kernel = weight.reshape(groups, x.shape[1] // groups, *weight.shape[1:])
+    grad_x = np.zeros(x.shape, g.dtype)
+    grad_x_groups = _split_groups(grad_x, groups)
+    grad_kernel = np.zeros(kernel.shape, g.dtype)
+    for r, s in _taps_of(weight):
+        (pixels_h, cells_h), (pixels_w, cells_w) = rows.reaches(r), cols.reaches(s)
+        g_tap = _flatten_plane(g_groups[..., cells_h, cells_w])  # n g k pq
+        patch = x_groups[..., pixels_h, pixels_w]
+        if output_mask[0]:
+            grad_x_groups[..., pixels_h, pixels_w] += (kernel[..., r, s] @ g_tap).reshape(patch.shape)
+        if output_mask[1]:
+            grad_kernel[..., r, s] = (_flatten_plane(patch) @ g_tap.swapaxes(-1, -2)).sum(axis=0)
     return (
-        grad_input,
+        _from_nchw(grad_x, layout, unbatched) if output_mask[0] else None,
         grad_kernel.reshape(weight.shape) if output_mask[1] else None,
         g.sum(axis=(0, 2, 3)) if output_mask[2] else None,
     )
 
 
 @_quiet
-def relu(input: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
-    """Compute ``x if not (x <= 0) else 0``: NaN stays NaN."""
+def relu(input: FloatArray, *, return_mask: bool = False, out: FloatArray | None = None) -> Any:
+    """Compute ``x if not (x <= 0) else 0``: NaN stays NaN. With ``return_mask`` also the bits of ``not (y <= 0)``."""
     _expect_dtypes("relu", input, out=out)
-    return _store("relu", np.where(input <= 0, input.dtype.type(0), input), out)
+    output = _store("relu", np.where(input <= 0, input.dtype.type(0), input), out)
+    return (output, np.packbits(~(output <= 0), bitorder="little")) if return_mask else output
 
 
 @_quiet
-def relu_backward(grad_output: FloatArray, output: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
-    """Compute ``0 if y <= 0 else grad`` from the output of `relu`: a NaN output passes the gradient."""
-    _expect_dtypes("relu_backward", grad_output, output=output, out=out)
-    _expect("relu_backward", "output", output.shape, grad_output.shape)
-    return _store("relu_backward", np.where(output <= 0, output.dtype.type(0), grad_output), out)
+def relu_backward(
+    grad_output: FloatArray,
+    output: FloatArray | npt.NDArray[np.uint8],
+    *,
+    out: FloatArray | None = None,
+) -> FloatArray:
+    """Compute ``0 if y <= 0 else grad`` from the output of `relu`, or its mask: a NaN output passes the gradient."""
+    size, zero = grad_output.size, grad_output.dtype.type(0)
+    if output.dtype == np.uint8:
+        mask = cast("npt.NDArray[np.uint8]", output)
+        _expect("relu_backward", "output (a mask)", mask.shape, (-(-size // 8),))
+        stops = np.unpackbits(mask, count=size, bitorder="little").reshape(grad_output.shape) == 0
+    else:
+        _expect_dtypes("relu_backward", grad_output, output=cast("FloatArray", output))
+        _expect("relu_backward", "output", output.shape, grad_output.shape)
+        stops = output <= 0
+    _expect_dtypes("relu_backward", grad_output, out=out)
+    return _store("relu_backward", np.where(stops, zero, grad_output), out)
 
 
 @_quiet
@@ -379,6 +544,10 @@ def _taps(rows: _Axis, cols: _Axis) -> Iterator[tuple[int, int]]:
     return ((r, s) for r in range(rows.taps) for s in range(cols.taps))
 
 
+def _taps_of(weight: FloatArray) -> Iterator[tuple[int, int]]:
+    return ((r, s) for r in range(weight.shape[2]) for s in range(weight.shape[3]))
+
+
 def _slices(r: int, s: int, rows: _Axis, cols: _Axis) -> tuple[Any, Any]:
     """Return where tap (r, s) counts in the output, and what it reads there in the padded image."""
     return (..., rows.outputs(r), cols.outputs(s)), (..., rows.reads(r), cols.reads(s))
@@ -481,6 +650,46 @@ def _conv_axes(
         if limit is not None and max(axis.before, axis.after) > limit:
             raise ValueError(f"{op}: padding is {max(axis.before, axis.after)}, expected at most {limit} ({axis.mode})")
     return axes
+
+
+def _transposed_axes(
+    op: str,
+    x: FloatArray,
+    weight: FloatArray,
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+) -> tuple[_TransposedAxis, _TransposedAxis]:
+    c, h, w = x.shape[1:]
+    if weight.ndim != 4:
+        raise ValueError(f"{op}: weight has {weight.ndim} dimensions, expected 4 (C, K/groups, R, S)")
+    if len(weight) != c:
+        raise ValueError(f"{op}: weight has {len(weight)} input channels, expected {c}")
+    if groups < 1 or c % groups:
+        raise ValueError(f"{op}: groups is {groups}, expected a divisor of {c} input channels")
+    if min(h, w, *weight.shape[1:]) < 1:
+        raise ValueError(f"{op}: input {x.shape} and weight {weight.shape} have a size of zero other than N or C")
+    strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
+    extra = (output_padding,) * 2 if isinstance(output_padding, (int, np.integer)) else tuple(output_padding)
+
+    def axis(i: int) -> _TransposedAxis:
+        size, extent = x.shape[2 + i], dilations[i] * (weight.shape[2 + i] - 1) + 1
+        if len(extra) != 2 or not 0 <= extra[i] < max(strides[i], dilations[i]):
+            raise ValueError(f"{op}: output_padding is {output_padding}, expected less than stride or dilation")
+        if padding in ("same", "same_lower"):
+            if extra[i]:
+                raise ValueError(f"{op}: output_padding is {output_padding}, expected 0 with padding {padding!r}")
+            before, _ = _sides(op, padding, i, size * strides[i], extent, strides[i])
+            return _TransposedAxis(size, strides[i], dilations[i], before, size * strides[i])
+        before, after = _sides(op, padding, i, size, extent, strides[i])
+        out = (size - 1) * strides[i] + extent - before - after + extra[i]
+        if out < 1:
+            raise ValueError(f"{op}: padding is {padding!r}, which leaves {out} cells of the output")
+        return _TransposedAxis(size, strides[i], dilations[i], before, out)
+
+    return axis(0), axis(1)
 
 
 def _pool_axes(

@@ -291,12 +291,13 @@ def explain(
     Parameters
     ----------
     op : str
-        The name of the function: ``"conv2d"``, ``"relu"``, ``"max_pool2d"``, ``"conv2d_relu_max_pool2d"``, or one of
-        these with ``_backward``.
+        The name of the function: ``"conv2d"``, ``"conv_transpose2d"``, ``"relu"``, ``"max_pool2d"``,
+        ``"conv2d_relu_max_pool2d"``, or one of these with ``_backward``; ``"conv2d_grad_norms"``.
     input_shape : sequence of int
         The shape of `input` (for ReLU, of its array), in the order of the layout.
     weight_shape : sequence of int, optional
-        The shape of `weight`, (K, C/G, R, S), for the operations that have one. Pooling takes its `kernel_size` here.
+        The shape of `weight`, (K, C/G, R, S), for the operations that have one; (C, K/G, R, S) for a transposed
+        convolution. Pooling takes its `kernel_size` here.
     *args, **options
         The options of the function itself, in its order and with its defaults: ``stride, padding, ...``.
     dtype : dtype, default float32
@@ -350,7 +351,18 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {name: (getattr(ops, nam
 # The options of this forward pass travel to its backward pass in `saved`.
 _FUNCTIONS["conv2d_relu_max_pool2d_backward"] = (ops.conv2d_relu_max_pool2d, ops.conv2d_relu_max_pool2d_backward)
 
-_ARRAYS = {"input", "weight", "bias", "grad_output", "output", "out", "saved", "indices_or_codes", "input_shape"}
+_ARRAYS = {
+    "input",
+    "weight",
+    "bias",
+    "grad_output",
+    "output",
+    "out",
+    "saved",
+    "indices_or_codes",
+    "input_shape",
+    "weight_shape",
+}
 
 
 def _bind(

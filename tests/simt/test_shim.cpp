@@ -89,6 +89,15 @@ bool multiplies() {
     return true;
 }
 
+// Every third lane of two warps says yes.
+bool ballots() {
+    static uint32_t result[64];
+    Block::run_grid({}, 64, 0, [] { result[thread()] = ballot(thread() % 3 == 0); });
+    for (int i = 0; i < 64; ++i)
+        if (result[i] != (i < 32 ? 0x49249249u : 0x92492492u)) return false;
+    return true;
+}
+
 }  // namespace
 
 int main() {
@@ -97,6 +106,10 @@ int main() {
     expect("a copy that was waited for", copied(true) == 3);
     expect("a copy that was not is NaN", std::isnan(copied(false)));
     expect("mma's fragments", multiplies());
+    expect("a ballot of each warp", ballots());
+    expect_error("a ballot that a lane skips", "not all lanes reach", 32, [] {
+        if (thread() != 31) ballot(true);
+    });
     expect_error("threads that skip a warp-wide operation", "not all lanes reach", 32, [] {
         if (thread() != 7) shuffle_xor(1.0f, 1);
     });

@@ -25,16 +25,16 @@ void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, Tenso
 
 template <class T>
 void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                       TensorView<T> grad_input) {
+                       TensorView<T> grad_input, TensorView<const T> bias) {
     switch (choose_method(problem, ConvPass::grad_input)) {
         case ConvMethod::winograd:
-            return winograd_grad_input(problem, grad_output, weight, grad_input);
+            return winograd_grad_input(problem, grad_output, weight, grad_input, bias);
         case ConvMethod::grouped:
-            return grouped_grad_input(problem, grad_output, weight, grad_input);
+            return grouped_grad_input(problem, grad_output, weight, grad_input, bias);
         case ConvMethod::few_channels:
-            return few_channels_grad_input(problem, grad_output, weight, grad_input);
+            return few_channels_grad_input(problem, grad_output, weight, grad_input, bias);
         default:
-            return gemm_grad_input(problem, grad_output, weight, grad_input);
+            return gemm_grad_input(problem, grad_output, weight, grad_input, bias);
     }
 }
 
@@ -60,10 +60,10 @@ template void conv2d_forward(const ConvProblem&, TensorView<const float>, Tensor
                              TensorView<const float>, TensorView<float>);
 template void conv2d_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                              TensorView<const double>, TensorView<double>);
-template void conv2d_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>,
-                                TensorView<float>);
+template void conv2d_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>, TensorView<float>,
+                                TensorView<const float>);
 template void conv2d_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
-                                TensorView<double>);
+                                TensorView<double>, TensorView<const double>);
 template void conv2d_grad_weight(const ConvProblem&, TensorView<const float>, TensorView<const float>,
                                  TensorView<float>);
 template void conv2d_grad_weight(const ConvProblem&, TensorView<const double>, TensorView<const double>,

@@ -12,15 +12,17 @@ template <class T>
 void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                     TensorView<const T> bias, TensorView<T> output);
 
+// With a bias for each input channel, as a transposed convolution has it; problems that fold (problem.h) take none.
 template <class T>
 void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                       TensorView<T> grad_input);
+                       TensorView<T> grad_input, TensorView<const T> bias = {});
 
 template <class T>
 void conv2d_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                         TensorView<T> grad_weight);  // dense K, C/G, R, S
 
+// Sums over all but the channels.
 template <class T>
-void conv2d_grad_bias(const ConvProblem& problem, TensorView<const T> grad_output, T* grad_bias);
+void conv2d_grad_bias(TensorView<const T> grad_output, T* grad_bias);
 
 }  // namespace convx

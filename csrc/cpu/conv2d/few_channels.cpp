@@ -282,7 +282,7 @@ void few_channels_forward(const ConvProblem& problem, TensorView<const T> input,
 
 template <class T>
 void few_channels_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                             TensorView<T> grad_input) {
+                             TensorView<T> grad_input, TensorView<const T> bias) {
     const FewChannelsPass<T> pass{problem.batch,
                                   problem.in_channels,
                                   problem.out_channels,
@@ -296,11 +296,11 @@ void few_channels_grad_input(const ConvProblem& problem, TensorView<const T> gra
                                   weight.stride[3],
                                   grad_input.data,
                                   strides_of(grad_input.stride),
-                                  nullptr,
-                                  0,
+                                  bias.data,
+                                  bias.stride[1],
                                   false,
                                   problem.flops()};
-    if (!run_pass(pass, problem, false)) gemm_grad_input(problem, grad_output, weight, grad_input);
+    if (!run_pass(pass, problem, false)) gemm_grad_input(problem, grad_output, weight, grad_input, bias);
 }
 
 template PassScratch few_channels_scratch(const PlaneLayout&, const FewChannelsBlocks&, int64_t, int64_t,
@@ -312,8 +312,8 @@ template void few_channels_forward(const ConvProblem&, TensorView<const float>, 
 template void few_channels_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                                    TensorView<const double>, TensorView<double>);
 template void few_channels_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>,
-                                      TensorView<float>);
+                                      TensorView<float>, TensorView<const float>);
 template void few_channels_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
-                                      TensorView<double>);
+                                      TensorView<double>, TensorView<const double>);
 
 }  // namespace convx

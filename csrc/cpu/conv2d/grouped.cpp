@@ -276,10 +276,10 @@ void grouped_forward(const ConvProblem& problem, TensorView<const T> input, Tens
 
 template <class T>
 void grouped_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                        TensorView<T> grad_input) {
+                        TensorView<T> grad_input, TensorView<const T> bias) {
     const StagedAxis h = staged_adjoint(problem.h), w = staged_adjoint(problem.w);
     if ((reads_outside(h) || reads_outside(w)) && !all_finite(weight))
-        return gemm_grad_input(problem, grad_output, weight, grad_input);
+        return gemm_grad_input(problem, grad_output, weight, grad_input, bias);
     GroupedConv<T> conv{};
     conv.batch = problem.batch;
     conv.groups = problem.groups;
@@ -295,6 +295,8 @@ void grouped_grad_input(const ConvProblem& problem, TensorView<const T> grad_out
     conv.weight_h = weight.stride[2];
     conv.weight_w = weight.stride[3];
     conv.dest = grad_input;
+    conv.bias = bias.data;
+    conv.bias_stride = bias.stride[1];
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
     if (grouped_takes_channels(ConvPass::grad_input, conv.rows, kernels.lanes))
         return run_grouped_channels(conv, GroupedPlanes(problem, false), problem.flops(), kernels);
@@ -318,8 +320,8 @@ template void grouped_forward(const ConvProblem&, TensorView<const float>, Tenso
 template void grouped_forward(const ConvProblem&, TensorView<const double>, TensorView<const double>,
                               TensorView<const double>, TensorView<double>);
 template void grouped_grad_input(const ConvProblem&, TensorView<const float>, TensorView<const float>,
-                                 TensorView<float>);
+                                 TensorView<float>, TensorView<const float>);
 template void grouped_grad_input(const ConvProblem&, TensorView<const double>, TensorView<const double>,
-                                 TensorView<double>);
+                                 TensorView<double>, TensorView<const double>);
 
 }  // namespace convx

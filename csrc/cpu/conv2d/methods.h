@@ -13,7 +13,7 @@ void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorV
                   TensorView<const T> bias, TensorView<T> output);
 template <class T>
 void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                     TensorView<T> grad_input);
+                     TensorView<T> grad_input, TensorView<const T> bias);
 template <class T>
 void gemm_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                       TensorView<T> grad_weight);
@@ -34,7 +34,7 @@ void winograd_forward_packed(const ConvProblem& problem, TensorView<const T> inp
                              TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed);
 template <class T>
 void winograd_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                         TensorView<T> grad_input);
+                         TensorView<T> grad_input, TensorView<const T> bias);
 template <class T>
 void winograd_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                           TensorView<T> grad_weight);
@@ -45,7 +45,7 @@ void grouped_forward(const ConvProblem& problem, TensorView<const T> input, Tens
                      TensorView<const T> bias, TensorView<T> output);
 template <class T>
 void grouped_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                        TensorView<T> grad_input);
+                        TensorView<T> grad_input, TensorView<const T> bias);
 template <class T>
 void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                          TensorView<T> grad_weight);
@@ -56,7 +56,7 @@ void few_channels_forward(const ConvProblem& problem, TensorView<const T> input,
                           TensorView<const T> bias, TensorView<T> output);
 template <class T>
 void few_channels_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                             TensorView<T> grad_input);
+                             TensorView<T> grad_input, TensorView<const T> bias);
 template <class T>
 void few_channels_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                               TensorView<T> grad_weight);

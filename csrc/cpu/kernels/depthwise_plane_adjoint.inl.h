@@ -19,6 +19,7 @@ void adjoint_columns(const convx::DepthwisePlanes<T>& job, int64_t column) {
     const bool spills = job.dest_row == columns && columns >= lanes;
     const T* source = job.source;
     const T* weight = job.weights;
+    const T* bias = job.bias;
     T* dest = job.dest + column;
     for (int64_t plane = 0; plane < job.planes; ++plane) {
         Vec<T> weights[kernel][kernel];
@@ -58,7 +59,11 @@ void adjoint_columns(const convx::DepthwisePlanes<T>& job, int64_t column) {
                     }
                 }
                 const Vec<T> even = even_padding ? between : middle, odd = even_padding ? middle : between;
-                const Vec<T> low = interleave_low(even, odd), high = interleave_high(even, odd);
+                Vec<T> low = interleave_low(even, odd), high = interleave_high(even, odd);
+                if (bias) {
+                    low = add(low, broadcast(*bias));
+                    high = add(high, broadcast(*bias));
+                }
                 if (columns == 2 * lanes || (spills && h + odd_row + 1 < end)) {
                     store(to, low);
                     store(to + lanes, high);
@@ -71,6 +76,7 @@ void adjoint_columns(const convx::DepthwisePlanes<T>& job, int64_t column) {
         }
         source += job.source_plane;
         weight += job.weights_plane;
+        if (bias) bias += job.bias_plane;
         dest += job.dest_plane;
     }
 }
@@ -101,12 +107,13 @@ void depthwise_planes_adjoint_sized(const convx::DepthwisePlanes<T>& job) {
             adjoint_pair<T, kernel>(plane, column < last ? column : last);
         plane.source += job.source_plane;
         plane.weights += job.weights_plane;
+        if (job.bias) plane.bias += job.bias_plane;
         plane.dest += job.dest_plane;
     }
 }
 
 // The adjoint of kernel 3 or 5 with stride 2: `source` is the gradient of the output, `dest` that of the input,
-// pad_top and pad_left are those of the forward pass; without bias and ReLU.
+// pad_top and pad_left are those of the forward pass; without ReLU.
 template <class T>
 void depthwise_planes_adjoint(int kernel, const convx::DepthwisePlanes<T>& job) {
     if (kernel == 3) return depthwise_planes_adjoint_sized<T, 3>(job);

@@ -17,6 +17,7 @@
 #include "cpu/kernels/max_pool2d_backward.inl.h"
 #include "cpu/kernels/pack.inl.h"
 #include "cpu/kernels/relu.inl.h"
+#include "cpu/kernels/relu_mask.inl.h"
 #include "cpu/kernels/residues.inl.h"
 #include "cpu/kernels/roofline.inl.h"
 #include "cpu/kernels/winograd.inl.h"
@@ -70,6 +71,8 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.stream_copy = stream_copy<T>;
     set.relu = relu_run<T>;
     set.relu_backward = relu_backward_run<T>;
+    set.relu_mask = relu_mask_run<T>;
+    set.relu_mask_backward = relu_mask_backward_run<T>;
     set.pool_stage = pool_stage<T>;
     set.pool_stage_pairs = pool_stage_pairs<T>;
     set.pool_max = pool_max<T>;

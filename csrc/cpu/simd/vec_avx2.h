@@ -130,6 +130,21 @@ inline MaskD greater_or_nan(VecD a, VecD b) {
 }
 inline MaskF equal(VecF a, VecF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskD equal(VecD a, VecD b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
+inline uint32_t lane_bits(MaskF m) { return static_cast<uint32_t>(_mm256_movemask_ps(m.m)); }
+inline uint32_t lane_bits(MaskD m) { return static_cast<uint32_t>(_mm256_movemask_pd(m.m)); }
+template <class T>
+Mask<T> lanes_of_bits(uint32_t bits);
+template <>
+inline MaskF lanes_of_bits<float>(uint32_t bits) {
+    const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+    return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, own), own))};
+}
+template <>
+inline MaskD lanes_of_bits<double>(uint32_t bits) {
+    const __m256i own = _mm256_setr_epi64x(1, 2, 4, 8), all = _mm256_set1_epi64x(bits);
+    return {_mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(all, own), own))};
+}
 inline bool any_nan(VecF a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 inline bool any_nan(VecD a) { return _mm256_movemask_pd(_mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm256_add_ps(sum.v, _mm256_and_ps(m.m, a.v))}; }

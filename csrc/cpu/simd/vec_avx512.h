@@ -106,6 +106,18 @@ inline MaskD greater_or_nan(VecD a, VecD b) {
 }
 inline MaskF equal(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 inline MaskD equal(VecD a, VecD b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline uint32_t lane_bits(MaskF m) { return m.m; }
+inline uint32_t lane_bits(MaskD m) { return m.m; }
+template <class T>
+Mask<T> lanes_of_bits(uint32_t bits);
+template <>
+inline MaskF lanes_of_bits<float>(uint32_t bits) {
+    return {static_cast<__mmask16>(bits)};
+}
+template <>
+inline MaskD lanes_of_bits<double>(uint32_t bits) {
+    return {static_cast<__mmask8>(bits)};
+}
 inline bool any_nan(VecF a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 inline bool any_nan(VecD a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 inline VecF add_where(MaskF m, VecF sum, VecF a) { return {_mm512_mask_add_ps(sum.v, m.m, sum.v, a.v)}; }

@@ -154,6 +154,20 @@ LaneMask<T, count> equal(Lanes<T, count> a, Lanes<T, count> b) {
     return r;
 }
 
+// Lane i as bit i, and the way back, which ignores higher bits.
+template <class T, int count>
+uint32_t lane_bits(LaneMask<T, count> m) {
+    uint32_t bits = 0;
+    for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(m.m[i]) << i;
+    return bits;
+}
+template <class T>
+Mask<T> lanes_of_bits(uint32_t bits) {
+    Mask<T> r;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = bits >> i & 1;
+    return r;
+}
+
 template <class T, int count>
 bool any_nan(Lanes<T, count> a) {
     bool any = false;

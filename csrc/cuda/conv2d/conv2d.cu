@@ -13,10 +13,11 @@ void conv2d_forward(const ConvProblem& problem, const ConvPlan& plan, const Devi
 }
 
 void conv2d_grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                       const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream) {
+                       const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream,
+                       const DeviceTensor& bias) {
     with_type(problem.dtype, [&](auto type) {
         Conv2d<typename decltype(type)::T>::grad_input(problem, plan, grad_output, weight, grad_input, workspace,
-                                                       stream);
+                                                       stream, bias);
     });
 }
 

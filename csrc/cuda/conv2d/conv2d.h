@@ -22,8 +22,11 @@ struct Carried {
 void conv2d_forward(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& input,
                     const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output, void* workspace,
                     Stream stream);
+// With a bias for each input channel, 1 x C x 1 x 1, as a transposed convolution has it; problems that fold
+// (common/problem.h) take none.
 void conv2d_grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                       const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream);
+                       const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream,
+                       const DeviceTensor& bias = {});
 void conv2d_grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
                         const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream,
                         const Carried& carried = {});
@@ -38,7 +41,8 @@ struct Conv2d {
                         const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output,
                         void* workspace, Stream stream);
     static void grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                           const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream);
+                           const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream,
+                           const DeviceTensor& bias);
     static void grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
                             const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream,
                             const Carried& carried);

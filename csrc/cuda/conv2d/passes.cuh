@@ -88,30 +88,35 @@ void Conv2d<T>::forward(const ConvProblem& problem, const ConvPlan& plan, const 
 // A residue class of each axis is a window sum of its own; classes without a tap are sums of nothing, zeros.
 template <class T>
 void adjoint(const ConvProblem& problem, const ConvPlan& plan, const Axis& h, const Axis& w,
-             const DeviceTensor& grad_output, const DeviceTensor& weight, const DeviceTensor& grad_input,
-             void* workspace, Stream stream) {
+             const DeviceTensor& grad_output, const DeviceTensor& weight, const DeviceTensor& bias,
+             const DeviceTensor& grad_input, void* workspace, Stream stream) {
     if (plan.method == ConvMethod::direct) {
-        Direct<T>(problem, grad_output, weight, true, grad_input, static_cast<T*>(workspace), stream).run_adjoint(h, w);
+        Direct<T> direct(problem, grad_output, weight, true, grad_input, static_cast<T*>(workspace), stream);
+        direct.set_output(bias, false);
+        direct.run_adjoint(h, w);
         return;
     }
     for (int64_t residue_h = 0; residue_h < std::min(h.stride, h.input); ++residue_h)
-        for (int64_t residue_w = 0; residue_w < std::min(w.stride, w.input); ++residue_w)
-            run_window_sum(
-                plan,
+        for (int64_t residue_w = 0; residue_w < std::min(w.stride, w.input); ++residue_w) {
+            WindowSum<T> sum =
                 window_sum<T>(adjoint_axis(h, residue_h), adjoint_axis(w, residue_w), problem.groups,
-                              problem.group_out(), problem.group_in(), grad_output, weight, true, grad_input, 0.0),
-                workspace, stream);
+                              problem.group_out(), problem.group_in(), grad_output, weight, true, grad_input, 0.0);
+            sum.bias = static_cast<const T*>(bias.data);
+            sum.bias_stride = bias.stride[1];
+            run_window_sum(plan, sum, workspace, stream);
+        }
 }
 
 template <class T>
 void Conv2d<T>::grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                           const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream) {
+                           const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream,
+                           const DeviceTensor& bias) {
     for (int64_t first = 0; first < problem.batch; first += plan.images) {
         const int64_t count = std::min(plan.images, problem.batch - first);
         const DeviceTensor grads = some_images<T>(grad_output, first, count);
         const DeviceTensor result = some_images<T>(grad_input, first, count);
         if (plan.unfolded_bytes == 0) {
-            adjoint<T>(problem, plan, problem.h, problem.w, grads, weight, result, workspace, stream);
+            adjoint<T>(problem, plan, problem.h, problem.w, grads, weight, bias, result, workspace, stream);
             continue;
         }
         const Axis h = problem.h.unfolded(), w = problem.w.unfolded();
@@ -120,7 +125,7 @@ void Conv2d<T>::grad_input(const ConvProblem& problem, const ConvPlan& plan, con
         padded.unrounded = true;
         padded.shape = {count, problem.in_channels, h.input, w.input};
         padded.stride = {problem.in_channels * h.input * w.input, h.input * w.input, w.input, 1};
-        adjoint<T>(problem, plan, h, w, grads, weight, padded, workspace, stream);
+        adjoint<T>(problem, plan, h, w, grads, weight, {}, padded, workspace, stream);
         fold<T>(problem, padded, result, stream);
     }
 }

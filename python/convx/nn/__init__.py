@@ -17,12 +17,13 @@ A context refers to the arrays of its forward pass without a copy: do not change
 One forward, any number of backwards: a context is only read.
 """
 
-from .layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
+from .layers import Conv2d, ConvTranspose2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from .loss import CrossEntropyLoss
 from .module import Module, Parameter
 
 __all__ = [
     "Conv2d",
+    "ConvTranspose2d",
     "CrossEntropyLoss",
     "Flatten",
     "Linear",

@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from .._cpu import ShapeError
 from .._types import FloatArray, Layout, Padding, PaddingMode, Pair
-from ..ops import conv2d, conv2d_backward, max_pool2d, max_pool2d_backward, relu, relu_backward
+from ..ops import (
+    conv2d,
+    conv2d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+    relu,
+    relu_backward,
+)
 from .module import Module, Parameter, check_array
 
 # A window code is one byte, and 255 stands for "no gradient".
@@ -32,12 +41,12 @@ def _positive(layer: str, name: str, value: Any) -> int:
     return int(value)
 
 
-def _kernel_size(layer: str, value: Any) -> tuple[int, int]:
-    """Return `value`, an int or a pair (h, w), as a pair."""
+def _pair(layer: str, name: str, value: Any) -> tuple[int, int]:
+    """Return `value`, a positive int or a pair (h, w) of them, as a pair."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
-        raise ShapeError(f"{layer}: kernel_size has {len(pair)} numbers, expected an int or a pair (h, w)")
-    return _positive(layer, "kernel_size", pair[0]), _positive(layer, "kernel_size", pair[1])
+        raise ShapeError(f"{layer}: {name} has {len(pair)} numbers, expected an int or a pair (h, w)")
+    return _positive(layer, name, pair[0]), _positive(layer, name, pair[1])
 
 
 def _accumulate(*pairs: tuple[Parameter | None, FloatArray | None]) -> None:
@@ -53,7 +62,12 @@ def _changed(layer: Module, options: dict[str, Any]) -> str:
     return "".join(f", {name}={value!r}" for name, value in options.items() if value != defaults[name].default)
 
 
-def he_normal(shape: tuple[int, ...], dtype: npt.DTypeLike, rng: np.random.Generator | int | None) -> FloatArray:
+def he_normal(
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    rng: np.random.Generator | int | None,
+    fan_in: float | None = None,
+) -> FloatArray:
     """Draw weights from a normal distribution of mean 0 and variance ``2 / fan_in``.
 
     This keeps the variance of the activations through layers followed by a ReLU (He et al., "Delving deep into
@@ -63,15 +77,17 @@ def he_normal(shape: tuple[int, ...], dtype: npt.DTypeLike, rng: np.random.Gener
     Parameters
     ----------
     shape : tuple of int
-        The weight's shape; ``fan_in`` is the product of all sizes but the first.
+        The weight's shape.
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator, int or None
         The source of the numbers; an int seeds a new one; None takes fresh entropy from the system.
+    fan_in : float, optional
+        How many products an output sums, by default the product of all sizes of `shape` but the first.
     """
     if np.dtype(dtype).kind != "f":
         raise TypeError(f"he_normal: dtype is {np.dtype(dtype)}, expected floating point")
-    scale = math.sqrt(2.0 / math.prod(shape[1:]))
+    scale = math.sqrt(2.0 / (math.prod(shape[1:]) if fan_in is None else fan_in))
     return (np.random.default_rng(rng).standard_normal(shape) * scale).astype(dtype)
 
 
@@ -133,7 +149,7 @@ class Conv2d(Module):
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ShapeError(f"Conv2d: {name} is {channels}, expected a multiple of groups ({groups})")
-        shape = (out_channels, in_channels // groups, *_kernel_size("Conv2d", kernel_size))
+        shape = (out_channels, in_channels // groups, *_pair("Conv2d", "kernel_size", kernel_size))
         self.weight = Parameter(he_normal(shape, dtype, rng), "weight")
         self.bias = Parameter(np.zeros(out_channels, dtype), "bias") if bias else None
         self._options: dict[str, Any] = {
@@ -173,19 +189,126 @@ class Conv2d(Module):
         return f"Conv2d({in_channels}, {out_channels}, {tuple(kernel_size)}{options})"
 
 
-class ReLU(Module):
-    """``x if not (x <= 0) else 0``: see :func:`convx.relu`."""
+class ConvTranspose2d(Module):
+    """Transposed 2-D convolution with a trained weight and bias: see :func:`convx.conv_transpose2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and K.
+    kernel_size : int or (int, int)
+        R, S.
+    stride, padding, output_padding, groups, dilation, layout, algorithm
+        As in :func:`convx.conv_transpose2d`, which checks them at the first call, when the input's shape is known.
+    bias : bool
+        Whether a bias is added to each output channel.
+    dtype : dtype
+        float32 or float64; inputs must have the same one.
+    rng : numpy.random.Generator, int or None
+        Where the initial weight comes from, see :func:`he_normal`; `fan_in` is the number of products that an output
+        sums on average, ``C/groups * R * S`` divided by both strides. The bias starts at zero.
+
+    Attributes
+    ----------
+    weight : Parameter
+        Shape (C, K/groups, R, S), in both layouts.
+    bias : Parameter or None
+        Shape (K,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> layer = nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1, rng=0)
+    >>> layer(np.zeros((1, 8, 16, 16), np.float32)).shape
+    (1, 3, 32, 32)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Padding = 0,
+        output_padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Pair = 1,
+        *,
+        layout: Layout = "NCHW",
+        algorithm: str = "auto",
+        dtype: npt.DTypeLike = np.float32,
+        rng: np.random.Generator | int | None = None,
+    ) -> None:
+        in_channels = _positive("ConvTranspose2d", "in_channels", in_channels)
+        out_channels = _positive("ConvTranspose2d", "out_channels", out_channels)
+        groups = _positive("ConvTranspose2d", "groups", groups)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ShapeError(f"ConvTranspose2d: {name} is {channels}, expected a multiple of groups ({groups})")
+        taps = _pair("ConvTranspose2d", "kernel_size", kernel_size)
+        strides = _pair("ConvTranspose2d", "stride", stride)
+        fan_in = in_channels // groups * math.prod(taps) / math.prod(strides)
+        shape = (in_channels, out_channels // groups, *taps)
+        self.weight = Parameter(he_normal(shape, dtype, rng, fan_in), "weight")
+        self.bias = Parameter(np.zeros(out_channels, dtype), "bias") if bias else None
+        self._options: dict[str, Any] = {
+            "stride": stride,
+            "padding": padding,
+            "output_padding": output_padding,
+            "groups": groups,
+            "dilation": dilation,
+            "layout": layout,
+            "algorithm": algorithm,
+        }
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Compute the output, which is also the context."""
-        output = relu(input)
-        return output, output
+        """Spread `input` over the windows; it is also the context."""
+        bias = None if self.bias is None else self.bias.value
+        return conv_transpose2d(input, self.weight.value, bias, **self._options), input
 
     def backward(
         self, grad_output: FloatArray, context: FloatArray, *, need_grad_input: bool = True
     ) -> FloatArray | None:
+        """Add the gradients of weight and bias; return that of the input."""
+        grad_input, grad_weight, grad_bias = conv_transpose2d_backward(
+            grad_output,
+            context,
+            self.weight.value,
+            **self._options,
+            output_mask=(need_grad_input, True, self.bias is not None),
+        )
+        _accumulate((self.weight, grad_weight), (self.bias, grad_bias))
+        return grad_input
+
+    def __repr__(self) -> str:
+        in_channels, out_channels, *kernel_size = self.weight.value.shape
+        out_channels *= self._options["groups"]
+        options = _changed(self, {**self._options, "bias": self.bias is not None})
+        return f"ConvTranspose2d({in_channels}, {out_channels}, {tuple(kernel_size)}{options})"
+
+
+class ReLU(Module):
+    """``x if not (x <= 0) else 0``: see :func:`convx.relu`.
+
+    The context is the mask of one bit an element. The output is then free as soon as the next layer does not need it (a
+    pooling does not), and the backward pass reads 1/32 of it; where the next layer keeps it, the mask is 3 % more.
+    """
+
+    def forward(self, input: FloatArray) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
+        """Compute the output; the context is its mask."""
+        return relu(input, return_mask=True)
+
+    def backward(
+        self, grad_output: FloatArray, context: npt.NDArray[np.uint8], *, need_grad_input: bool = True
+    ) -> FloatArray | None:
         """Pass the gradient on where the output is not 0."""
         return relu_backward(grad_output, context) if need_grad_input else None
+
+    def __call__(self, input: FloatArray) -> FloatArray:
+        """Compute the output without a mask."""
+        return relu(input)
 
     def __repr__(self) -> str:
         return "ReLU()"
@@ -224,7 +347,7 @@ class MaxPool2d(Module):
         ceil_mode: bool = False,
         layout: Layout = "NCHW",
     ) -> None:
-        self.kernel_size = _kernel_size("MaxPool2d", kernel_size)
+        self.kernel_size = _pair("MaxPool2d", "kernel_size", kernel_size)
         self._options: dict[str, Any] = {
             "stride": stride,
             "padding": padding,

@@ -112,6 +112,25 @@ T shuffle_xor(T value, int mask) {
 inline float shuffle_xor(float value, int mask) { return detail::shuffle_xor(value, mask); }
 inline double shuffle_xor(double value, int mask) { return detail::shuffle_xor(value, mask); }
 
+namespace detail {
+
+struct Ballot {
+    bool mine;
+    uint32_t all;
+};
+
+}  // namespace detail
+
+inline uint32_t ballot(bool value) {
+    detail::Ballot lane{value, 0};
+    simt::Block::current().warp_together(&lane, [](void* const(&lanes)[32]) {
+        uint32_t all = 0;
+        for (int i = 0; i < 32; ++i) all |= uint32_t{static_cast<detail::Ballot*>(lanes[i])->mine} << i;
+        for (void* const each : lanes) static_cast<detail::Ballot*>(each)->all = all;
+    });
+    return lane.all;
+}
+
 template <class T>
 T& shared_memory() {
     return *reinterpret_cast<T*>(simt::Block::current().shared_bytes());

@@ -1,0 +1,40 @@
+// Gradients of the weight and the bias of each image by itself, and the squares of their norms: the gradients of a
+// batch of one, in every bit.
+//
+// In arrays that are dense in NCHW order, images are to a weight gradient what groups are: N images of C channels in G
+// groups lie as one image of N * C channels in N * G groups does, whose gradient is that of every image. So a launch
+// takes many images. In other arrays (NHWC, views) there is a launch for each.
+#pragma once
+
+#include "cuda/conv2d/conv2d.h"
+
+namespace convx::cuda {
+
+struct PerSamplePlan {
+    ConvPlan pass;            // of `images` images as one; parts are those of one image
+    int64_t images = 1;       // of one launch
+    int64_t sums_bytes = 0;   // unrounded gradients of these, where only their norms are asked for
+    int64_t norm_blocks = 0;  // of one gradient's sum of squares
+    int64_t norm_bytes = 0;   // their sums
+
+    int64_t workspace_bytes() const { return pass.workspace_bytes() + sums_bytes + norm_bytes; }
+};
+
+// Whether the images of a tensor lie as channels of one.
+bool images_are_channels(const DeviceTensor& tensor);
+
+// ConvPass::grad_weight or grad_bias; `joined` where grad_output and input allow it.
+PerSamplePlan plan_per_sample(const ConvProblem& problem, ConvPass pass, Precision precision, bool joined, bool norms);
+
+// Gradients are dense: grad_weight N x K x C/G x R x S, grad_bias N x K.
+void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
+                            const DeviceTensor& input, void* grad_weight, void* workspace, Stream stream);
+void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
+                          void* grad_bias, void* workspace, Stream stream);
+// Sums of squares, N each, in float64.
+void grad_weight_norms(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
+                       const DeviceTensor& input, double* norms, void* workspace, Stream stream);
+void grad_bias_norms(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
+                     double* norms, void* workspace, Stream stream);
+
+}  // namespace convx::cuda
