@@ -39,7 +39,7 @@ exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 highlight_language = "default"
-smartquotes = False
+smartquotes_action = "D"  # dashes alone: quotes stand in what is nearly code
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -48,12 +48,12 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+autodoc_typehints_format = "fully-qualified"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
-napoleon_custom_sections = ["Shapes"]
+napoleon_custom_sections = ["Shapes", ("Attributes", "params_style")]
 
 # The examples write nothing that is not shown, and their figures need no screen.
 warnings.filterwarnings("ignore", message=".*is non-interactive.*", category=UserWarning)
@@ -63,6 +63,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"plot_",
     "backreferences_dir": "gallery/uses",
     "doc_module": ("convx",),
+    "reference_url": {"convx": None},
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,

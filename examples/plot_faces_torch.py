@@ -95,7 +95,7 @@ print(f"largest difference of the losses in {len(losses['convx'])} steps: {apart
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", width_ratios=(3, 2))
 left.plot(losses["PyTorch"], color="C1", linewidth=4, alpha=0.5, label="PyTorch")
 left.plot(losses["convx"], color="C0", linewidth=1, label="convx")
-left.set(xlabel="step", ylabel="cross-entropy", title="training loss", yscale="log")
+left.set(xlabel="step", ylabel="cross-entropy", title="training loss", ylim=(0, None))
 left.legend()
 right.boxplot([[1000 * each for each in seconds[name]] for name in models], tick_labels=list(models))
 right.set(ylabel="ms", title="time per epoch, one thread", ylim=(0, None))

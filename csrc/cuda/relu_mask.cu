@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(threads) relu_mask_kernel(ReluMask<T> relu) {
     const int64_t first = first_of_thread<far>();
     const int lane = static_cast<int>(threadIdx.x) % 32;
     T value[words<far>];
-    int64_t to[words<far>];
+    int64_t to[words<far>] = {};
 #pragma unroll
     for (int i = 0; i < words<far>; ++i) {
         const int64_t index = first + i * 32;
@@ -111,7 +111,7 @@ template <class T, bool far>
 __global__ void __launch_bounds__(threads) relu_mask_backward_kernel(ReluMask<T> relu) {
     const int64_t first = first_of_thread<far>();
     T value[words<far>];
-    int64_t to[words<far>];
+    int64_t to[words<far>] = {};
     bool kept[words<far>];
 #pragma unroll
     for (int i = 0; i < words<far>; ++i) {

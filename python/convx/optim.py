@@ -50,7 +50,7 @@ class Optimizer:
     lr: float
     hyperparameters: ClassVar[tuple[str, ...]]
     entries: ClassVar[tuple[str, ...]]
-    """What is kept for a parameter from its first step on: ``"step"`` is a count, all others are arrays."""
+    """What is kept for a parameter from its first step on; ``"step"`` is a count, all others are arrays."""
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
         self.parameters = list(parameters)
