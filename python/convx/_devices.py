@@ -76,7 +76,7 @@ class CuPy:
 
 
 class PyTorch:
-    """PyTorch's tensors on CUDA. Those that require a gradient are refused: nothing would record the operation."""
+    """PyTorch's tensors on CUDA. Gradients are the business of convx.torch, through which all of them come."""
 
     array_type = "torch.Tensor on a CUDA device"
 
@@ -89,13 +89,6 @@ class PyTorch:
         """See :class:`Library`."""
         if not isinstance(array, self._torch.Tensor) or not array.is_cuda or array.layout is not self._torch.strided:
             return None
-        if array.requires_grad and self._torch.is_grad_enabled():
-            raise TypeError(
-                "convx: a torch.Tensor requires grad, and convx's operations are not recorded by autograd: "
-                "pass tensor.detach(), or call under torch.no_grad()"
-            )
-        if array.is_neg():
-            raise TypeError("convx: a torch.Tensor is a negation that is still to be done: pass tensor.resolve_neg()")
         name = self._names.get(array.dtype, str(array.dtype))
         return array.data_ptr(), tuple(array.shape), array.stride(), name, array.get_device(), True
 
@@ -174,12 +167,6 @@ def _elements(strides: tuple[int, ...], item: int) -> tuple[int, ...]:
     return tuple(stride // item for stride in strides)
 
 
-# The first part of the module that defines an array type: the library's name, and how to get a NumPy array.
-_CONVERSIONS = {
-    "torch": ("PyTorch's tensors on the CPU", "tensor.detach().numpy()"),
-}
-
-
 def described(kind: type) -> str:
     """Name a type as messages do: "a list", "a torch.Tensor"."""
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -197,11 +184,7 @@ def unsupported(op: str, argument: str, value: object, *, on_cuda: bool = True) 
         return TypeError(f"{expected}; for JAX's there is convx.jax.{op.removesuffix('_backward')}, with its gradients")
     if hasattr(kind, "__cuda_array_interface__") and not hasattr(value, "is_cuda"):
         return TypeError(f"{expected}, or a cupy.ndarray: import cupy, which then allocates the results")
-    known = _CONVERSIONS.get(module)
-    if known is None:
-        return TypeError(f"{expected}, or an array of CuPy or PyTorch on a CUDA device")
-    library, conversion = known
-    return TypeError(f"{expected}; convx has no bridge to {library}: pass {conversion}, which records no gradient")
+    return TypeError(f"{expected}, or an array of CuPy or PyTorch")
 
 
 def namespace_of(array: Any) -> Any:

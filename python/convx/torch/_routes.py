@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 from .. import _cpu, _devices
 from .._cpu import ShapeError
 from ..ops import check_precision
-from . import _calls, functional
+from . import _calls
 from ._arguments import records
 from ._eager import eager, is_plain
 
@@ -53,21 +53,21 @@ def conv2d_grad_norms(grad_output: Tensor, *rest: Any) -> Any:
 def conv_transpose2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     """As `convx._cpu.conv_transpose2d`, with precision behind the algorithm."""
     *geometry, layout, algorithm, precision, out = options
-    if out is not None or isinstance(geometry[1], str) or np.shape(geometry[1]) == (2, 2):
+    if out is not None:
         before = (input, weight, bias, *geometry, layout, algorithm)
         return _unrecorded("conv_transpose2d", "input", before, precision, (out,))
     last = _last("conv_transpose2d", layout)
-    found = functional.conv_transpose2d(
-        _nchw(input, last), weight, bias, *geometry, algorithm=algorithm, precision=precision
-    )
-    return _restored(found, last)
+    return _restored(_calls.conv_transpose2d(_nchw(input, last), weight, bias, *geometry, algorithm, precision), last)
 
 
 def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
     """As `convx._cpu.conv_transpose2d_backward`, with precision behind the algorithm."""
-    *before, precision, mask = options
-    before = [grad_output, input, weight, *before]
-    return _unrecorded("conv_transpose2d_backward", "grad_output", before, precision, (mask,))
+    *geometry, layout, algorithm, precision, mask = options
+    last = _last("conv_transpose2d_backward", layout)
+    gradients = _calls.conv_transpose2d_backward(
+        _nchw(grad_output, last), _nchw(input, last), weight, mask, *geometry, algorithm, precision
+    )
+    return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
 
 
 def relu(input: Tensor, out: Any) -> Tensor:
