@@ -104,10 +104,10 @@ class PyTorch:
 _libraries: dict[type, Library] = {}
 
 
-def operation(op: str, argument: str, value: Any, function: str | None = None) -> Callable[..., Any]:
+def operation(op: str, argument: str, value: Any) -> Callable[..., Any]:
     """Return the function that computes `op` for arrays of the library of `value`, which is not NumPy.
 
-    It takes what those of `convx._cuda` take behind the library. `function` is its name where it is not `op`.
+    It takes what those of `convx._cuda` take behind the library.
 
     Raises
     ------
@@ -117,9 +117,9 @@ def operation(op: str, argument: str, value: Any, function: str | None = None) -
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         routes = importlib.import_module("convx.torch._routes")
-        return getattr(routes, function or op)  # type: ignore[no-any-return]
+        return getattr(routes, op)  # type: ignore[no-any-return]
     library, module = dispatch(op, argument, value)
-    return functools.partial(getattr(module, function or op), library)
+    return functools.partial(getattr(module, op), library)
 
 
 def dispatch(op: str, argument: str, value: Any) -> tuple[Library, Any]:

@@ -735,12 +735,8 @@ def relu(input: npt.NDArray[FloatT], *, return_mask: bool = False, out: npt.NDAr
     (array([ 0.,  0.,  2., nan]), array([12], dtype=uint8))
     """
     if isinstance(input, np.ndarray):
-        if return_mask is False:
-            return _cpu.relu(input, out)
-        return _cpu.relu_with_mask(input, return_mask, out)
-    if return_mask is False:
-        return _devices.operation("relu", "input", input)(input, out)
-    return _devices.operation("relu", "input", input, "relu_with_mask")(input, return_mask, out)
+        return _cpu.relu(input, return_mask, out)
+    return _devices.operation("relu", "input", input)(input, return_mask, out)
 
 
 def relu_backward(

@@ -119,13 +119,13 @@ def conv2d_grad_weight(grad_output: Tensor, input: Tensor, weight_size: tuple[in
 def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
     """Run `convx.relu`."""
     if _on_cpu(input) and out is None and input.is_contiguous():
-        return torch.from_numpy(_cpu.relu(_array(input), None))
+        return torch.from_numpy(_cpu.relu(_array(input), False, None))
     out = torch.empty_like(input) if out is None else out
     if _on_cpu(input):
-        _cpu.relu(_array(input), _array(out))
+        _cpu.relu(_array(input), False, _array(out))
     else:
         library, cuda = _devices.dispatch("relu", "input", input)
-        cuda.relu(library, _plain(input), out.detach())
+        cuda.relu(library, _plain(input), False, out.detach())
     return out
 
 

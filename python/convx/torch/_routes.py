@@ -70,15 +70,12 @@ def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *opt
     return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
 
 
-def relu(input: Tensor, out: Any) -> Tensor:
+def relu(input: Tensor, return_mask: Any, out: Any) -> Any:
     """As `convx._cpu.relu`."""
+    if return_mask is not False:
+        return _unrecorded("relu", "input", (input, return_mask, out))
     result = _calls.relu(input, out)
     return result if out is None else _written(out)
-
-
-def relu_with_mask(input: Tensor, return_mask: Any, out: Any) -> Any:
-    """As `convx._cpu.relu_with_mask`."""
-    return _unrecorded("relu", "input", (input, return_mask, out), function="relu_with_mask")
 
 
 def relu_backward(grad_output: Tensor, output: Any, out: Any) -> Tensor:
@@ -134,7 +131,6 @@ def _unrecorded(
     before: Sequence[Any],
     precision: str | None = None,
     after: Sequence[Any] = (),
-    function: str | None = None,
 ) -> Any:
     """Run an operation that autograd has no rule for, on plain tensors of which none requires grad.
 
@@ -154,11 +150,11 @@ def _unrecorded(
     if not tensors[0].is_cpu:
         library, cuda = _devices.dispatch(op, first, tensors[0])
         words = () if precision is None else (precision,)
-        return getattr(cuda, function or op)(library, *before, *words, *after)
+        return getattr(cuda, op)(library, *before, *words, *after)
     if precision not in (None, "ieee"):
         check_precision(op, precision)
     shared = {id(each): each.detach().numpy() for each in tensors}
-    found = getattr(_cpu, function or op)(*(shared.get(id(each), each) for each in (*before, *after)))
+    found = getattr(_cpu, op)(*(shared.get(id(each), each) for each in (*before, *after)))
     written = {id(shared[id(each)]): each for each in tensors}  # `out` is returned as it was given
     if isinstance(found, tuple):
         return tuple(_tensor_of(each, written) for each in found)
