@@ -19,6 +19,8 @@ PUBLIC_MODULES = ["convx"] + [
 
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_examples_in_docstrings(name):
+    if name.startswith("convx.torch"):
+        pytest.importorskip("torch")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
 

@@ -165,7 +165,8 @@ class TestOut:
     def test_shapes_and_overlaps(self):
         with pytest.raises(convx.ShapeError, match="conv2d: out has shape"):
             convx.conv2d(X, W, out=torch.zeros(2, 4, 6, 6))
-        for out in (torch.zeros(2, 4, 6, 7, device="meta"), torch.zeros(2, 4, 6, 7).to_sparse()):
+        zeros = torch.zeros(2, 4, 6, 7)
+        for out in (zeros.to("meta"), zeros.to_sparse(), torch._neg_view(zeros)):
             with pytest.raises(TypeError, match=r"out is on device .*, layout .*, expected a dense one on cpu"):
                 convx.conv2d(X, W, out=out)
         with pytest.raises(TypeError, match="conv2d: out has dtype float64"):

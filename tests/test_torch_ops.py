@@ -13,7 +13,7 @@ import convx
 torch = pytest.importorskip("torch")
 
 import convx.torch as ct  # noqa: E402
-from convx.torch import _kernels, _library  # noqa: E402
+from convx.torch import _kernels, _library, _routes  # noqa: E402
 from torch_cases import (  # noqa: E402
     F,
     as_channels_last,
@@ -80,6 +80,29 @@ def test_conv_transpose2d(seed, last):
     assert_all_equal(actual, expected, options)
     without_bias = ct.conv_transpose2d(leaves[0], leaves[1], **options)
     assert torch.equal(without_bias, F.conv_transpose2d(leaves[0], leaves[1], **options))
+    values = (stride, options["padding"], options["output_padding"], groups, dilation)
+    g = whole(without_bias.shape, 99)
+    for layout, axes in (("NCHW", (0, 1, 2, 3)), ("NHWC", (0, 2, 3, 1))):
+        images = g.permute(axes), leaves[0].permute(axes)
+        found = _routes.conv_transpose2d_backward(*images, leaves[1], *values, layout, "auto", "ieee", (True,) * 3)
+        assert_all_equal([found[0].permute([axes.index(i) for i in range(4)]), *found[1:]], expected[1:], options)
+
+
+def test_conv_transpose2d_same():
+    """The output is as large as the image that `conv2d` with the same padding takes to the input."""
+    x, w = whole((2, 3, 4, 5)), whole((3, 2, 3, 4), 1)
+    y = ct.conv_transpose2d(x, w, stride=(2, 3), padding="same")
+    assert y.shape == (2, 2, 8, 15)
+    image = whole(y.shape, 2).requires_grad_()
+    ct.conv2d(image, w, stride=(2, 3), padding="same").backward(x)
+    assert torch.equal(y, image.grad)
+    uneven = ct.conv_transpose2d(x, w, padding=((1, 0), (0, 2)))
+    assert torch.equal(uneven, F.conv_transpose2d(x, w)[:, :, 1:, :-2])
+    grads = _routes.conv_transpose2d_backward(
+        y[0], x[0], w, (2, 3), "same", 0, 1, 1, "NCHW", "auto", "ieee", (True, False, False)
+    )
+    assert torch.equal(grads[0], ct.conv2d(y, w, stride=(2, 3), padding="same")[0])
+    assert grads[1] is None and grads[2] is None
 
 
 @both_formats

@@ -1,7 +1,8 @@
 """Convolution, ReLU and max-pooling for people who write their own training loops: arrays in, arrays out.
 
 The functions take and return NumPy arrays and run on hand-written kernels chosen for this machine; given arrays of CuPy
-or PyTorch on a CUDA device they run there, where convx was built with CUDA (`convx.cuda` tells).
+or PyTorch on a CUDA device they run there, where convx was built with CUDA (`convx.cuda` tells). PyTorch's tensors work
+on the CPU too, and are recorded by autograd.
 
 >>> import numpy as np
 >>> import convx
@@ -11,7 +12,8 @@ or PyTorch on a CUDA device they run there, where convx was built with CUDA (`co
 >>> convx.max_pool2d(y, 2).shape
 (8, 16, 16, 16)
 
-`convx.nn` has layers, `convx.optim` optimizers, `convx.reference` the same functions in plain NumPy.
+`convx.nn` has layers, `convx.optim` optimizers, `convx.reference` the same functions in plain NumPy; `convx.torch`, to
+be imported by name, the operations for PyTorch.
 """
 
 from . import cuda, nn, optim, reference

@@ -74,7 +74,7 @@ class CuPy:
 
 
 class PyTorch:
-    """PyTorch's tensors on CUDA. Those that require a gradient are refused: nothing would record the operation."""
+    """PyTorch's tensors on CUDA. Gradients are the business of convx.torch, through which all of them come."""
 
     array_type = "torch.Tensor on a CUDA device"
 
@@ -87,13 +87,6 @@ class PyTorch:
         """See :class:`Library`."""
         if not isinstance(array, self._torch.Tensor) or not array.is_cuda or array.layout is not self._torch.strided:
             return None
-        if array.requires_grad and self._torch.is_grad_enabled():
-            raise TypeError(
-                "convx: a torch.Tensor requires grad, and convx's operations are not recorded by autograd: "
-                "pass tensor.detach(), or call under torch.no_grad()"
-            )
-        if array.is_neg():
-            raise TypeError("convx: a torch.Tensor is a negation that is still to be done: pass tensor.resolve_neg()")
         name = self._names.get(array.dtype, str(array.dtype))
         return array.data_ptr(), tuple(array.shape), array.stride(), name, array.get_device(), True
 
@@ -166,7 +159,6 @@ def _elements(strides: tuple[int, ...], item: int) -> tuple[int, ...]:
 _CONVERSIONS = {
     "jax": ("JAX", "numpy.asarray(array)"),
     "jaxlib": ("JAX", "numpy.asarray(array)"),
-    "torch": ("PyTorch's tensors on the CPU", "tensor.detach().numpy()"),
 }
 
 

@@ -1,10 +1,10 @@
 """The operations as functions: arrays in, arrays out.
 
-The first argument decides which library's arrays an operation works on: NumPy's run on the CPU, those of CuPy and
-PyTorch on their CUDA device, in the order of the library's current stream. All others must be of the same library and
-on the same device; results are too. Wherever an ndarray stands below, CuPy's and PyTorch's are meant as well; on CUDA
-they may also be float16 and bfloat16, which are summed in float32. Shapes, options and dtypes are checked once, behind
-this module, before anything is computed or written.
+The first argument decides which library's arrays an operation works on: NumPy's run on the CPU, CuPy's on their CUDA
+device, PyTorch's where they lie, recorded by autograd (`convx.torch`); on CUDA in the order of the library's current
+stream. All others must be of the same library and on the same device; results are too. Wherever an ndarray stands
+below, CuPy's and PyTorch's are meant as well; on CUDA they may also be float16 and bfloat16, which are summed in
+float32. Shapes, options and dtypes are checked once, behind this module, before anything is computed or written.
 
 Letters: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
 """

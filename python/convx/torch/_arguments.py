@@ -34,7 +34,7 @@ def destination(op: str, out: Any, like: Tensor) -> Tensor:
     """Return `out`, which is to be written, if it is a tensor beside `like` that autograd lets be written."""
     if not isinstance(out, Tensor):
         raise TypeError(f"{op}: out is a {_kind(out)}, expected a torch.Tensor")
-    if not is_plain(out) or out.device != like.device:
+    if not is_plain(out) or out.is_neg() or out.device != like.device:
         raise TypeError(
             f"{op}: out is on device {out.device}, layout {out.layout}, expected a dense one on {like.device}"
         )

@@ -69,16 +69,51 @@ def _refuse_out(op: str, out: Tensor | None) -> None:
         )
 
 
-def conv2d_grad_input(op: str, grad_output: Tensor, weight: Tensor, size: tuple[int, ...], *options: Any) -> Tensor:
-    """Run the gradient of conv2d in its input, for 4-D images."""
-    last = _kernels.channels_last(grad_output)
-    if direct(grad_output, weight):
-        run = _kernels.conv2d_grad_input
-        if records(grad_output, weight):
-            return _autograd.conv2d_grad_input(run, False, grad_output, weight, size, last, *options)  # type: ignore[no-any-return]
-        return run(grad_output, weight, size, last, *options)
-    settled = _options.conv_options(op, size, weight.shape, *options)
-    return _library.conv2d_grad_input(grad_output, weight, size, last, *settled)  # type: ignore[no-any-return]
+def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """Run conv_transpose2d: stride, padding, output_padding, groups, dilation, algorithm, precision."""
+    op = "conv_transpose2d"
+    if options[-1] != "ieee":
+        check_precision(op, options[-1])
+    (input, weight, bias), _ = checked(op, input=input, weight=weight, bias=bias)
+    if input.dim() == 3:
+        return conv_transpose2d(input.unsqueeze(0), weight, bias, *options).squeeze(0)
+    size, conv, (rows, columns) = _options.transposed(op, input.shape, weight.shape, *options)
+    if bias is not None and tuple(bias.shape) != (size[1],):
+        raise ShapeError(f"{op}: bias has shape {tuple(bias.shape)}, expected {(size[1],)}")
+    last = _kernels.channels_last(input)
+    if not direct(input, weight):
+        settled = _options.conv_options(op, size, weight.shape, *conv)
+        result = _library.conv2d_grad_input(input, weight, size, last, *settled)
+    elif records(input, weight):
+        result = _autograd.conv2d_grad_input(_kernels.conv2d_grad_input, False, input, weight, size, last, *conv)
+    else:
+        result = _kernels.conv2d_grad_input(input, weight, size, last, *conv)
+    if rows or columns:
+        result = torch.nn.functional.pad(result, (0, columns, 0, rows))
+    return result if bias is None else result + bias[:, None, None]  # type: ignore[no-any-return]
+
+
+def conv_transpose2d_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, mask: tuple[bool, bool, bool], *options: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Run conv_transpose2d_backward with the same options: a convolution, and the weight gradient of it."""
+    op = "conv_transpose2d_backward"
+    (grad_output, input, weight), _ = checked(op, grad_output=grad_output, input=input, weight=weight)
+    if input.dim() == 3 and grad_output.dim() == 3:
+        batch = grad_output.unsqueeze(0), input.unsqueeze(0), weight
+        gradients = conv_transpose2d_backward(*batch, mask, *options)
+        return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
+    _expect_images(op, grad_output=grad_output, input=input)
+    (n, k, h, w), conv, (rows, columns) = _options.transposed(op, input.shape, weight.shape, *options)
+    if tuple(grad_output.shape) != (n, k, h + rows, w + columns):
+        expected = (n, k, h + rows, w + columns)
+        raise ShapeError(f"{op}: grad_output has shape {tuple(grad_output.shape)}, expected {expected}")
+    seen = grad_output[:, :, :h, :w]
+    return (
+        conv2d(seen, weight, None, None, *conv) if mask[0] else None,
+        conv2d_backward(input, seen, weight, (False, True, False), *conv)[1] if mask[1] else None,
+        grad_output.sum((0, 2, 3)) if mask[2] else None,
+    )
 
 
 def conv2d_backward(

@@ -49,10 +49,11 @@ def conv2d(
         array = None if bias is None else _array(bias)
         destination = None if out is None else _image(out, last)
         found = _cpu.conv2d(_image(input, last), kernel, array, *geometry, *tail, destination)
-        return out if out is not None else _restored(torch.from_numpy(found), last)
+        return out if out is not None else _tensor(found, last)
     library, cuda = _devices.dispatch("conv2d", "input", input)
-    tensors = _permuted(input, last), weight.detach(), None if bias is None else bias.detach()
-    result = cuda.conv2d(library, *tensors, *geometry, *tail, precision, None if out is None else _permuted(out, last))
+    tensors = _permuted(input, last), _plain(weight), None if bias is None else _plain(bias)
+    destination = None if out is None else _permuted(out, last)
+    result = cuda.conv2d(library, *tensors, *geometry, *tail, precision, destination)
     return _restored(result, last) if out is None else out
 
 
@@ -78,21 +79,20 @@ def conv2d_backward(
             image = _nothing((n, h, w, c) if last else (n, c, h, w), gradient)
         kernel = _nothing(weight_size, gradient) if weight is None else _array(weight)
         found = _cpu.conv2d_backward(gradient, image, kernel, *geometry, layout, algorithm, mask)
-        grad_input, grad_weight, grad_bias = (None if each is None else torch.from_numpy(each) for each in found)
-    else:
-        library, cuda = _devices.dispatch("conv2d_backward", "grad_output", grad_output)
-        nothing = grad_output.new_empty(())
-        grad_input, grad_weight, grad_bias = cuda.conv2d_backward(
-            library,
-            _permuted(grad_output, last),
-            _permuted(nothing.expand(input_size) if input is None else input, last),
-            nothing.expand(weight_size) if weight is None else weight.detach(),
-            *geometry,
-            layout,
-            algorithm,
-            precision,
-            mask,
-        )
+        return _gradients(found, last)
+    library, cuda = _devices.dispatch("conv2d_backward", "grad_output", grad_output)
+    nothing = grad_output.new_empty(())
+    grad_input, grad_weight, grad_bias = cuda.conv2d_backward(
+        library,
+        _permuted(grad_output, last),
+        _permuted(nothing.expand(input_size) if input is None else input, last),
+        nothing.expand(weight_size) if weight is None else _plain(weight),
+        *geometry,
+        layout,
+        algorithm,
+        precision,
+        mask,
+    )
     return None if grad_input is None else _restored(grad_input, last), grad_weight, grad_bias
 
 
@@ -124,7 +124,7 @@ def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
         _cpu.relu(_array(input), _array(out))
     else:
         library, cuda = _devices.dispatch("relu", "input", input)
-        cuda.relu(library, input.detach(), out.detach())
+        cuda.relu(library, _plain(input), out.detach())
     return out
 
 
@@ -137,7 +137,7 @@ def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None
         _cpu.relu_backward(_array(grad_output), _array(output), _array(out))
     else:
         library, cuda = _devices.dispatch("relu_backward", "grad_output", grad_output)
-        cuda.relu_backward(library, grad_output.detach(), output.detach(), out.detach())
+        cuda.relu_backward(library, _plain(grad_output), _plain(output), out.detach())
     return out
 
 
@@ -158,14 +158,14 @@ def _max_pool2d(input: Tensor, options: Any, indices: bool, codes: bool) -> Any:
     if _on_cpu(input):
         found = _cpu.max_pool2d(_image(input, last), *options, *tail)
         if not (indices or codes):
-            return _restored(torch.from_numpy(found), last)
-        output, choice = map(torch.from_numpy, found)
-    else:
-        library, cuda = _devices.dispatch("max_pool2d", "input", input)
-        found = cuda.max_pool2d(library, _permuted(input, last), *options, *tail)
-        if not (indices or codes):
-            return _restored(found, last)
+            return _tensor(found, last)
         output, choice = found
+        return _tensor(output, last), _tensor(choice, last)
+    library, cuda = _devices.dispatch("max_pool2d", "input", input)
+    found = cuda.max_pool2d(library, _permuted(input, last), *options, *tail)
+    if not (indices or codes):
+        return _restored(found, last)
+    output, choice = found
     return _restored(output, last), _restored(choice, last)
 
 
@@ -176,12 +176,10 @@ def max_pool2d_backward(grad_output: Tensor, choice: Tensor, input_size: tuple[i
     size, layout = ((n, h, w, c), "NHWC") if last else ((n, c, h, w), "NCHW")
     if _on_cpu(grad_output):
         images = _image(grad_output, last), _image(choice, last)
-        result = torch.from_numpy(_cpu.max_pool2d_backward(*images, size, *options, layout))
-    else:
-        library, cuda = _devices.dispatch("max_pool2d_backward", "grad_output", grad_output)
-        tensors = _permuted(grad_output, last), _permuted(choice, last)
-        result = cuda.max_pool2d_backward(library, *tensors, size, *options, layout)
-    return _restored(result, last)
+        return _tensor(_cpu.max_pool2d_backward(*images, size, *options, layout), last)
+    library, cuda = _devices.dispatch("max_pool2d_backward", "grad_output", grad_output)
+    tensors = _permuted(grad_output, last), _permuted(choice, last)
+    return _restored(cuda.max_pool2d_backward(library, *tensors, size, *options, layout), last)
 
 
 def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
@@ -192,13 +190,11 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
     if _on_cpu(input):
         arrays = _image(input, last), _array(weight), None if bias is None else _array(bias)
         found = _cpu.conv2d_relu_max_pool2d(*arrays, *fused, layout)
-        output, codes = map(torch.from_numpy, found)
-    else:
-        library, cuda = _devices.dispatch("conv2d_relu_max_pool2d", "input", input)
-        bias = None if bias is None else bias.detach()
-        output, codes = cuda.conv2d_relu_max_pool2d(
-            library, _permuted(input, last), weight.detach(), bias, *fused, layout, precision
-        )
+        output, codes = found
+        return _tensor(output, last), _tensor(codes, last)
+    library, cuda = _devices.dispatch("conv2d_relu_max_pool2d", "input", input)
+    tensors = _permuted(input, last), _plain(weight), None if bias is None else _plain(bias)
+    output, codes = cuda.conv2d_relu_max_pool2d(library, *tensors, *fused, layout, precision)
     return _restored(output, last), _restored(codes, last)
 
 
@@ -212,13 +208,12 @@ def conv2d_relu_max_pool2d_backward(
     if _on_cpu(grad_output):
         arrays = _image(grad_output, last), _image(input, last), _array(weight), _image(codes, last)
         found = _cpu.conv2d_relu_max_pool2d_backward(*arrays, *fused, layout, mask)
-        grad_input, grad_weight, grad_bias = (None if each is None else torch.from_numpy(each) for each in found)
-    else:
-        library, cuda = _devices.dispatch("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
-        tensors = _permuted(grad_output, last), _permuted(input, last), weight.detach(), _permuted(codes, last)
-        grad_input, grad_weight, grad_bias = cuda.conv2d_relu_max_pool2d_backward(
-            library, *tensors, *fused, layout, precision, mask
-        )
+        return _gradients(found, last)
+    library, cuda = _devices.dispatch("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
+    tensors = _permuted(grad_output, last), _permuted(input, last), _plain(weight), _permuted(codes, last)
+    grad_input, grad_weight, grad_bias = cuda.conv2d_relu_max_pool2d_backward(
+        library, *tensors, *fused, layout, precision, mask
+    )
     return None if grad_input is None else _restored(grad_input, last), grad_weight, grad_bias
 
 
@@ -243,8 +238,13 @@ def _image(tensor: Tensor, last: bool) -> Any:
     return array.transpose(0, 2, 3, 1) if last else array
 
 
+def _plain(tensor: Tensor) -> Tensor:
+    """Return the numbers themselves: without a graph, and with a negation done that is still to be done."""
+    return tensor.detach().resolve_neg()
+
+
 def _permuted(tensor: Tensor, last: bool) -> Tensor:
-    tensor = tensor.detach()
+    tensor = _plain(tensor)
     return tensor.permute(0, 2, 3, 1) if last else tensor
 
 
@@ -260,6 +260,11 @@ def _restored(tensor: Tensor, last: bool) -> Tensor:
     return tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (n, c, h, w), (h * w * c, 1, w * c, c))
 
 
+def _tensor(array: Any, last: bool) -> Tensor:
+    """Return a result on the CPU likewise: a view of NumPy's is none of PyTorch's."""
+    return torch.from_numpy(array.transpose(0, 3, 1, 2) if last else array)
+
+
 def _array(tensor: Tensor) -> Any:
     """Return the NumPy array of the same memory."""
     if tensor.requires_grad:
@@ -270,6 +275,15 @@ def _array(tensor: Tensor) -> Any:
         if not tensor.is_neg():
             raise
         return tensor.resolve_neg().numpy()
+
+
+def _gradients(arrays: Any, last: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grad_input, grad_weight, grad_bias = arrays
+    return (
+        None if grad_input is None else _tensor(grad_input, last),
+        None if grad_weight is None else torch.from_numpy(grad_weight),
+        None if grad_bias is None else torch.from_numpy(grad_bias),
+    )
 
 
 def _nothing(shape: tuple[int, ...], like: Any) -> Any:

@@ -70,6 +70,49 @@ def fused_options(
     return *conv, kernel, pool_stride, pool_padding, precision
 
 
+def transposed(
+    op: str,
+    input_size: Sequence[Any],
+    weight_size: Sequence[Any],
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: Any,
+    dilation: Any,
+    algorithm: str,
+    precision: str,
+) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, Any]]:
+    """Return the convolution whose input gradient a transposed convolution is: the size of its input, and its options.
+
+    Its padding at the end is less by `output_padding`, so that every window fits exactly. Where that would be less than
+    none, nothing reaches the last rows and columns of the output: they are the third result, and not part of the size.
+    """
+    n, c, *pixels = input_size
+    if weight_size[0] != c:
+        raise ShapeError(f"{op}: weight has {weight_size[0]} input channels, expected {c} as input has")
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    extra = pair(op, "output_padding", output_padding)
+    reached = [n, c, *(size * step for size, step in zip(pixels, stride, strict=True))]
+    around = sides(op, "padding", padding, reached, weight_size[2:], stride, dilation)
+    size, cut, beyond = [n, weight_size[1] * groups], [], []
+    for axis in (0, 1):
+        if not 0 <= extra[axis] < max(stride[axis], dilation[axis]):
+            raise ShapeError(
+                f"{op}: output_padding is {extra}, expected numbers from 0, smaller than stride {stride} or "
+                f"dilation {dilation}"
+            )
+        before, after = around[2 * axis], around[2 * axis + 1] - extra[axis]
+        beyond.append(max(0, -after))
+        after = max(0, after)
+        out = (pixels[axis] - 1) * stride[axis] + dilation[axis] * (weight_size[2 + axis] - 1) + 1 - before - after
+        if out < 1:
+            raise ShapeError(f"{op}: the output has {out} rows or columns, expected at least 1")
+        size.append(out)
+        cut.append((before, after))
+    options = (stride, tuple(cut), dilation, groups, "zeros", 0.0, algorithm, precision)
+    return tuple(size), options, (beyond[0], beyond[1])
+
+
 def conv_output_size(
     input_size: Sequence[Any], weight_size: Sequence[Any], stride: Any, padding: Any, dilation: Any
 ) -> tuple[Any, ...]:

@@ -35,6 +35,23 @@ def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any)
     return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
 
 
+def conv_transpose2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Tensor:
+    """As `convx.conv_transpose2d`, its options in their order."""
+    *geometry, layout, algorithm, precision = options
+    last = _last("conv_transpose2d", layout)
+    return _restored(_calls.conv_transpose2d(_nchw(input, last), weight, bias, *geometry, algorithm, precision), last)
+
+
+def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
+    """As `convx.conv_transpose2d_backward`, its options in their order."""
+    *geometry, layout, algorithm, precision, mask = options
+    last = _last("conv_transpose2d_backward", layout)
+    gradients = _calls.conv_transpose2d_backward(
+        _nchw(grad_output, last), _nchw(input, last), weight, mask, *geometry, algorithm, precision
+    )
+    return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
+
+
 def relu(input: Tensor, out: Any) -> Tensor:
     """As `convx._cpu.relu`."""
     result = _calls.relu(input, out)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 
-from .._cpu import ShapeError
 from .._types import Activation, Padding, PaddingMode, Pair, Precision
-from ..ops import check_precision
-from . import _calls, _options
-from ._arguments import checked
+from . import _calls
 
 __all__ = ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu"]
 
@@ -91,7 +87,7 @@ def conv_transpose2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Pair = 1,
-    padding: Pair = 0,
+    padding: Padding = 0,
     output_padding: Pair = 0,
     groups: int = 1,
     dilation: Pair = 1,
@@ -110,7 +106,8 @@ def conv_transpose2d(
     bias : Tensor, shape (K,), optional
         Added to every pixel of an output channel.
     stride, padding, groups, dilation
-        Of that convolution, as numbers or pairs (h, w).
+        Of that convolution, in all its forms: padding is what is cut off here. ``"same"`` makes the output
+        ``stride * H``.
     output_padding : int or (int, int), default 0
         Rows and columns at the bottom and right that the convolution would not have seen; smaller than the stride or
         the dilation.
@@ -120,7 +117,7 @@ def conv_transpose2d(
     Returns
     -------
     Tensor, shape (N, K, P, Q) or (K, P, Q)
-        ``P = (H-1)*stride - 2*padding + dilation*(R-1) + output_padding + 1``, Q alike. It lies as `input` does.
+        ``P = (H-1)*stride + dilation*(R-1) + 1 - top - bottom + output_padding``, Q alike. It lies as `input` does.
 
     Raises
     ------
@@ -143,45 +140,8 @@ def conv_transpose2d(
     >>> convx.torch.conv_transpose2d(x, torch.tensor([[[[1.0, 2.0, 3.0]]]]), stride=2)
     tensor([[[[ 1.,  2., 13., 20., 30.]]]])
     """
-    op = "conv_transpose2d"
-    if precision != "ieee":
-        check_precision(op, precision)
-    (input, weight, bias), _ = checked(op, input=input, weight=weight, bias=bias)
-    if input.dim() == 3:
-        options = (stride, padding, output_padding, groups, dilation)
-        batch = conv_transpose2d(input.unsqueeze(0), weight, bias, *options, algorithm=algorithm, precision=precision)
-        return batch.squeeze(0)
-    n, c, *_ = input.shape
-    if weight.shape[0] != c:
-        raise ShapeError(f"{op}: weight has {weight.shape[0]} input channels, expected {c} as input has")
-    strides, dilations = _options.pair(op, "stride", stride), _options.pair(op, "dilation", dilation)
-    paddings, extra = _options.pair(op, "padding", padding), _options.pair(op, "output_padding", output_padding)
-    k = weight.shape[1] * groups
-    if bias is not None and tuple(bias.shape) != (k,):
-        raise ShapeError(f"{op}: bias has shape {tuple(bias.shape)}, expected {(k,)}")
-    size, sides, beyond = [n, k], [], []
-    for axis in (0, 1):
-        if not 0 <= extra[axis] < max(strides[axis], dilations[axis]):
-            raise ShapeError(
-                f"{op}: output_padding is {extra}, expected numbers from 0, smaller than stride {strides} "
-                f"or dilation {dilations}"
-            )
-        # The padding at the end that the convolution has for this output, of which each window fits: less by the extra
-        # rows. Where they are more than the padding, nothing reaches the last ones.
-        after = paddings[axis] - extra[axis]
-        beyond.append(max(0, -after))
-        after = max(0, after)
-        span = dilations[axis] * (weight.shape[2 + axis] - 1) + 1
-        out = (input.shape[2 + axis] - 1) * strides[axis] + span - paddings[axis] - after
-        if out < 1:
-            raise ShapeError(f"{op}: the output has {out} rows or columns, expected at least 1")
-        size.append(out)
-        sides.append((paddings[axis], after))
-    transposed = (strides, tuple(sides), dilations, groups, "zeros", 0.0, algorithm, precision)
-    result = _calls.conv2d_grad_input(op, input, weight, tuple(size), *transposed)
-    if any(beyond):
-        result = torch.nn.functional.pad(result, (0, beyond[1], 0, beyond[0]))
-    return result if bias is None else result + bias[:, None, None]
+    options = (stride, padding, output_padding, groups, dilation, algorithm, precision)
+    return _calls.conv_transpose2d(input, weight, bias, *options)
 
 
 def relu(input: Tensor) -> Tensor:
