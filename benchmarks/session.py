@@ -27,6 +27,9 @@ from benchmarks.results import FORMAT, Cell, Results
 # Agreement of results, relative to the largest probed value: far above rounding (Winograd's included), far below what
 # a wrong tap does.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+# The gradient of a network's first weight: every number that lies next to zero in some layer, and so on another side of
+# ReLU in another order of additions, moves it. Between PyTorch's own two layouts that was 1e-2 with MobileNetV2.
+TRAINING_TOLERANCE = {"float32": 5e-2, "float64": 1e-6}
 # Other libraries' worker threads spin for a while after their last call; this lets them go to sleep.
 PAUSE_SECONDS = 0.01
 # What ends a run and keeps what it has measured.
@@ -238,7 +241,8 @@ class Session:
         cell.timings = {name: cell.timings[name] for name in names if name in cell.timings}
         for name, difference in differences(probes).items():
             cell.timings[name]["difference"] = difference
-            cell.timings[name]["agrees"] = difference <= TOLERANCE[case.dtype]
+            allowed = TRAINING_TOLERANCE if case.op == "training" else TOLERANCE
+            cell.timings[name]["agrees"] = difference <= allowed[case.dtype]
         return cell
 
     def time_group(
