@@ -160,7 +160,7 @@ def operations(last):
 @pytest.mark.parametrize("name", _library.SCHEMAS)
 def test_opcheck(name, last):
     """Schema, autograd registration, fake tensors (strides too), and AOTAutograd with symbolic sizes."""
-    for arguments in operations(last)[name]:
+    for arguments in operations(last)[name][: 1 if last else None]:
         torch.library.opcheck(getattr(_library, name), arguments)
 
 
