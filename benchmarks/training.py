@@ -100,8 +100,9 @@ def plot(results: Results, subtitle: str, path: Path) -> Path | None:
                 axis.barh(y, share, height=0.92 * height, color=colours[name])
                 text = duration(amount) if what == "time" else f"{mebibytes(int(amount))} MiB"
                 axis.annotate(
-                    f"{text}  {share:.2f}", (share, y), (3, 0), textcoords="offset points", va="center", fontsize=7
-                )
+                    f"{text}  {share:.2f}", (share, y), (3, 0), textcoords="offset points", va="center", fontsize=7,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                )  # fmt: skip
     for axis, title in zip(axes, ("time of a training step", "kept for the backward pass"), strict=True):
         axis.axvline(1, color="black", linewidth=0.9)
         axis.set_title(f"{title}, over that of convx", fontsize=9)
