@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._cpu import ShapeError
-from ._eager import eager, is_plain
+from ._eager import TYPES, eager, is_plain
 
 _ON_CPU = (torch.float32, torch.float64)
 _ELSEWHERE = (*_ON_CPU, torch.float16, torch.bfloat16)
 
 
-def direct(first: Any, *others: Any, optional: Any = None) -> bool:
-    """Tell whether a call may go past the dispatcher: eager, no autocast, and dense tensors that fit each other."""
-    if optional is not None:
-        others = (*others, optional)
-    if not (is_plain(first) and eager()):
-        return False
+class Way(enum.Enum):
+    """Where a call goes."""
+
+    DISPATCHER = enum.auto()
+    KERNEL = enum.auto()
+    RECORDED = enum.auto()
+    """To the kernel too, by way of an autograd.Function."""
+
+
+def way(first: Any, *others: Any) -> Way:
+    """Tell where a call goes: past the dispatcher if it is eager, with dense tensors that fit each other.
+
+    Half of the time that a call of a tiny operation takes beside the kernel is spent here and in making NumPy views.
+    """
+    if type(first) not in TYPES or not eager():
+        return Way.DISPATCHER
     on_cpu, dtype = first.is_cpu, first.dtype
-    if dtype not in _ON_CPU and (on_cpu or dtype not in _ELSEWHERE):
-        return False
+    recorded = first.requires_grad
+    if first.layout is not torch.strided or dtype not in (_ON_CPU if on_cpu else _ELSEWHERE):
+        return Way.DISPATCHER
     for other in others:
-        if not is_plain(other) or other.dtype is not dtype or other.is_cpu is not on_cpu:
-            return False
-    # On the CPU autocast changes neither of the two dtypes; on CUDA it leaves its own and float64.
-    return on_cpu or not torch.is_autocast_enabled("cuda") or dtype in (torch.float64, torch.get_autocast_dtype("cuda"))
+        if type(other) not in TYPES or other.dtype is not dtype or other.is_cpu is not on_cpu:
+            return Way.DISPATCHER
+        if other.layout is not torch.strided:
+            return Way.DISPATCHER
+        recorded = recorded or other.requires_grad
+    if not on_cpu:
+        if not all(each.is_cuda for each in (first, *others)):
+            return Way.DISPATCHER
+        # On the CPU autocast changes neither of the two dtypes; on CUDA it leaves its own and float64.
+        if torch.is_autocast_enabled("cuda") and dtype not in (torch.float64, torch.get_autocast_dtype("cuda")):
+            return Way.DISPATCHER
+    return Way.RECORDED if recorded and torch.is_grad_enabled() else Way.KERNEL
 
 
 def destination(op: str, out: Any, like: Tensor) -> Tensor:
@@ -38,18 +58,9 @@ def destination(op: str, out: Any, like: Tensor) -> Tensor:
         raise TypeError(
             f"{op}: out is on device {out.device}, layout {out.layout}, expected a dense one on {like.device}"
         )
-    if records(out):
+    if out.requires_grad and torch.is_grad_enabled():
         raise TypeError(f"{op}: out requires grad, expected a tensor that does not, or torch.no_grad()")
     return out
-
-
-def records(*tensors: Tensor | None) -> bool:
-    """Tell whether autograd is to record a call."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
 
 
 def checked(op: str, **named: Any) -> tuple[list[Any], bool]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._cpu import PreparedWeight, ShapeError
 from ..ops import check_precision
 from . import _autograd, _kernels, _library, _options
-from ._arguments import checked, destination, direct, records
+from ._arguments import Way, checked, destination, way
 
 
 def conv2d(
@@ -28,10 +28,11 @@ def conv2d(
     relu = activation is not None
     if isinstance(weight, PreparedWeight):
         return _with_prepared_weight(input, weight, bias, relu, options, out)
-    if direct(input, weight, optional=bias) and input.dim() == 4:
+    found = way(input, weight) if bias is None else way(input, weight, bias)
+    if found is not Way.DISPATCHER and input.dim() == 4:
         if out is not None:
             destination("conv2d", out, input)
-        if records(input, weight, bias):
+        if found is Way.RECORDED:
             _refuse_out("conv2d", out)
             return _autograd.conv2d(_kernels.conv2d, False, input, weight, bias, relu, *options)  # type: ignore[no-any-return]
         return _kernels.conv2d(input, weight, bias, relu, *options, out=out)
@@ -49,7 +50,8 @@ def conv2d(
 def _with_prepared_weight(
     input: Tensor, weight: PreparedWeight, bias: Tensor | None, relu: bool, options: Any, out: Tensor | None
 ) -> Tensor:
-    if not direct(input, optional=bias) or records(input, bias) or not input.is_cpu:
+    found = way(input) if bias is None else way(input, bias)
+    if found is not Way.KERNEL or not input.is_cpu:
         raise TypeError(
             "conv2d: weight is a convx.PreparedWeight, which serves inference alone: expected eager float32 or float64 "
             "tensors on the CPU, and torch.no_grad() where one requires grad"
@@ -81,10 +83,11 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None, *option
     if bias is not None and tuple(bias.shape) != (size[1],):
         raise ShapeError(f"{op}: bias has shape {tuple(bias.shape)}, expected {(size[1],)}")
     last = _kernels.channels_last(input)
-    if not direct(input, weight):
+    found = way(input, weight)
+    if found is Way.DISPATCHER:
         settled = _options.conv_options(op, size, weight.shape, *conv)
         result = _library.conv2d_grad_input(input, weight, size, last, *settled)
-    elif records(input, weight):
+    elif found is Way.RECORDED:
         result = _autograd.conv2d_grad_input(_kernels.conv2d_grad_input, False, input, weight, size, last, *conv)
     else:
         result = _kernels.conv2d_grad_input(input, weight, size, last, *conv)
@@ -124,7 +127,7 @@ def conv2d_backward(
     if options[-1] != "ieee":
         check_precision(op, options[-1])
     tensors = grad_output, input, weight
-    plain = direct(*tensors) and not records(*tensors)
+    plain = way(*tensors) is Way.KERNEL
     if not plain:
         (grad_output, input, weight), _ = checked(op, grad_output=grad_output, input=input, weight=weight)
     if input.dim() == 3 and grad_output.dim() == 3:
@@ -142,10 +145,11 @@ def conv2d_backward(
 
 def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
     """Run relu."""
-    if direct(input):
+    found = way(input)
+    if found is not Way.DISPATCHER:
         if out is not None:
             destination("relu", out, input)
-        if records(input):
+        if found is Way.RECORDED:
             _refuse_out("relu", out)
             return _autograd.relu(_kernels.relu, input)  # type: ignore[no-any-return]
         return _kernels.relu(input, out)
@@ -159,10 +163,11 @@ def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
 def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
     """Run relu_backward."""
     op = "relu_backward"
-    if direct(grad_output, output):
+    found = way(grad_output, output)
+    if found is not Way.DISPATCHER:
         if out is not None:
             destination(op, out, grad_output)
-        if records(grad_output, output):
+        if found is Way.RECORDED:
             _refuse_out(op, out)
             return _autograd.relu_backward(_kernels.relu_backward, grad_output, output)  # type: ignore[no-any-return]
         return _kernels.relu_backward(grad_output, output, out)
@@ -174,8 +179,9 @@ def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None
 def max_pool2d(input: Tensor, choice: Literal["indices", "codes"] | None, *options: Any) -> Any:
     """Run max_pool2d with `PoolOptions`; with a `choice` the result is a pair."""
     indices = choice == "indices"
-    if direct(input) and input.dim() == 4:
-        if records(input):
+    found = way(input)
+    if found is not Way.DISPATCHER and input.dim() == 4:
+        if found is Way.RECORDED:
             if choice is None:
                 indices = _options.taps("max_pool2d", options[0]) > _kernels.MOST_CODES
             run = _kernels.max_pool2d_with_choice
@@ -214,7 +220,7 @@ def max_pool2d_backward(grad_output: Tensor, choice: Tensor, size: tuple[int, ..
     _expect_images(op, grad_output=grad_output, indices_or_codes=choice)
     if len(size) != 4:
         raise ShapeError(f"{op}: input_shape has {len(size)} dimensions, expected {grad_output.dim()}")
-    if direct(grad_output) and not records(grad_output):
+    if way(grad_output) is Way.KERNEL:
         return _kernels.max_pool2d_backward(grad_output, choice, size, *options)
     settled = _options.pool_options(op, size, *options)
     return _library.max_pool2d_backward(grad_output, choice, size, *settled)  # type: ignore[no-any-return]
@@ -225,9 +231,10 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
     op = "conv2d_relu_max_pool2d"
     if options[-1] != "ieee":
         check_precision(op, options[-1])
-    if direct(input, weight, optional=bias) and input.dim() == 4:
+    found = way(input, weight) if bias is None else way(input, weight, bias)
+    if found is not Way.DISPATCHER and input.dim() == 4:
         run = _kernels.conv2d_relu_max_pool2d
-        if records(input, weight, bias):
+        if found is Way.RECORDED:
             return _autograd.fused(run, False, input, weight, bias, *options)  # type: ignore[no-any-return]
         return run(input, weight, bias, *options)
     (input, weight, bias), converted = checked(op, input=input, weight=weight, bias=bias)
@@ -246,7 +253,7 @@ def conv2d_relu_max_pool2d_backward(
     """Run the gradients of the fused operation with `FusedOptions`."""
     op = "conv2d_relu_max_pool2d_backward"
     tensors = grad_output, input, weight
-    plain = direct(*tensors) and not records(*tensors)
+    plain = way(*tensors) is Way.KERNEL
     if not plain:
         (grad_output, input, weight), _ = checked(op, grad_output=grad_output, input=input, weight=weight)
     if grad_output.dim() == 3 and input.dim() == 3:

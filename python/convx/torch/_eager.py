@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 _eager_keys = DispatchKeySet(DispatchKey.BackendSelect) | DispatchKeySet(DispatchKey.ADInplaceOrView)
 _EAGER = {_eager_keys.raw_repr(), DispatchKeySet(DispatchKey.BackendSelect).raw_repr()}
 
-_TYPES = (Tensor, torch.nn.Parameter)
+TYPES = (Tensor, torch.nn.Parameter)
+"""Subclasses have a say of their own in what is done with them."""
 
 
 def eager() -> bool:
@@ -31,7 +32,7 @@ def eager() -> bool:
 
 def is_plain(tensor: object) -> bool:
     """Tell whether this is a dense tensor of no subclass, with memory on the CPU or on CUDA."""
-    return type(tensor) in _TYPES and (tensor.is_cpu or tensor.is_cuda) and tensor.layout is torch.strided  # type: ignore[attr-defined]
+    return type(tensor) in TYPES and (tensor.is_cpu or tensor.is_cuda) and tensor.layout is torch.strided  # type: ignore[attr-defined]
 
 
 def plain(gradient: Tensor) -> bool:
