@@ -18,7 +18,6 @@ from .. import _cpu, _devices
 from .._cpu import ShapeError
 from ..ops import check_precision
 from . import _calls
-from ._arguments import records
 from ._eager import eager, is_plain
 
 
@@ -137,7 +136,7 @@ def _unrecorded(
     `precision` stands between the arguments `before` and `after` it, on CUDA alone; None where there is none.
     """
     tensors = [each for each in (*before, *after) if isinstance(each, Tensor)]
-    if records(*tensors):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise TypeError(
             f"{op}: a torch.Tensor requires grad, and this operation is not recorded by autograd: pass "
             "tensor.detach(), or call under torch.no_grad()"
