@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import cuda
 from .._types import Activation
-from ._arguments import direct, records
+from ._arguments import Way, way
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
 
 __all__ = ["Conv2d", "ConvTranspose2d", "MaxPool2d", "ReLU", "ReLU6", "Sequential"]
@@ -181,7 +181,7 @@ class ReLU6(nn.ReLU6):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input`, limited to 0 to 6."""
-        if direct(input) and records(input):
+        if way(input) is Way.RECORDED:
             result: Tensor = _ReLU6.apply(input, self.inplace)  # type: ignore[no-untyped-call]
             return result
         return super().forward(input)
