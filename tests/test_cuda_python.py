@@ -398,8 +398,8 @@ def test_mirrored_arrays():
     module = cuda_mirror.MirroredModule(simt_arrays._simt)
     whole = np.arange(-30.0, 30.0, dtype="float32")
     expected, view = np.maximum(whole, 0), whole[::-2]
-    np.testing.assert_array_equal(module.relu(library, view, None), expected[::-2])
-    module.relu(library, view, view)
+    np.testing.assert_array_equal(module.relu(library, view, False, None), expected[::-2])
+    module.relu(library, view, False, view)
     np.testing.assert_array_equal(whole[::-2], expected[::-2])
     np.testing.assert_array_equal(whole[::2], np.arange(-30.0, 30.0, 2.0))
     assert not memory.blocks

@@ -27,12 +27,16 @@ PUBLIC_MODULES = ["convx"] + [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:convx.jax goes through:RuntimeWarning")  # where its fast way is not built
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_examples_in_docstrings(name):
     if name.startswith("convx.torch"):
         pytest.importorskip("torch")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
+    module = (
+        pytest.importorskip(name) if name.startswith(("convx.jax", "convx.torch")) else importlib.import_module(name)
+    )
+    assert doctest.testmod(module, optionflags=flags).failed == 0
 
 
 def test_every_public_function_has_an_example():
@@ -129,14 +133,15 @@ def test_every_public_name_has_its_place_in_the_api_pages():
     """Autosummary lists are written by hand, so that they can be grouped."""
     listed = {}
     for path in (README.parent / "docs" / "api").glob("*.rst"):
-        module = None
+        current = None
         for line in path.read_text(encoding="utf-8").splitlines():
             if match := re.match(r"\.\. currentmodule:: (\S+)", line):
-                module = match[1]
+                current = match[1]
             elif match := re.match(r"   (\w+)$", line):
-                listed.setdefault(module, set()).add(match[1])
+                listed.setdefault(current, set()).add(match[1])
     for name in ["convx", *sorted(listed.keys() - {None, "convx"})]:
-        public = {each for each in importlib.import_module(name).__all__ if each != "__version__"}
+        module = pytest.importorskip(name) if name in ("convx.jax", "convx.torch") else importlib.import_module(name)
+        public = {each for each in module.__all__ if each != "__version__"}
         assert public - {each for each in public if inspect.ismodule(getattr(convx, each, None))} == listed[name], name
     modules = {name for name in PUBLIC_MODULES if name.count(".") < 2} - {"convx.ops", "convx.runtime"}
     assert modules == listed.keys() - {None}

@@ -78,7 +78,15 @@ def test_source_archive_is_whole_and_clean(tmp_path):
     expected = {path.relative_to(CHECKOUT).as_posix() for path in sources}
     assert (
         expected
-        | {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "python/convx/py.typed", "cmake/cuda.cmake"}
+        | {
+            "CMakeLists.txt",
+            "LICENSE",
+            "README.md",
+            "pyproject.toml",
+            "python/convx/py.typed",
+            "cmake/cuda.cmake",
+            "cmake/jax.cmake",
+        }
         <= names
     )
     tops = {"CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
