@@ -30,12 +30,9 @@ PUBLIC_MODULES = ["convx"] + [
 @pytest.mark.filterwarnings("ignore:convx.jax goes through:RuntimeWarning")  # where its fast way is not built
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_examples_in_docstrings(name):
-    if name.startswith("convx.torch"):
-        pytest.importorskip("torch")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    module = (
-        pytest.importorskip(name) if name.startswith(("convx.jax", "convx.torch")) else importlib.import_module(name)
-    )
+    optional = name.startswith(("convx.jax", "convx.torch"))
+    module = pytest.importorskip(name) if optional else importlib.import_module(name)
     assert doctest.testmod(module, optionflags=flags).failed == 0
 
 
