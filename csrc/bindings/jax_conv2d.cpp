@@ -38,7 +38,7 @@ void conv2d_grad_input(const Call& call) {
     dispatch(problem.dtype, [&](auto zero) {
         using T = decltype(zero);
         passes<T>().conv2d_grad_input(problem, image_view<const T>(g, problem.channels_last), plain_view<const T>(w),
-                                      image_view<T>(grad_input, problem.channels_last));
+                                      image_view<T>(grad_input, problem.channels_last), TensorView<const T>{});
     });
 }
 
@@ -59,7 +59,7 @@ void conv2d_grad_weight(const Call& call) {
         const auto grad_view = image_view<const T>(g, problem.channels_last);
         passes<T>().conv2d_grad_weight(problem, grad_view, image_view<const T>(x, problem.channels_last),
                                        plain_view<T>(grad_weight));
-        if (biased) passes<T>().conv2d_grad_bias(problem, grad_view, static_cast<T*>(grad_bias.data));
+        if (biased) passes<T>().conv2d_grad_bias(grad_view, static_cast<T*>(grad_bias.data));
     });
 }
 
