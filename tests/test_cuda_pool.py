@@ -44,32 +44,32 @@ class TestRelu:
     def test_values(self, kind):
         for shape in SHAPES:
             x, y = special(shape, kind), special(shape, kind, 1)
-            assert_equal(wide(cuda._simt.relu(HOST, x, None)), reference.relu(wide(x)), shape)
+            assert_equal(wide(cuda._simt.relu(HOST, x, False, None)), reference.relu(wide(x)), shape)
             wanted = reference.relu_backward(wide(x), wide(y))
             assert_equal(wide(cuda._simt.relu_backward(HOST, x, y, None)), wanted, shape)
 
     def test_no_zero_is_negative(self, kind):
-        y = wide(cuda._simt.relu(HOST, special((999,), kind), None))
+        y = wide(cuda._simt.relu(HOST, special((999,), kind), False, None))
         assert not np.signbit(y[y == 0]).any()
 
     def test_views_and_out(self, kind):
         x, y = special((3, 4, 5), kind), special((3, 4, 5), kind, 1)
-        wanted, grad = cuda._simt.relu(HOST, x, None), cuda._simt.relu_backward(HOST, x, y, None)
+        wanted, grad = cuda._simt.relu(HOST, x, False, None), cuda._simt.relu_backward(HOST, x, y, None)
         if kind != "bfloat16":  # NumPy makes no views of records of it
             for name, view in views(x):
                 if view.flags.aligned and not any(stride % view.itemsize for stride in view.strides):
-                    assert_same_bits(cuda._simt.relu(HOST, view, None), wanted, name)
+                    assert_same_bits(cuda._simt.relu(HOST, view, False, None), wanted, name)
                     assert_same_bits(cuda._simt.relu_backward(HOST, view, y, None), grad, name)
         mirrored = np.zeros((6, 4, 10), x.dtype)[::-2, :, ::-2]
-        assert cuda._simt.relu(HOST, x, mirrored) is mirrored
+        assert cuda._simt.relu(HOST, x, False, mirrored) is mirrored
         assert_equal(wide(mirrored), wide(wanted), "out")
         in_place = x.copy()
-        cuda._simt.relu(HOST, in_place, in_place)
+        cuda._simt.relu(HOST, in_place, False, in_place)
         assert_equal(wide(in_place), wide(wanted), "in place")
 
 
 def with_mask(x, out=None):
-    return cuda._simt.relu_with_mask(HOST, x, True, out)
+    return cuda._simt.relu(HOST, x, True, out)
 
 
 @pytest.mark.core
@@ -84,7 +84,7 @@ class TestReluMask:
             assert_same_bits(mask, wanted_mask, shape)
             grad = wide(cuda._simt.relu_backward(HOST, g, mask, None))
             assert_equal(grad, reference.relu_backward(wide(g), mask), shape)
-            assert_same_bits(cuda._simt.relu_with_mask(HOST, x, False, None), y, shape)
+            assert_same_bits(cuda._simt.relu(HOST, x, False, None), y, shape)
 
     def test_views_and_out(self, kind):
         x, g = special((3, 4, 50), kind), special((3, 4, 50), kind, 1)
@@ -118,7 +118,7 @@ class TestReluMask:
         g = np.zeros((3, 5), numpy_dtype(kind))
         mask = np.zeros(2, np.uint8)
         cases = [
-            (TypeError, "relu: return_mask is an int", lambda: cuda._simt.relu_with_mask(HOST, g, 1, None)),
+            (TypeError, "relu: return_mask is an int", lambda: cuda._simt.relu(HOST, g, 1, None)),
             (TypeError, "relu: input has dtype uint8, expected float32, float64, float16 or bfloat16",
              lambda: with_mask(mask)),
             (TypeError, "relu_backward: output has dtype bool, expected float32",

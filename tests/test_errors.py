@@ -852,7 +852,7 @@ def test_a_list_that_shrinks_while_it_is_read():
 
 
 def test_compiled_functions_count_their_arguments():
-    with pytest.raises(TypeError, match=r"^expected 2 arguments, got 1$"):
+    with pytest.raises(TypeError, match=r"^expected 3 arguments, got 1$"):
         convx._cpu.relu(x)
 
 

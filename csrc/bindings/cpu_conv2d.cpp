@@ -71,8 +71,12 @@ py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handl
     py::object grads[3] = {py::none(), py::none(), py::none()};
     if (mask[0]) grads[0] = new_array(problem.dtype, x.info.shape);
     const bool summed = !per_sample || unbatched;
-    if (mask[1]) grads[1] = new_array(problem.dtype, per_sample_shape(problem.batch, w.info.shape, summed));
-    if (mask[2]) grads[2] = new_array(problem.dtype, per_sample_shape(problem.batch, {problem.out_channels}, summed));
+    const auto gradient = [&, &problem = problem, &unbatched = unbatched](const Shape& shape) {
+        if (summed) return new_array(problem.dtype, shape);
+        return new_array(problem.dtype, per_sample_shape(problem.batch, shape, unbatched));
+    };
+    if (mask[1]) grads[1] = gradient(w.info.shape);
+    if (mask[2]) grads[2] = gradient({problem.out_channels});
     dispatch(problem.dtype, [&, &problem = problem](auto zero) {
         using T = decltype(zero);
         const auto grad_view = image_view<const T>(g.array, problem.channels_last);

@@ -73,7 +73,6 @@ PYBIND11_MODULE(_cpu, module) {
         convx::FastCall<&convx::conv_transpose2d_op>::named("conv_transpose2d"),
         convx::FastCall<&convx::conv_transpose2d_backward_op>::named("conv_transpose2d_backward"),
         convx::FastCall<&convx::relu_op>::named("relu"),
-        convx::FastCall<&convx::relu_with_mask_op>::named("relu_with_mask"),
         convx::FastCall<&convx::relu_backward_op>::named("relu_backward"),
         convx::FastCall<&convx::max_pool2d_op>::named("max_pool2d"),
         convx::FastCall<&convx::max_pool2d_backward_op>::named("max_pool2d_backward"),

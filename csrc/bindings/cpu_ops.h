@@ -64,8 +64,7 @@ py::tuple conv_transpose2d_backward_op(py::handle grad_output, py::handle input,
                                        py::handle dilation, py::handle layout, py::handle algorithm,
                                        py::handle output_mask);
 
-py::array relu_op(py::handle input, py::handle out);
-py::object relu_with_mask_op(py::handle input, py::handle return_mask, py::handle out);
+py::object relu_op(py::handle input, py::handle return_mask, py::handle out);
 py::array relu_backward_op(py::handle grad_output, py::handle output, py::handle out);
 
 py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,

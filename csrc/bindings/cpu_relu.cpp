@@ -90,28 +90,7 @@ py::array destination(const std::string& op, py::handle out, const FloatArray& l
     return output_array(op, out, like.info, like.info.shape).array;
 }
 
-}  // namespace
-
-py::array relu_op(py::handle input, py::handle out) {
-    static const std::string op = "relu";
-    const FloatArray x = float_array(op, "input", input);
-    const py::array y = destination(op, out, x);
-    if (!out.is_none()) check_no_overlap(op, y, x, true);
-    if (x.array.size() == 0) return y;
-    dispatch(x.info.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        Pieces<T, 2> pieces({&x.array, &y});
-        without_gil(x.array.size(), [&] { pieces.for_each([](const auto& views) { relu<T>(views[0], views[1]); }); });
-    });
-    return y;
-}
-
-py::object relu_with_mask_op(py::handle input, py::handle return_mask, py::handle out) {
-    static const std::string op = "relu";
-    if (!truth(op, "return_mask", return_mask)) return relu_op(input, out);
-    const FloatArray x = float_array(op, "input", input);
-    const py::array y = destination(op, out, x);
-    if (!out.is_none()) check_no_overlap(op, y, x, true);
+py::tuple relu_mask_op(const FloatArray& x, const py::array& y) {
     py::array mask = new_array<uint8_t>({relu_mask_bytes(x.array.size())});
     auto* const bits = static_cast<uint8_t*>(mask.mutable_data());
     dispatch(x.info.dtype, [&](auto zero) {
@@ -123,8 +102,6 @@ py::object relu_with_mask_op(py::handle input, py::handle return_mask, py::handl
     });
     return py::make_tuple(y, mask);
 }
-
-namespace {
 
 py::array relu_mask_backward_op(const std::string& op, const FloatArray& g, py::handle output, py::handle out) {
     py::array mask = py::reinterpret_borrow<py::array>(output);
@@ -147,6 +124,21 @@ py::array relu_mask_backward_op(const std::string& op, const FloatArray& g, py::
 }
 
 }  // namespace
+
+py::object relu_op(py::handle input, py::handle return_mask, py::handle out) {
+    static const std::string op = "relu";
+    const FloatArray x = float_array(op, "input", input);
+    const py::array y = destination(op, out, x);
+    if (!out.is_none()) check_no_overlap(op, y, x, true);
+    if (truth(op, "return_mask", return_mask)) return relu_mask_op(x, y);
+    if (x.array.size() == 0) return y;
+    dispatch(x.info.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        Pieces<T, 2> pieces({&x.array, &y});
+        without_gil(x.array.size(), [&] { pieces.for_each([](const auto& views) { relu<T>(views[0], views[1]); }); });
+    });
+    return y;
+}
 
 py::array relu_backward_op(py::handle grad_output, py::handle output, py::handle out) {
     static const std::string op = "relu_backward";

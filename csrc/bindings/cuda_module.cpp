@@ -16,7 +16,6 @@ PYBIND11_MODULE(CONVX_MODULE, module) {
         FastCall<&cuda_conv_transpose2d_op>::named("conv_transpose2d"),
         FastCall<&cuda_conv_transpose2d_backward_op>::named("conv_transpose2d_backward"),
         FastCall<&cuda_relu_op>::named("relu"),
-        FastCall<&cuda_relu_with_mask_op>::named("relu_with_mask"),
         FastCall<&cuda_relu_backward_op>::named("relu_backward"),
         FastCall<&cuda_max_pool2d_op>::named("max_pool2d"),
         FastCall<&cuda_max_pool2d_backward_op>::named("max_pool2d_backward"),

@@ -32,8 +32,7 @@ py::tuple cuda_conv_transpose2d_backward_op(py::handle library, py::handle grad_
                                             py::handle output_padding, py::handle groups, py::handle dilation,
                                             py::handle layout, py::handle algorithm, py::handle precision,
                                             py::handle output_mask);
-py::object cuda_relu_op(py::handle library, py::handle input, py::handle out);
-py::object cuda_relu_with_mask_op(py::handle library, py::handle input, py::handle return_mask, py::handle out);
+py::object cuda_relu_op(py::handle library, py::handle input, py::handle return_mask, py::handle out);
 py::object cuda_relu_backward_op(py::handle library, py::handle grad_output, py::handle output, py::handle out);
 py::object cuda_max_pool2d_op(py::handle library, py::handle input, py::handle kernel_size, py::handle stride,
                               py::handle padding, py::handle dilation, py::handle ceil_mode, py::handle layout,

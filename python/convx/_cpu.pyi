@@ -114,8 +114,7 @@ def conv_transpose2d_backward(
     output_mask: OutputMask,
     /,
 ) -> Gradients[FloatT]: ...
-def relu(input: npt.NDArray[FloatT], out: npt.NDArray[FloatT] | None, /) -> npt.NDArray[FloatT]: ...
-def relu_with_mask(
+def relu(
     input: npt.NDArray[FloatT], return_mask: bool, out: npt.NDArray[FloatT] | None, /
 ) -> npt.NDArray[FloatT] | tuple[npt.NDArray[FloatT], npt.NDArray[np.uint8]]: ...
 def relu_backward(

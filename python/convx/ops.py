@@ -736,13 +736,9 @@ def relu(input: npt.NDArray[FloatT], *, return_mask: bool = False, out: npt.NDAr
     (array([ 0.,  0.,  2., nan]), array([12], dtype=uint8))
     """
     if isinstance(input, np.ndarray):
-        if return_mask is False:
-            return _cpu.relu(input, out)
-        return _cpu.relu_with_mask(input, return_mask, out)
+        return _cpu.relu(input, return_mask, out)
     library, cuda = _devices.dispatch("relu", "input", input)
-    if return_mask is False:
-        return cuda.relu(library, input, out)
-    return cuda.relu_with_mask(library, input, return_mask, out)
+    return cuda.relu(library, input, return_mask, out)
 
 
 def relu_backward(
