@@ -143,6 +143,60 @@ def test_conv2d_has_the_bits_of_the_numpy_functions(way, kind):
         assert_same_bits(actual[name], expected, name)
 
 
+TRANSPOSED = {
+    "plain": {},
+    "strided": dict(stride=(2, 3), padding=((1, 0), (2, 1)), output_padding=(1, 2), groups=2),
+    "dilated": dict(stride=(1, 2), padding=1, dilation=(2, 3)),
+    "same": dict(stride=2, padding="same"),
+}
+
+
+@KINDS
+def test_conv_transpose2d_has_the_bits_of_the_numpy_functions(way, kind):
+    dtype, layout = kind
+    x = to_layout(numbers((2, 6, 5, 4), "normal", 1), layout).astype(dtype)
+    cases = {}
+    for name, options in TRANSPOSED.items():
+        w = numbers((6, 4 // options.get("groups", 1), 3, 3), "normal", 2).astype(dtype)
+        b = numbers((4,), "normal", 3).astype(dtype)
+        y = convx.conv_transpose2d(x, w, b, **options, layout=layout)
+        cases[name] = w, b, numbers(y.shape, "normal", 4).astype(dtype), y
+
+    @jax.jit
+    def run(x, cases):
+        results = {}
+        for name, (w, b, g, _) in cases.items():
+            conv = functools.partial(cx.conv_transpose2d, **TRANSPOSED[name], layout=layout)
+            y, pull_back = jax.vjp(conv, x, w, b)
+            results[name] = y, pull_back(g), conv(x, w), conv(x[0], w, b)
+        return results
+
+    actual = as_numpy(run(*as_jax((x, cases))))
+    for name, (w, b, g, y) in cases.items():
+        options = {**TRANSPOSED[name], "layout": layout}
+        expected = (
+            y,
+            convx.conv_transpose2d_backward(g, x, w, **options),
+            convx.conv_transpose2d(x, w, **options),
+            convx.conv_transpose2d(x[0], w, b, **options),
+        )
+        assert_same_bits(actual[name], expected, name)
+
+
+def test_conv_transpose2d_where_no_window_reaches(best_way):
+    """Whole numbers: behind the last window, without channels, without images."""
+    options = dict(stride=1, dilation=3, output_padding=2)
+    for n, c in ((2, 3), (2, 0), (0, 3)):
+        x, w, b = (numbers(shape, "integer", 1) for shape in ((n, c, 4, 5), (c, 2, 2, 2), (2,)))
+        y, pull_back = jax.vjp(functools.partial(cx.conv_transpose2d, **options), *as_jax((x, w, b)))
+        expected = convx.conv_transpose2d(x, w, b, **options)
+        assert_equal(np.asarray(y), expected, (n, c))
+        g = numbers(expected.shape, "integer", 2)
+        gradients = convx.conv_transpose2d_backward(g, x, w, **options)
+        for one, other in zip(pull_back(jnp.asarray(g)), gradients, strict=True):
+            assert_equal(np.asarray(one), other, (n, c))
+
+
 def test_relu_in_every_bit(way, dtype):
     x = np.array([1.0, -1.0, 0.0, -0.0, np.inf, -np.inf, np.nan], dtype)
     g = np.linspace(1, 2, x.size).astype(dtype)
@@ -262,6 +316,12 @@ DERIVATIVES = {
     "circular": lambda m, x, w, b: m.conv2d(x, w, b, padding=UNEQUAL, groups=2, padding_mode="circular"),
     "activation": lambda m, x, w, b: m.conv2d(x, w, b, padding=ONES, groups=2, activation="relu"),
     "NHWC": lambda m, x, w, b: m.conv2d(m.moved(x), w, b, **EVERYTHING, layout="NHWC"),
+    "transposed": lambda m, x, w, b: m.conv_transpose2d(
+        x, w[:4, :1], b[:2], (2, 1), (1, 2), (1, 0), 2, layout="NCHW"
+    ),
+    "transposed NHWC": lambda m, x, w, b: m.conv_transpose2d(
+        m.moved(x), w[:4, :1], b[:2], groups=2, dilation=(2, 1), layout="NHWC"
+    ),
     "relu": lambda m, x, w, b: m.relu(x) * w.sum() + b.sum(),
     "max_pool2d": lambda m, x, w, b: m.max_pool2d(x * w.sum(), (3, 2), (1, 2), ONES, dilation=(2, 1)) + b.sum(),
     "max_pool2d NHWC": lambda m, x, w, b: m.max_pool2d(m.moved(x * w.sum()), (2, 2), (1, 1), layout="NHWC") + b.sum(),
@@ -282,7 +342,7 @@ FACTORS = np.cos(np.arange(1000.0))
 class Jax:
     """convx.jax, and the little else that the cases need."""
 
-    conv2d, relu, max_pool2d = cx.conv2d, cx.relu, cx.max_pool2d
+    conv2d, relu, max_pool2d, conv_transpose2d = cx.conv2d, cx.relu, cx.max_pool2d, cx.conv_transpose2d
     conv2d_relu_max_pool2d = cx.conv2d_relu_max_pool2d
 
     @staticmethod
@@ -311,6 +371,12 @@ class Torch:
         y = torch.nn.functional.conv2d(x, w, b, stride, 0, dilation, groups)
         y = y if layout == "NCHW" else y.movedim(1, 3)
         return Torch.relu(y) if activation else y
+
+    @staticmethod
+    def conv_transpose2d(x, w, b, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, layout):
+        x = x if layout == "NCHW" else x.movedim(3, 1)
+        y = torch.nn.functional.conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)
+        return y if layout == "NCHW" else y.movedim(1, 3)
 
     @staticmethod
     def relu(x):
@@ -444,6 +510,14 @@ def conv_by_numpy(x, w, b, layout):
     return y, *convx.conv2d_backward(convx.relu_backward(2 * y, y), x, w, *window, layout=layout)
 
 
+def transposed_by_numpy(x, w, b, layout):
+    w, b = w[:4], b[:4]
+    y = convx.conv_transpose2d(x, w, b, 2, groups=2, layout=layout)
+    grad_input, grad_weight, grad_bias = convx.conv_transpose2d_backward(2 * y, x, w, 2, groups=2, layout=layout)
+    unused = [np.concatenate([gradient, np.zeros((2, *gradient.shape[1:]))]) for gradient in (grad_weight, grad_bias)]
+    return y, grad_input, *unused
+
+
 def fused_by_numpy(x, w, b, layout):
     y, saved = convx.conv2d_relu_max_pool2d(x, w, b, padding=1, groups=2, pool_kernel_size=2, layout=layout)
     return y, *convx.conv2d_relu_max_pool2d_backward(2 * y, saved)
@@ -453,6 +527,10 @@ VMAP_OPS = {
     "conv2d": (
         lambda x, w, b, layout: cx.conv2d(x, w, b, 2, 1, groups=2, activation="relu", layout=layout),
         conv_by_numpy,
+    ),
+    "transposed": (
+        lambda x, w, b, layout: cx.conv_transpose2d(x, w[:4], b[:4], 2, groups=2, layout=layout),
+        transposed_by_numpy,
     ),
     "fused": (
         lambda x, w, b, layout: cx.conv2d_relu_max_pool2d(
@@ -534,7 +612,7 @@ def test_vmap_is_one_call(best_way):
     per_example = jax.vmap(jax.grad(lambda w, x: cx.conv2d(x, w).sum()), (None, 0))
     assert calls_in(jax.jit(jax.vmap(cx.conv2d, (0, None))), x, w) == 1
     assert per_example(w, x).shape == (5, 4, 4, 3, 3)
-    assert calls_in(per_example, w, x) == 3  # forward and both gradients, before XLA drops the one not asked for
+    assert calls_in(per_example, w, x) == 3  # forward and both gradients, before XLA drops what nobody asked for
 
 
 # Programs

@@ -80,6 +80,7 @@ PYBIND11_MODULE(_cpu, module) {
         convx::FastCall<&convx::conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
         convx::FastCall<&convx::prepare_weight_op>::named("prepare_weight"),
         convx::FastCall<&convx::settle_conv2d_op>::named("settle_conv2d"),
+        convx::FastCall<&convx::settle_conv_transpose2d_op>::named("settle_conv_transpose2d"),
         convx::FastCall<&convx::settle_relu_op>::named("settle_relu"),
         convx::FastCall<&convx::settle_max_pool2d_op>::named("settle_max_pool2d"),
         convx::FastCall<&convx::settle_conv2d_relu_max_pool2d_op>::named("settle_conv2d_relu_max_pool2d"),

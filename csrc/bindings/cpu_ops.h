@@ -88,6 +88,9 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
 py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
                            py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
                            py::handle activation, py::handle layout, py::handle algorithm);
+py::tuple settle_conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                                     py::handle padding, py::handle output_padding, py::handle groups,
+                                     py::handle dilation, py::handle layout, py::handle algorithm);
 py::tuple settle_relu_op(py::handle input);
 py::tuple settle_max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,
                                py::handle dilation, py::handle ceil_mode, py::handle layout);

@@ -74,6 +74,21 @@ py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias,
                           settled(problem));
 }
 
+// The settled problem is that of the convolution whose adjoint it is: the output has the shape of its input, and beyond
+// that the cells that no window reaches.
+py::tuple settle_conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
+                                     py::handle padding, py::handle output_padding, py::handle groups,
+                                     py::handle dilation, py::handle layout, py::handle algorithm) {
+    static const std::string op = "conv_transpose2d";
+    const std::optional<ArrayInfo> b = described_bias(op, bias);
+    const ConvTransposeOptions options =
+        transpose_options(op, stride, padding, output_padding, groups, dilation, layout, algorithm);
+    const auto [problem, unbatched] = check_conv_transpose2d(
+        op, described(op, "input", input), described(op, "weight", weight), b ? &*b : nullptr, options);
+    return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.conv.channels_last, unbatched)),
+                          settled(problem.conv));
+}
+
 py::tuple settle_relu_op(py::handle input) { return to_tuple(described("relu", "input", input).shape); }
 
 py::tuple settle_max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,

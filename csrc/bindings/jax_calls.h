@@ -122,6 +122,7 @@ XLA_FFI_Error* handler(XLA_FFI_CallFrame* frame) {
 void conv2d(const Call& call);
 void conv2d_grad_input(const Call& call);
 void conv2d_grad_weight(const Call& call);
+void conv2d_grad_bias(const Call& call);
 void relu(const Call& call);
 void relu_backward(const Call& call);
 void max_pool2d(const Call& call);

@@ -27,39 +27,53 @@ void conv2d(const Call& call) {
     });
 }
 
-// (grad_output, weight) -> grad_input
+// (grad_output, weight[, bias]) -> grad_input: with a bias for each of its channels it is a transposed convolution
 void conv2d_grad_input(const Call& call) {
     static const std::string op = "conv2d_backward";
     const Buffer g = call.argument(0, "grad_output"), w = call.argument(1, "weight");
     const Buffer grad_input = call.result(0, "input");
+    const bool biased = call.arguments() > 2;
+    const Buffer b = biased ? call.argument(2, "bias") : g;
     const ConvProblem problem = cpu->check_conv2d(op, grad_input.info, w.info, nullptr, call.conv_options()).problem;
     cpu->check_dtype(op, g.info, grad_input.info);
     cpu->check_shape(op, g.info, output_shape(problem));
+    if (biased) {
+        cpu->check_dtype(op, b.info, g.info);
+        cpu->check_shape(op, b.info, {problem.in_channels});
+    }
     dispatch(problem.dtype, [&](auto zero) {
         using T = decltype(zero);
         passes<T>().conv2d_grad_input(problem, image_view<const T>(g, problem.channels_last), plain_view<const T>(w),
-                                      image_view<T>(grad_input, problem.channels_last), TensorView<const T>{});
+                                      image_view<T>(grad_input, problem.channels_last),
+                                      biased ? vector_view<const T>(b) : TensorView<const T>{});
     });
 }
 
-// (grad_output, input) -> (grad_weight[, grad_bias])
+// (grad_output, input) -> grad_weight
 void conv2d_grad_weight(const Call& call) {
     static const std::string op = "conv2d_backward";
     const Buffer g = call.argument(0, "grad_output"), x = call.argument(1, "input");
     const Buffer grad_weight = call.result(0, "weight");
-    const bool biased = call.results() > 1;
-    const Buffer grad_bias = biased ? call.result(1, "bias") : grad_weight;
-    const ConvProblem problem =
-        cpu->check_conv2d(op, x.info, grad_weight.info, biased ? &grad_bias.info : nullptr, call.conv_options())
-            .problem;
+    const ConvProblem problem = cpu->check_conv2d(op, x.info, grad_weight.info, nullptr, call.conv_options()).problem;
     cpu->check_dtype(op, g.info, x.info);
     cpu->check_shape(op, g.info, output_shape(problem));
     dispatch(problem.dtype, [&](auto zero) {
         using T = decltype(zero);
-        const auto grad_view = image_view<const T>(g, problem.channels_last);
-        passes<T>().conv2d_grad_weight(problem, grad_view, image_view<const T>(x, problem.channels_last),
-                                       plain_view<T>(grad_weight));
-        if (biased) passes<T>().conv2d_grad_bias(grad_view, static_cast<T*>(grad_bias.data));
+        passes<T>().conv2d_grad_weight(problem, image_view<const T>(g, problem.channels_last),
+                                       image_view<const T>(x, problem.channels_last), plain_view<T>(grad_weight));
+    });
+}
+
+// grad_output -> grad_bias
+void conv2d_grad_bias(const Call& call) {
+    static const std::string op = "conv2d_backward";
+    const Buffer g = call.argument(0, "grad_output"), grad_bias = call.result(0, "grad_bias");
+    const bool last = call.conv_options().channels_last;
+    cpu->check_dtype(op, grad_bias.info, g.info);
+    cpu->check_shape(op, grad_bias.info, {g.info.shape[last ? 3 : 1]});
+    dispatch(g.info.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        passes<T>().conv2d_grad_bias(image_view<const T>(g, last), static_cast<T*>(grad_bias.data));
     });
 }
 

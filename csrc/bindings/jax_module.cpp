@@ -25,6 +25,7 @@ PYBIND11_MODULE(_jax, module) {
     add<&jax::conv2d>(handlers, "conv2d");
     add<&jax::conv2d_grad_input>(handlers, "conv2d_grad_input");
     add<&jax::conv2d_grad_weight>(handlers, "conv2d_grad_weight");
+    add<&jax::conv2d_grad_bias>(handlers, "conv2d_grad_bias");
     add<&jax::relu>(handlers, "relu");
     add<&jax::relu_backward>(handlers, "relu_backward");
     add<&jax::max_pool2d>(handlers, "max_pool2d");

@@ -192,6 +192,19 @@ def settle_conv2d(
     algorithm: str,
     /,
 ) -> tuple[tuple[int, ...], tuple[Any, ...]]: ...
+def settle_conv_transpose2d(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    layout: Layout,
+    algorithm: str,
+    /,
+) -> tuple[tuple[int, ...], tuple[Any, ...]]: ...
 def settle_relu(input: Any, /) -> tuple[int, ...]: ...
 def settle_max_pool2d(
     input: Any,

@@ -20,6 +20,6 @@ Hessian. An axis of ``jax.vmap`` is folded into the batch where it is the images
 groups: one call of a kernel either way.
 """
 
-from .functions import conv2d, conv2d_relu_max_pool2d, max_pool2d, relu
+from .functions import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
 
-__all__ = ["conv2d", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
+__all__ = ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu"]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from .. import _cpu, ops
-from ._specs import ConvSpec, PoolSpec
+from ._specs import ConvSpec, PoolSpec, channel_axis
 
 _HOW_TO_BUILD = "install it from source with CONVX_JAX=ON in the environment (README.md, section JAX)"
 
@@ -121,12 +121,26 @@ def _conv2d_backward(g: Any, x: Any, weight: Any, conv: ConvSpec, mask: tuple[bo
     return tuple(gradient for gradient in gradients if gradient is not None)
 
 
-def _conv2d_grad_input(shapes: Any, g: Any, weight: Any, *, conv: ConvSpec) -> tuple[Any, ...]:
-    return _conv2d_backward(g, _nothing_of(shapes[0], g), weight, conv, (True, False, False))
+def _conv2d_grad_input(shapes: Any, g: Any, weight: Any, bias: Any = None, *, conv: ConvSpec) -> tuple[Any, ...]:
+    if bias is None:
+        return _conv2d_backward(g, _nothing_of(shapes[0], g), weight, conv, (True, False, False))
+    # What the windows leave over of the padded input.
+    sizes = zip(conv.input_size, conv.padding, conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    left = tuple((n + sum(sides) - d * (k - 1) - 1) % s for n, sides, k, s, d in sizes)
+    options = (conv.stride, conv.padding, left, conv.groups, conv.dilation, conv.layout, conv.algorithm)
+    return (_cpu.conv_transpose2d(g, weight, bias, *options, None),)
 
 
 def _conv2d_grad_weight(shapes: Any, g: Any, x: Any, *, conv: ConvSpec) -> tuple[Any, ...]:
-    return _conv2d_backward(g, x, _nothing_of(shapes[0], g), conv, (False, True, len(shapes) > 1))
+    return _conv2d_backward(g, x, _nothing_of(shapes[0], g), conv, (False, True, False))
+
+
+def _conv2d_grad_bias(_: Any, g: Any, *, conv: ConvSpec) -> tuple[Any, ...]:
+    # The gradient of a 1x1 convolution that has this output, of an input without channels.
+    none = (g.shape[0], 0, *conv.output_size) if conv.layout == "NCHW" else (g.shape[0], *conv.output_size, 0)
+    weight = np.empty((g.shape[channel_axis(conv.layout)], 0, 1, 1), g.dtype)
+    mask = (False, False, True)
+    return (ops.conv2d_backward(g, np.empty(none, g.dtype), weight, layout=conv.layout, output_mask=mask)[2],)
 
 
 def _relu(_: Any, x: Any) -> tuple[Any, ...]:
@@ -206,6 +220,7 @@ _FUNCTIONS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "conv2d": _conv2d,
     "conv2d_grad_input": _conv2d_grad_input,
     "conv2d_grad_weight": _conv2d_grad_weight,
+    "conv2d_grad_bias": _conv2d_grad_bias,
     "relu": _relu,
     "relu_backward": _relu_backward,
     "max_pool2d": _max_pool2d,

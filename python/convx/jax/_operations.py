@@ -2,7 +2,8 @@
 
 Three maps are the convolution: y = F(x, w), grad_input = I(g, w), grad_weight = W(g, x), each linear in both arguments,
 and all three hold the same number <F(x, w), g> = <x, I(g, w)> = <w, W(g, x)>. So the derivatives of each are the other
-two, and derivatives of any order are calls of these three. A bias joins F, its gradient joins W. Images are 4-D here.
+two, and derivatives of any order are calls of these three. F and I take a bias along, whose gradient is the sum S over
+all but the channels. Images are 4-D here.
 
 Every forward rule calls its own function again: a derivative of the derivative then finds a function that it knows how
 to derive, not the call of the kernel.
@@ -20,7 +21,7 @@ from jax.custom_batching import custom_vmap
 
 from ._calls import call
 from ._folding import into_batch, into_channels, out_of_batch, out_of_channels, spread
-from ._specs import ConvSpec, PoolSpec, channel_axis, image_shape
+from ._specs import ConvSpec, PoolSpec, Size, channel_axis, image_shape
 
 Array: TypeAlias = jax.Array
 
@@ -54,94 +55,127 @@ def _conv2d_backward(conv: ConvSpec, kept: Any, g: Array) -> tuple[Any, ...]:
     x, weight, bias, y = kept
     if conv.activation:
         g = relu_backward(g, y)
-    grad_weight, grad_bias = conv2d_grad_weight(conv._replace(activation=None), bias is not None, g, x)
-    return conv2d_grad_input(conv.linear(), g, weight), grad_weight, grad_bias
+    grad_weight = conv2d_grad_weight(conv._replace(activation=None), g, x)
+    return conv2d_grad_input(conv.linear(), g, weight, None), grad_weight, _grad_bias(conv, g, bias)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def conv2d_grad_input(conv: ConvSpec, g: Array, weight: Array) -> Array:
-    """I: (g, weight) -> grad_input, for a linear `conv`."""
+def conv2d_grad_input(conv: ConvSpec, g: Array, weight: Array, bias: Array | None) -> Array:
+    """I: (g, weight, bias of its channels) -> grad_input, for a linear `conv`."""
 
     @custom_vmap
-    def run(g: Array, weight: Array) -> Array:
+    def run(g: Array, weight: Array, *bias: Array) -> Array:
         channels = weight.shape[1] * conv.groups
         shape = image_shape(conv.layout, g.shape[0], channels, conv.input_size)
-        (grad_input,) = call("conv2d_grad_input", [_like(g, shape)], (g, weight), {"conv": conv})
+        (grad_input,) = call("conv2d_grad_input", [_like(g, shape)], (g, weight, *bias), {"conv": conv})
         return grad_input
 
     @run.def_vmap
-    def fold(size: int, batched: list[bool], g: Array, weight: Array) -> tuple[Array, bool]:
+    def fold(size: int, batched: list[bool], g: Array, *weights: Array) -> tuple[Array, bool]:
         axis = channel_axis(conv.layout)
-        if not batched[1]:
-            return out_of_batch(conv2d_grad_input(conv, into_batch(g), weight), size), True
+        if not any(batched[1:]):
+            return out_of_batch(_grad_input(conv, into_batch(g), *weights), size), True
+        weight, *bias = (spread(array, size, has) for array, has in zip(weights, batched[1:], strict=True))
         if not batched[0]:
-            grad_input = conv2d_grad_input(conv, g, into_channels(weight, 1))
+            bias = [into_channels(array, 0, conv.groups) for array in bias]
+            grad_input = _grad_input(conv, g, into_channels(weight, 1), *bias)
             return out_of_channels(grad_input, axis, size, conv.groups), True
-        wide = conv._replace(groups=size * conv.groups)
-        grad_input = conv2d_grad_input(wide, into_channels(g, axis), into_channels(weight, 0))
+        wide, bias = conv._replace(groups=size * conv.groups), [into_channels(array, 0) for array in bias]
+        grad_input = _grad_input(wide, into_channels(g, axis), into_channels(weight, 0), *bias)
         return out_of_channels(grad_input, axis, size), True
 
-    grad_input: Array = run(g, weight)
+    grad_input: Array = run(g, weight) if bias is None else run(g, weight, bias)
     return grad_input
 
 
-def _conv2d_grad_input_forward(conv: ConvSpec, g: Array, weight: Array) -> tuple[Array, Any]:
-    return conv2d_grad_input(conv, g, weight), (g, weight)
+def _grad_input(conv: ConvSpec, g: Array, weight: Array, bias: Array | None = None) -> Array:
+    return conv2d_grad_input(conv, g, weight, bias)
+
+
+def _conv2d_grad_input_forward(conv: ConvSpec, g: Array, weight: Array, bias: Array | None) -> tuple[Array, Any]:
+    return conv2d_grad_input(conv, g, weight, bias), (g, weight, bias)
 
 
 def _conv2d_grad_input_backward(conv: ConvSpec, kept: Any, c: Array) -> tuple[Any, ...]:
-    g, weight = kept
-    return conv2d(conv, c, weight, None), conv2d_grad_weight(conv, False, g, c)[0]
+    g, weight, bias = kept
+    return conv2d(conv, c, weight, None), conv2d_grad_weight(conv, g, c), _grad_bias(conv, c, bias)
 
 
 conv2d_grad_input.defvjp(_conv2d_grad_input_forward, _conv2d_grad_input_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def conv2d_grad_weight(conv: ConvSpec, biased: bool, g: Array, x: Array) -> tuple[Array, Array | None]:
-    """W: (g, x) -> (grad_weight, grad_bias or None)."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def conv2d_grad_weight(conv: ConvSpec, g: Array, x: Array) -> Array:
+    """W: (g, x) -> grad_weight."""
     axis = channel_axis(conv.layout)
 
     @custom_vmap
-    def run(g: Array, x: Array) -> tuple[Array, ...]:
-        channels = g.shape[axis]
-        shapes = [(channels, x.shape[axis] // conv.groups, *conv.kernel_size), (channels,)]
-        results = [_like(g, shape) for shape in shapes[: 1 + biased]]
-        return call("conv2d_grad_weight", results, (g, x), {"conv": conv})
+    def run(g: Array, x: Array) -> Array:
+        shape = (g.shape[axis], x.shape[axis] // conv.groups, *conv.kernel_size)
+        (grad_weight,) = call("conv2d_grad_weight", [_like(g, shape)], (g, x), {"conv": conv})
+        return grad_weight
 
     @run.def_vmap
-    def fold(size: int, batched: list[bool], g: Array, x: Array) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
+    def fold(size: int, batched: list[bool], g: Array, x: Array) -> tuple[Array, bool]:
         if not batched[1]:
-            results = conv2d_grad_weight(conv, biased, into_channels(g, axis, conv.groups), x)
-            folded = [out_of_channels(result, 0, size, conv.groups) for result in results if result is not None]
-            return tuple(folded), (True,) * len(folded)
+            grad_weight = conv2d_grad_weight(conv, into_channels(g, axis, conv.groups), x)
+            return out_of_channels(grad_weight, 0, size, conv.groups), True
         if not batched[0]:
-            grad_weight, grad_bias = conv2d_grad_weight(conv, biased, g, into_channels(x, axis, conv.groups))
-            split = out_of_channels(grad_weight, 1, size)
-            return ((split,), (True,)) if grad_bias is None else ((split, grad_bias), (True, False))
+            grad_weight = conv2d_grad_weight(conv, g, into_channels(x, axis, conv.groups))
+            return out_of_channels(grad_weight, 1, size), True
         wide = conv._replace(groups=size * conv.groups)
-        results = conv2d_grad_weight(wide, biased, into_channels(g, axis), into_channels(x, axis))
-        folded = [out_of_channels(result, 0, size) for result in results if result is not None]
-        return tuple(folded), (True,) * len(folded)
+        return out_of_channels(conv2d_grad_weight(wide, into_channels(g, axis), into_channels(x, axis)), 0, size), True
 
-    results = run(g, x)
-    return results[0], results[1] if biased else None
+    grad_weight: Array = run(g, x)
+    return grad_weight
 
 
-def _conv2d_grad_weight_forward(conv: ConvSpec, biased: bool, g: Array, x: Array) -> tuple[Any, Any]:
-    return conv2d_grad_weight(conv, biased, g, x), (g, x)
+def _conv2d_grad_weight_forward(conv: ConvSpec, g: Array, x: Array) -> tuple[Array, Any]:
+    return conv2d_grad_weight(conv, g, x), (g, x)
 
 
-def _conv2d_grad_weight_backward(conv: ConvSpec, biased: bool, kept: Any, cotangents: Any) -> tuple[Any, ...]:
+def _conv2d_grad_weight_backward(conv: ConvSpec, kept: Any, c: Array) -> tuple[Any, ...]:
     g, x = kept
-    weight, bias = cotangents
-    return conv2d(conv, x, weight, bias), conv2d_grad_input(conv.linear(), g, weight)
+    return conv2d(conv, x, c, None), conv2d_grad_input(conv.linear(), g, c, None)
 
 
 conv2d_grad_weight.defvjp(_conv2d_grad_weight_forward, _conv2d_grad_weight_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def conv2d_grad_bias(conv: ConvSpec, g: Array) -> Array:
+    """S: g -> its sum over all but the channels."""
+    axis = channel_axis(conv.layout)
+
+    @custom_vmap
+    def run(g: Array) -> Array:
+        (grad_bias,) = call("conv2d_grad_bias", [_like(g, (g.shape[axis],))], (g,), {"conv": conv})
+        return grad_bias
+
+    @run.def_vmap
+    def fold(size: int, batched: list[bool], g: Array) -> tuple[Array, bool]:
+        return out_of_channels(conv2d_grad_bias(conv, into_channels(g, axis)), 0, size), True
+
+    grad_bias: Array = run(g)
+    return grad_bias
+
+
+def _conv2d_grad_bias_forward(conv: ConvSpec, g: Array) -> tuple[Array, Array]:
+    return conv2d_grad_bias(conv, g), g
+
+
+def _conv2d_grad_bias_backward(conv: ConvSpec, g: Array, c: Array) -> tuple[Array]:
+    return (jnp.broadcast_to(c[:, None, None] if conv.layout == "NCHW" else c, g.shape),)
+
+
+conv2d_grad_bias.defvjp(_conv2d_grad_bias_forward, _conv2d_grad_bias_backward)
+
+
+def _grad_bias(conv: ConvSpec, g: Array, bias: Array | None) -> Array | None:
+    return None if bias is None else conv2d_grad_bias(conv, g)
 
 
 def _call_conv2d(conv: ConvSpec, arrays: Sequence[Array]) -> Array:
@@ -174,6 +208,23 @@ def _forward(conv: ConvSpec, function: Callable[..., Any], arrays: Sequence[Arra
         return images, jax.tree.map(lambda _: True, images)
 
     return run(*arrays)
+
+
+def conv_transpose2d(conv: ConvSpec, size: Size, x: Array, weight: Array, bias: Array | None) -> Array:
+    """Compute I(x, weight, bias) and the cells behind it, up to `size`, that no window reaches: the bias alone."""
+    if conv.input_size == size and x.shape[channel_axis(conv.layout)] > 0:
+        return conv2d_grad_input(conv, x, weight, bias)
+    channels = weight.shape[1] * conv.groups
+    if x.size and min(conv.input_size) > 0:
+        y = conv2d_grad_input(conv, x, weight, None)
+        behind = [(0, n - reached) for n, reached in zip(size, conv.input_size, strict=True)]
+        none = (0, 0)
+        y = jnp.pad(y, [none, none, *behind] if conv.layout == "NCHW" else [none, *behind, none])
+    else:
+        y = jnp.zeros(image_shape(conv.layout, x.shape[0], channels, size), x.dtype)
+    if bias is None:
+        return y
+    return y + (bias[:, None, None] if conv.layout == "NCHW" else bias)
 
 
 # relu
@@ -425,7 +476,7 @@ def _fused_grad_input_forward(
 
 def _fused_grad_input_backward(conv: ConvSpec, pool: PoolSpec, kept: Any, c: Array) -> tuple[Any, ...]:
     g, weight, codes = kept
-    grad_weight, _ = conv2d_grad_weight(conv, False, max_pool2d_backward(pool, g, codes), c)
+    grad_weight = conv2d_grad_weight(conv, max_pool2d_backward(pool, g, codes), c)
     return take_chosen(pool, conv2d(conv, c, weight, None), codes), grad_weight, None
 
 
@@ -470,7 +521,7 @@ def _fused_grad_weight_backward(
 ) -> tuple[Any, ...]:
     g, x, codes = kept
     weight, bias = cotangents
-    grad_input = conv2d_grad_input(conv, max_pool2d_backward(pool, g, codes), weight)
+    grad_input = conv2d_grad_input(conv, max_pool2d_backward(pool, g, codes), weight, None)
     return take_chosen(pool, conv2d(conv, x, weight, bias), codes), grad_input, None
 
 

@@ -92,6 +92,63 @@ def conv2d(
     return y
 
 
+def conv_transpose2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+    *,
+    layout: Layout = "NCHW",
+    algorithm: str = "auto",
+) -> Array:
+    """Spread every pixel over a window of the output, as `convx.conv_transpose2d` does: the adjoint of `conv2d`.
+
+    Parameters
+    ----------
+    input : jax.Array of float32 or float64, shape (N, C, H, W) or (C, H, W)
+        (N, H, W, C) or (H, W, C) with ``layout="NHWC"``.
+    weight : jax.Array, shape (C, K/G, R, S)
+        The kernels, in this order for both layouts.
+    bias : jax.Array, shape (K,), optional
+        Added to every pixel of an output channel.
+    stride, padding, output_padding, groups, dilation, layout, algorithm
+        As in `convx.conv_transpose2d`; none of them may be traced.
+
+    Returns
+    -------
+    jax.Array, shape (N, K, P, Q), or (N, P, Q, K) with ``layout="NHWC"``; 3-D for a 3-D input
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        As `conv2d` does.
+
+    References
+    ----------
+    Those of `convx.conv_transpose2d`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import convx.jax
+    >>> x = jnp.array([[[1.0, 2.0]]])
+    >>> weight = jnp.array([[[[1.0, 10.0, 100.0]]]])
+    >>> convx.jax.conv_transpose2d(x, weight, stride=(1, 2))
+    Array([[[  1.,  10., 102.,  20., 200.]]], dtype=float32)
+    """
+    _check_arrays("conv_transpose2d", input=input, weight=weight, bias=bias)
+    shape, spec = _cpu.settle_conv_transpose2d(
+        input, weight, bias, stride, padding, output_padding, groups, dilation, layout, algorithm
+    )
+    size = shape[-2:] if layout == "NCHW" else shape[-3:-1]
+    y: Array = _conv_transpose2d(ConvSpec(*spec), size, input, weight, bias)
+    return y
+
+
 def relu(input: Array) -> Array:
     """Compute ``x if not (x <= 0) else 0`` for every element, as `convx.relu` does: NaN stays NaN.
 
@@ -288,6 +345,11 @@ def conv2d_relu_max_pool2d(
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _conv2d(spec: ConvSpec, x: Array, weight: Array, bias: Array | None) -> Array:
     return _unbatched(x, _operations.conv2d(spec, _batched(x), weight, bias))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _conv_transpose2d(spec: ConvSpec, size: Any, x: Array, weight: Array, bias: Array | None) -> Array:
+    return _unbatched(x, _operations.conv_transpose2d(spec, size, _batched(x), weight, bias))
 
 
 @functools.partial(jax.jit, inline=True)
