@@ -126,8 +126,8 @@ def _conv2d_grad_input(shapes: Any, g: Any, weight: Any, bias: Any = None, *, co
         return _conv2d_backward(g, _nothing_of(shapes[0], g), weight, conv, (True, False, False))
     # What the windows leave over of the padded input.
     sizes = zip(conv.input_size, conv.padding, conv.kernel_size, conv.stride, conv.dilation, strict=True)
-    left = tuple((n + sum(sides) - d * (k - 1) - 1) % s for n, sides, k, s, d in sizes)
-    options = (conv.stride, conv.padding, left, conv.groups, conv.dilation, conv.layout, conv.algorithm)
+    rows, columns = ((n + sum(sides) - d * (k - 1) - 1) % s for n, sides, k, s, d in sizes)
+    options = (conv.stride, conv.padding, (rows, columns), conv.groups, conv.dilation, conv.layout, conv.algorithm)
     return (_cpu.conv_transpose2d(g, weight, bias, *options, None),)
 
 
@@ -137,7 +137,7 @@ def _conv2d_grad_weight(shapes: Any, g: Any, x: Any, *, conv: ConvSpec) -> tuple
 
 def _conv2d_grad_bias(_: Any, g: Any, *, conv: ConvSpec) -> tuple[Any, ...]:
     # The gradient of a 1x1 convolution that has this output, of an input without channels.
-    none = (g.shape[0], 0, *conv.output_size) if conv.layout == "NCHW" else (g.shape[0], *conv.output_size, 0)
+    none = (g.shape[0], 0, *g.shape[2:]) if conv.layout == "NCHW" else (*g.shape[:3], 0)
     weight = np.empty((g.shape[channel_axis(conv.layout)], 0, 1, 1), g.dtype)
     mask = (False, False, True)
     return (ops.conv2d_backward(g, np.empty(none, g.dtype), weight, layout=conv.layout, output_mask=mask)[2],)
