@@ -418,9 +418,8 @@ def conv2d_grad_norms(
     r"""Compute for every image the squared norms of its gradients of weight and bias, without keeping the gradients.
 
     .. math::
-        \Big\| \frac{\partial L_n}{\partial w} \Big\|^2 = \sum_{k,c,r,s} \Big(
-        \sum_{p,q} g_{nkpq} \, x_{n,c,h,w} \Big)^2, \qquad
-        \Big\| \frac{\partial L_n}{\partial b} \Big\|^2 = \sum_k \Big( \sum_{p,q} g_{nkpq} \Big)^2
+        \sum_{k,c,r,s} \left( \sum_{p,q} g_{nkpq} \, x_{n,c,h,w} \right)^2
+        \quad \text{and} \quad \sum_k \left( \sum_{p,q} g_{nkpq} \right)^2
 
     What differentially private training clips by: the sums of squares of `conv2d_backward` with ``per_sample=True``.
     Each thread has one gradient at a time; or none: where an image has fewer pixels than channels, the norm is summed
