@@ -58,4 +58,18 @@ struct DepthwisePixels {
     int64_t dest_pixel;
 };
 
+// The weight gradient of some adjacent channels from a run of pixels: sums[t * sums_tap + c] += sum over i < pixels of
+// grad[i * grad_pixel + c] * sources[t][i * source_pixel + c].
+template <class T>
+struct DepthwisePixelProducts {
+    int64_t taps;
+    const T* const* sources;
+    int64_t source_pixel;
+    const T* grad;
+    int64_t grad_pixel;
+    int64_t pixels, channels;
+    T* sums;
+    int64_t sums_tap;
+};
+
 }  // namespace convx

@@ -137,11 +137,13 @@ struct KernelSet {
     void (*winograd_taps)(const WinogradTaps<T>& job);
 
     // Depthwise convolutions (depthwise_jobs.h): some planes, with kernel 3 or 5, stride 1 or 2; the adjoint of stride
-    // 2; the gradient of the weights; a few pixels.
+    // 2; the gradient of the weights; a few pixels with adjacent channels, and their share of the gradient of the
+    // weights.
     void (*depthwise_planes)(int kernel, int stride, const DepthwisePlanes<T>& job);
     void (*depthwise_planes_adjoint)(int kernel, const DepthwisePlanes<T>& job);
     void (*depthwise_grad_weight)(int kernel, int stride, const DepthwiseGradWeight<T>& job);
     void (*depthwise_pixels)(const DepthwisePixels<T>& job);
+    void (*depthwise_pixel_products)(const DepthwisePixelProducts<T>& job);
 
     // Convolutions of few channels a group (grouped_jobs.h).
     void (*grouped_tile)(const GroupedTile<T>& job);

@@ -28,9 +28,13 @@ bool run_depthwise_planes(const DepthwiseWindow& window, const GroupedConv<T>& c
 template <class T>
 bool run_depthwise_pixels(const GroupedConv<T>& conv, const KernelSet<T>& kernels);
 
-// The weight gradient of all channels, [channel][tap] (depthwise_grad_weight_can_run in plan.h).
+// The weight gradient of all channels, [channel][tap]: with vectors over columns for the windows of
+// depthwise_planes_can_run (plan.h), with vectors over channels for any.
 template <class T>
 void depthwise_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                            T* grad_weight, const KernelSet<T>& kernels);
+template <class T>
+void depthwise_pixels_grad_weight(const ConvProblem& problem, const Border& border, TensorView<const T> grad_output,
+                                  TensorView<const T> input, T* grad_weight, const KernelSet<T>& kernels);
 
 }  // namespace convx

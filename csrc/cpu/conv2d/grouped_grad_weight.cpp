@@ -180,7 +180,9 @@ void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_ou
     const Border border = border_of(problem, forward_table(problem.h), forward_table(problem.w));
     if (border.mixed) return plain_grad_weight(problem, grad_output, input, grad_weight);
     const KernelSet<T>& kernels = kernel_set<T>(active_kernels());
-    if (depthwise_grad_weight_can_run(problem))
+    if (depthwise_over_channels(problem))
+        depthwise_pixels_grad_weight(problem, border, grad_output, input, grad_weight.data, kernels);
+    else if (depthwise_planes_can_run(problem, ConvPass::grad_weight))
         depthwise_grad_weight(problem, grad_output, input, grad_weight.data, kernels);
     else if (grouped_takes_channels(ConvPass::grad_weight, problem.group_out(), kernels.lanes))
         grouped_channels_grad_weight(problem, static_cast<T>(border.value), grad_output, input, grad_weight.data,

@@ -203,8 +203,7 @@ struct DepthwiseBlocks {
 };
 DepthwiseBlocks plan_depthwise_blocks(int64_t kernel, int64_t stride, int64_t planes, int64_t rows, int64_t columns,
                                       int64_t source_columns, int64_t item_bytes);
-// The weight gradient over planes (depthwise_grad_weight.cpp): of the problem alone, where planes are in NCHW order.
-bool depthwise_grad_weight_can_run(const ConvProblem& problem);
+// The weight gradient over planes (depthwise_grad_weight.cpp), for the windows of depthwise_planes_can_run.
 struct DepthwiseGradWeightBlocks {
     int64_t block_rows = 1;     // rows of the gradient summed in one go
     int64_t task_channels = 1;  // of one task
@@ -215,6 +214,19 @@ DepthwiseGradWeightBlocks plan_depthwise_grad_weight(const ConvProblem& problem)
 template <class T>
 PassScratch depthwise_grad_weight_scratch(const ConvProblem& problem, const DepthwiseGradWeightBlocks& blocks,
                                           bool gathers, const KernelSet<T>& kernels);
+// The same over channels (depthwise_pixels_grad_weight.cpp), for any window where the layout has channels adjacent.
+bool depthwise_over_channels(const ConvProblem& problem);
+struct DepthwisePixelsGradWeightBlocks {
+    int64_t stretch = 1;        // pixels of a row that all rows of the window go over in turn
+    int64_t task_channels = 1;  // of one task
+    int64_t splits = 1;         // parts of the rows of the batch, added in order at the end
+};
+DepthwisePixelsGradWeightBlocks plan_depthwise_pixels_grad_weight(const ConvProblem& problem);
+// The flags: arrays whose rows are copied, because channels are not adjacent in them.
+template <class T>
+PassScratch depthwise_pixels_grad_weight_scratch(const ConvProblem& problem,
+                                                 const DepthwisePixelsGradWeightBlocks& blocks, bool copies_source,
+                                                 bool copies_grad);
 // Rows of one task of the nest over pixels, and its scratch.
 int64_t depthwise_task_rows(int64_t row_flops, int64_t rows);
 int64_t depthwise_pixels_scratch(const StagedAxis& h, const StagedAxis& w, int64_t channels, DType dtype);
@@ -255,6 +267,9 @@ void describe_depthwise_planes(PassPlan& plan, const ConvProblem& problem, bool 
 template <class T>
 void describe_depthwise_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
                                     int threads);
+template <class T>
+void describe_depthwise_pixels_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                           int threads);
 template <class T>
 void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels, int threads);
 

@@ -14,6 +14,10 @@ constexpr int64_t rows_bytes = 8 * 1024;
 // About 20 us of work.
 constexpr int64_t task_flops = 1'000'000;
 constexpr int64_t wanted_tasks = 48;
+// Of the weight gradient over channels: what a task reads of a pixel, and of the gradient before the next row of the
+// window goes over it.
+constexpr int64_t task_channel_bytes = 512;
+constexpr int64_t stretch_bytes = 8 * 1024;
 
 }  // namespace
 
@@ -45,9 +49,8 @@ int64_t depthwise_task_rows(int64_t row_flops, int64_t rows) {
                       std::max<int64_t>(rows / wanted_tasks, 1));
 }
 
-bool depthwise_grad_weight_can_run(const ConvProblem& problem) {
-    return !(problem.channels_last && problem.in_channels > 1) &&
-           depthwise_planes_can_run(problem, ConvPass::grad_weight);
+bool depthwise_over_channels(const ConvProblem& problem) {
+    return problem.channels_last && problem.groups > 1 && problem.group_in() == 1 && problem.group_out() == 1;
 }
 
 DepthwiseGradWeightBlocks plan_depthwise_grad_weight(const ConvProblem& problem) {
@@ -60,6 +63,21 @@ DepthwiseGradWeightBlocks plan_depthwise_grad_weight(const ConvProblem& problem)
     const int64_t channel_flops = std::max<int64_t>(problem.flops() / channels / blocks.splits, 1);
     blocks.task_channels =
         std::clamp(task_flops / channel_flops, int64_t{1}, std::max<int64_t>(channels / wanted_tasks, 1));
+    return blocks;
+}
+
+DepthwisePixelsGradWeightBlocks plan_depthwise_pixels_grad_weight(const ConvProblem& problem) {
+    DepthwisePixelsGradWeightBlocks blocks;
+    const int64_t item_bytes = item_size(problem.dtype), rows = problem.batch * problem.out_h();
+    const int64_t most = task_channel_bytes / item_bytes;
+    // Whole cache lines.
+    blocks.task_channels =
+        std::min(problem.groups, round_up(ceil_div(problem.groups, ceil_div(problem.groups, most)), 64 / item_bytes));
+    const int64_t channel_tasks = ceil_div(problem.groups, blocks.task_channels);
+    const int64_t wanted =
+        std::min(ceil_div(wanted_tasks, channel_tasks), problem.flops() / channel_tasks / task_flops);
+    blocks.splits = std::clamp(wanted, int64_t{1}, std::max<int64_t>(rows, 1));
+    blocks.stretch = std::max<int64_t>(stretch_bytes / (blocks.task_channels * item_bytes), 1);
     return blocks;
 }
 
@@ -97,9 +115,28 @@ void describe_depthwise_grad_weight(PassPlan& plan, const ConvProblem& problem, 
     if (blocks.splits > 1) plan.reason += "; too few channels for all tasks, so the rows are split";
 }
 
+template <class T>
+void describe_depthwise_pixels_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
+                                           int threads) {
+    const DepthwisePixelsGradWeightBlocks blocks = plan_depthwise_pixels_grad_weight(problem);
+    const PassScratch scratch = depthwise_pixels_grad_weight_scratch<T>(problem, blocks, false, false);
+    const int64_t elements = plan.bytes / static_cast<int64_t>(sizeof(T)) - problem.out_channels * problem.taps();
+    plan.algorithm = "depthwise";
+    plan.tile = std::to_string(std::min<int64_t>(problem.w.kernel, 3)) + " taps x " +
+                std::to_string(4 * kernels.lanes) + " channels";
+    plan.block = std::to_string(blocks.task_channels) + " channels, " + std::to_string(blocks.splits) +
+                 (blocks.splits == 1 ? " part" : " parts") + " of the rows";
+    plan.tasks = ceil_div(problem.groups, blocks.task_channels) * blocks.splits;
+    plan.threads = std::min<int64_t>({parallel_width(depthwise_work(plan.flops, elements)), threads, plan.tasks});
+    plan.scratch_bytes = scratch.shared_bytes + plan.threads * scratch.worker_bytes;
+    plan.reason = "one channel a group, vectors over channels because the layout is NHWC";
+}
+
 template void describe_depthwise_planes(PassPlan&, const ConvProblem&, bool, const KernelSet<float>&);
 template void describe_depthwise_planes(PassPlan&, const ConvProblem&, bool, const KernelSet<double>&);
 template void describe_depthwise_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);
 template void describe_depthwise_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<double>&, int);
+template void describe_depthwise_pixels_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<float>&, int);
+template void describe_depthwise_pixels_grad_weight(PassPlan&, const ConvProblem&, const KernelSet<double>&, int);
 
 }  // namespace convx

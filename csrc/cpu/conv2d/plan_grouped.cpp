@@ -176,7 +176,9 @@ void describe_grouped(PassPlan& plan, const ConvProblem& problem, bool forward, 
 template <class T>
 void describe_grouped_grad_weight(PassPlan& plan, const ConvProblem& problem, const KernelSet<T>& kernels,
                                   int threads) {
-    if (depthwise_grad_weight_can_run(problem)) return describe_depthwise_grad_weight(plan, problem, kernels, threads);
+    if (depthwise_over_channels(problem)) return describe_depthwise_pixels_grad_weight(plan, problem, kernels, threads);
+    if (depthwise_planes_can_run(problem, ConvPass::grad_weight))
+        return describe_depthwise_grad_weight(plan, problem, kernels, threads);
     if (grouped_takes_channels(ConvPass::grad_weight, problem.group_out(), kernels.lanes))
         return describe_grouped_channel_sums(plan, problem, kernels, threads);
     const StagedAxis h = staged_forward(problem.h), w = staged_forward(problem.w);

@@ -3,6 +3,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/kernels/chosen_products.inl.h"
+#include "cpu/kernels/depthwise_pixel_products.inl.h"
 #include "cpu/kernels/depthwise_pixels.inl.h"
 #include "cpu/kernels/depthwise_plane.inl.h"
 #include "cpu/kernels/depthwise_plane_adjoint.inl.h"
@@ -55,6 +56,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.winograd_output_pixels = winograd_output_pixels<T>;
     set.winograd_output = winograd_output<T, vecs>;
     set.depthwise_pixels = depthwise_pixels<T>;
+    set.depthwise_pixel_products = depthwise_pixel_products<T>;
     set.depthwise_planes = depthwise_planes<T>;
     set.depthwise_planes_adjoint = depthwise_planes_adjoint<T>;
     set.depthwise_grad_weight = depthwise_grad_weight<T>;
