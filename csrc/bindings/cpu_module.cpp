@@ -24,6 +24,15 @@ void set_num_threads(py::handle n) {
     convx::set_num_threads(static_cast<int>(count));
 }
 
+// Addresses of GOMP_parallel, omp_get_thread_num and omp_get_max_threads.
+void use_team(uintptr_t parallel, uintptr_t thread_number, uintptr_t most_threads) {
+    convx::Team team;
+    team.parallel = reinterpret_cast<decltype(team.parallel)>(parallel);
+    team.thread_number = reinterpret_cast<decltype(team.thread_number)>(thread_number);
+    team.most_threads = reinterpret_cast<decltype(team.most_threads)>(most_threads);
+    convx::use_team(&team);
+}
+
 py::dict cpu_features() {
     const convx::CpuFeatures& cpu = convx::cpu_features();
     py::dict features;
@@ -51,6 +60,7 @@ py::dict config() {
     dict["cache_bytes"] = caches;
     dict["threads"] = convx::num_threads();
     dict["threads_reason"] = convx::num_threads_reason();
+    dict["uses_team"] = convx::uses_team();
     dict["spin_us"] = convx::spin_microseconds();
     dict["workspace_cached_bytes"] = convx::workspace_cached_bytes();
 #ifdef __clang__
@@ -92,6 +102,7 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("explain", &convx::explain_op);
     module.def("get_num_threads", &convx::num_threads);
     module.def("set_num_threads", &set_num_threads);
+    module.def("use_team", &use_team);
     module.def("config", &config);
     module.def("set_isa", &convx::set_isa);
     module.def("workspace_release", &convx::workspace_release);

@@ -14,6 +14,7 @@
 //  - Nothing here is destroyed or joined, and no lock is held: the process may exit or fork at any moment. A forked
 //    child forgets the pool, whose threads do not exist there, and builds another when it needs one.
 //  - Workers compute in the caller's floating-point environment (rounding, flush to zero): same bits for any width.
+//  - A team of OpenMP's threads does the same job by the same claims; its runtime wakes them and waits for them.
 #include "cpu/thread_pool.h"
 
 #include <algorithm>
@@ -185,6 +186,7 @@ struct Job {
 class Pool {
 public:
     void run(int64_t tasks, int width, detail::TaskFunction function, const void* body);
+    void run_in(const Team& team, int64_t tasks, int width, detail::TaskFunction function, const void* body);
 
     static constexpr uint64_t unclaimed_mask = (uint64_t{1} << 48) - 1;
 
@@ -193,6 +195,7 @@ private:
         return (ticket & unclaimed_mask) != 0 && static_cast<int>(ticket >> 48) > worker;
     }
     int grow(int width);
+    void publish(int64_t tasks, int width, detail::TaskFunction function, const void* body);
     void serve(int worker);
     void claim_and_run(int worker);
     int64_t take_task(int worker);
@@ -261,8 +264,7 @@ void Pool::claim_and_run(int worker) {
     if (done != 0 && unfinished_.fetch_sub(done) == done && worker != 0) finished_.signal(~0u);
 }
 
-void Pool::run(int64_t tasks, int width, detail::TaskFunction function, const void* body) {
-    width = grow(width);
+void Pool::publish(int64_t tasks, int width, detail::TaskFunction function, const void* body) {
     if (width > shares_size_) {
         shares_.reset(new Share[width]);
         shares_size_ = width;
@@ -277,17 +279,48 @@ void Pool::run(int64_t tasks, int width, detail::TaskFunction function, const vo
     failed_.store(false, std::memory_order_relaxed);
     unfinished_.store(tasks, std::memory_order_relaxed);
     ticket_.store(static_cast<uint64_t>(width) << 48 | static_cast<uint64_t>(tasks));
+}
+
+void Pool::run(int64_t tasks, int width, detail::TaskFunction function, const void* body) {
+    width = grow(width);
+    publish(tasks, width, function, body);
     published_.signal(mask_below(width));
     claim_and_run(0);
     finished_.wait(spin_microseconds(), ~0u, [&] { return unfinished_.load() == 0; });
     if (job_.error) std::rethrow_exception(std::exchange(job_.error, nullptr));
 }
 
+// All of the runtime's threads come, those beyond the width to leave again: teams of changing sizes make it end threads
+// and start others.
+void Pool::run_in(const Team& team, int64_t tasks, int width, detail::TaskFunction function, const void* body) {
+    struct Region {
+        Pool* pool;
+        const Team& team;
+    } region{this, team};
+    const int most = std::max(1, team.most_threads());
+    publish(tasks, std::min(width, most), function, body);
+    team.parallel(
+        [](void* data) {
+            const Region& of = *static_cast<const Region*>(data);
+            const int worker = of.team.thread_number();
+            std::fenv_t own;
+            std::fegetenv(&own);
+            of.pool->claim_and_run(worker);
+            if (worker != 0) std::fesetenv(&own);
+        },
+        &region, static_cast<unsigned>(most), 0);
+    if (job_.error) std::rethrow_exception(std::exchange(job_.error, nullptr));
+}
+
 std::atomic<bool> pool_taken{false};
-Pool* pool = nullptr;  // touched only by the thread that has taken it; never freed, its workers sleep in it
+Pool* pool = nullptr;       // touched only by the thread that has taken it; never freed, its workers sleep in it
+Pool* team_pool = nullptr;  // the same, without workers: two threads with one id would be one too many
+std::atomic<const Team*> team_setting{nullptr};
 
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] {
     pool = nullptr;
+    team_pool = nullptr;
+    team_setting.store(nullptr);  // the runtime's threads do not exist here either
     pool_taken.store(false);
     // It has its parent's memory, not its parent's share of the machine: often there are as many children as CPUs.
     thread_setting.store(pack(by_fork, 1));
@@ -303,6 +336,12 @@ void set_num_threads(int n) {
     if (n < 1) throw std::invalid_argument("set_num_threads: n is " + std::to_string(n) + ", expected at least 1");
     thread_setting.store(pack(by_call, n));
 }
+
+void use_team(const Team* team) {
+    team_setting.store(team ? new Team(*team) : nullptr);  // never freed: an operation may be in it
+}
+
+bool uses_team() { return team_setting.load() != nullptr; }
 
 int64_t spin_microseconds() {
     int64_t spin = spin_setting.load(std::memory_order_relaxed);
@@ -356,8 +395,10 @@ void run_tasks(int64_t tasks, int max_width, TaskFunction function, const void* 
         struct Return {
             ~Return() { pool_taken.store(false, std::memory_order_release); }
         } give_back;
-        if (!pool) pool = new Pool;
-        pool->run(tasks, width, function, body);
+        const Team* const team = team_setting.load();
+        Pool*& taken = team ? team_pool : pool;
+        if (!taken) taken = new Pool;
+        team ? taken->run_in(*team, tasks, width, function, body) : taken->run(tasks, width, function, body);
         return;
     }
     for (int64_t task = 0; task < tasks; ++task) function(body, task, 0);

@@ -14,6 +14,18 @@ int num_threads();
 std::string num_threads_reason();
 void set_num_threads(int n);  // throws std::invalid_argument unless n >= 1
 
+// The threads of an OpenMP runtime that the process has anyway, by the entry points that compilers call: with them
+// operations run in that runtime's threads, and the pool starts none of its own. Two pools on one machine are in each
+// other's way: OpenMP's threads poll for some milliseconds after each region, and a training step of MobileNetV2 in
+// PyTorch took 510 to 600 ms with a pool beside them, 330 to 400 ms with theirs asleep at once (4 threads on 2 cores).
+struct Team {
+    void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);  // GOMP_parallel
+    int (*thread_number)();                                                                   // omp_get_thread_num
+    int (*most_threads)();                                                                    // omp_get_max_threads
+};
+void use_team(const Team* team);  // from the next operation on; null, and in a forked child: the pool's own threads
+bool uses_team();
+
 // How long an idle worker polls for the next job before it sleeps: CONVX_SPIN_US, or the default.
 int64_t spin_microseconds();
 

@@ -119,12 +119,13 @@ def show_config() -> None:
     features = [name for name, present in config["cpu_features"].items() if present]
     kib = {name: size // 1024 for name, size in config["cache_bytes"].items()}
     caches = [f"{name} {size} KiB" if size < 1024 else f"{name} {size // 1024} MiB" for name, size in kib.items()]
+    idle = "those of PyTorch" if config["uses_team"] else f"idle ones poll for {config['spin_us']} us"
     lines = {
         f"convx {config['version']}": f"Python {platform.python_version()}, NumPy {np.__version__}",
         "instruction set": f"{config['isa']} ({config['isa_reason']}); this machine runs {', '.join(config['isas'])}",
         "processor": f"{config['cpu']}; {', '.join(features) or 'nothing beyond the baseline'}",
         "caches": ", ".join(caches),
-        "threads": f"{config['threads']} ({config['threads_reason']}), idle ones poll for {config['spin_us']} us",
+        "threads": f"{config['threads']} ({config['threads_reason']}), {idle}",
         "compiler": config["compiler"],
     }
     devices = [f"{index}: {cuda.device_name(index)}" for index in range(cuda.device_count())]

@@ -279,6 +279,56 @@ void test_thread_creation_fails() {
     }));
 }
 
+// A stand-in for an OpenMP runtime: fresh threads for every region.
+thread_local int team_number = 0;
+std::atomic<int> regions{0};
+
+void fork_and_join(void (*function)(void*), void* data, unsigned threads, unsigned) {
+    regions.fetch_add(1);
+    std::vector<std::thread> others;
+    for (unsigned number = 1; number < threads; ++number)
+        others.emplace_back([=] {
+            team_number = static_cast<int>(number);
+            const int rounding = std::fegetround();
+            function(data);
+            CHECK_SHOW(std::fegetround() == rounding, "a thread of the team goes on with the caller's environment");
+        });
+    function(data);
+    for (std::thread& other : others) other.join();
+}
+
+void test_team() {
+    set_num_threads(4);
+    check_uses_threads(4);  // the pool's own workers are still there, and must stay out of what follows
+    const convx::Team seven{&fork_and_join, [] { return team_number; }, [] { return 7; }};
+    convx::use_team(&seven);
+    CHECK(convx::uses_team());
+    const int before = regions.load();
+    check_uses_threads(4);
+    CHECK(regions.load() == before + 1);
+    test_every_task_once_and_workers_exclusive();
+    test_exceptions();
+    test_nested_runs_inline();
+    test_floating_point_environment();
+    set_num_threads(4);
+    CHECK(child_passes([] {
+        CHECK(!convx::uses_team());
+        set_num_threads(3);
+        if (!thread_sanitized) check_uses_threads(3);
+    }));
+
+    const convx::Team two{&fork_and_join, [] { return team_number; }, [] { return 2; }};  // fewer than asked for
+    convx::use_team(&two);
+    std::atomic<int64_t> sum{0};
+    parallel_for(100, 4, [&](int64_t task, int worker) {
+        CHECK_SHOW(worker < 2, "worker %d of a team of 2", worker);
+        sum.fetch_add(task);
+    });
+    CHECK(sum.load() == 4950);
+    convx::use_team(nullptr);
+    check_uses_threads(4);
+}
+
 // What a process of this program with these variables set answers to --threads.
 std::string threads_with(const std::string& environment) {
     const std::string command = "env -u CONVX_NUM_THREADS -u OMP_NUM_THREADS " + environment;
@@ -373,6 +423,7 @@ int main(int argc, char** argv) {
         {"floating-point environment", test_floating_point_environment},
         {"workers take no signals", test_workers_take_no_signals},
         {"fork", test_fork},
+        {"team", test_team},
     });
     // The process ends with a job in flight; the sanitizers watch.
     set_num_threads(4);

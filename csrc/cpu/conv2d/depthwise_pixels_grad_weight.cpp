@@ -90,16 +90,19 @@ public:
 private:
     void add_row(int64_t n, int64_t p, int64_t first, int64_t count, const Scratch<T>& scratch) const {
         const PixelRow<T> grad = pixel_row(grad_, copies_grad_, n, first, count, p, scratch.grad);
+        const auto add_stretch = [&](const PixelRow<T>& source, size_t r, int64_t q) {
+            add_pixels(source, grad, r, q, std::min(problem_.out_w(), q + blocks_.stretch), count, scratch);
+        };
         if (copies_source_) {
-            for (size_t r = 0; r < h_.taps.size(); ++r)
-                add_pixels(source_row(n, r, p, first, count, scratch), grad, r, 0, problem_.out_w(), count, scratch);
+            for (size_t r = 0; r < h_.taps.size(); ++r) {
+                const PixelRow<T> source = source_row(n, r, p, first, count, scratch);
+                for (int64_t q = 0; q < problem_.out_w(); q += blocks_.stretch) add_stretch(source, r, q);
+            }
             return;
         }
         // Stretch by stretch, so that the gradient's lines are still in L1 when the next row of the window wants them.
         for (int64_t q = 0; q < problem_.out_w(); q += blocks_.stretch)
-            for (size_t r = 0; r < h_.taps.size(); ++r)
-                add_pixels(source_row(n, r, p, first, count, scratch), grad, r, q,
-                           std::min(problem_.out_w(), q + blocks_.stretch), count, scratch);
+            for (size_t r = 0; r < h_.taps.size(); ++r) add_stretch(source_row(n, r, p, first, count, scratch), r, q);
     }
 
     // The row that tap `r` reads; no pixels where that is outside.

@@ -41,6 +41,15 @@ template <class T, class Chosen>
 void max_pool2d_scatter(const PoolProblem& problem, const TensorView<const T>& grad_output,
                         const TensorView<const Chosen>& chosen, const TensorView<T>& grad_input, bool local);
 
+// The same, a few dense planes side by side, with a look at what was chosen: false if an index lies outside its plane
+// or a code is that of no tap inside the image, and grad_input is unspecified then.
+template <class T, class Chosen>
+bool max_pool2d_scatters_planes(const PoolProblem& problem, const TensorView<const T>& grad_output,
+                                const TensorView<const Chosen>& chosen, const TensorView<T>& grad_input);
+template <class T, class Chosen>
+bool max_pool2d_scatter_planes(const PoolProblem& problem, const TensorView<const T>& grad_output,
+                               const TensorView<const Chosen>& chosen, const TensorView<T>& grad_input);
+
 // By indices, as long as all of them name taps of their windows inside the image; false if one does not or this is not
 // for the problem: then nothing is known of them, and grad_input is unspecified.
 template <class T>

@@ -162,8 +162,8 @@ bool max_pool2d_gather_by_indices(const PoolProblem& problem, const TensorView<c
     const bool channels_inside = problem.channels_last && problem.channels > 1;
     const int64_t image = problem.channels * problem.out_h() * problem.out_w();
     const bool exact = (problem.h.extent() * problem.w.input + problem.out_w() * problem.w.stride) < int64_t{1} << 23;
-    // In planes a scatter is as fast (a cell of 14x14 at stride 2: 0.9 ns against 1.1), but for large ones whose
-    // windows do not overlap: those are bound by the memory that it goes through twice.
+    // In planes a scatter is faster (832 of 14x14 at stride 2: 130 us on four threads against 410), but for large ones
+    // whose windows do not overlap: those are bound by the memory that it goes through twice.
     const bool overlap = problem.h.kernel > problem.h.stride || problem.w.kernel > problem.w.stride;
     if (!channels_inside && (overlap || problem.w.input <= 32)) return false;
     if ((channels_inside ? indices.stride[1] : indices.stride[3]) != 1 || problem.w.dilation != 1 ||
