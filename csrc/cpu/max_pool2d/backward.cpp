@@ -36,9 +36,13 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
     const bool scatters = channels ? windows >= 36 : windows >= 16 || problem.w.stride > 2;
     const bool narrow = !channels && max_pool2d_gather_is_narrow(problem, grad_output, codes, grad_input);
     // Four threads, in us: 832 planes of 14x14 under 3x3 with stride 2 take 370 by the gather of narrow planes, 216 so;
-    // 480 of 14x14 with stride 1 take 455 and 580.
+    // 480 of 14x14 with stride 1 take 455 and 580. Windows of four columns and more have no gather of their own: 280
+    // planes of 37x33 under 4x6 with stride 2 take 650 and 80.
+    const int64_t cells = problem.h.input * problem.w.input;
     const bool strided = problem.h.stride * problem.w.stride > 1;
-    if (!channels && (scatters || (narrow && strided)) &&
+    const bool large = problem.h.kernel > 3 || problem.w.kernel > 3;
+    const bool scatters_planes = strided ? narrow || large || cells <= 2048 : cells <= 64;
+    if (!channels && (scatters || scatters_planes) &&
         max_pool2d_scatters_planes(problem, grad_output, codes, grad_input))
         return max_pool2d_scatter_planes(problem, grad_output, codes, grad_input);
     if (!scatters && narrow) return max_pool2d_gather_narrow(problem, grad_output, codes, grad_input);
