@@ -41,7 +41,8 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
     const int64_t cells = problem.h.input * problem.w.input;
     const bool strided = problem.h.stride * problem.w.stride > 1;
     const bool large = problem.h.kernel > 3 || problem.w.kernel > 3;
-    const bool scatters_planes = strided ? narrow || large || cells <= 2048 : cells <= 64;
+    const bool overlap = problem.h.kernel > problem.h.stride || problem.w.kernel > problem.w.stride;
+    const bool scatters_planes = strided ? narrow || large || (overlap && cells <= 2048) : cells <= 64;
     if (!channels && (scatters || scatters_planes) &&
         max_pool2d_scatters_planes(problem, grad_output, codes, grad_input))
         return max_pool2d_scatter_planes(problem, grad_output, codes, grad_input);
