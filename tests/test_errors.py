@@ -542,6 +542,15 @@ TYPE_ERRORS = {
         conv2d(stride=None),
         "conv2d: stride is None, expected an integer or a pair of integers (height, width)",
     ),
+    "stride as an array": (
+        conv2d(stride=np.array([2, 2])),
+        "conv2d: stride is a numpy.ndarray, expected an integer or a pair of integers (height, width)",
+    ),
+    "padding as an array": (
+        conv2d(padding=np.array([[1, 1], [1, 1]])),
+        f"conv2d: padding is a numpy.ndarray, expected {PADDINGS}",
+    ),
+    "groups as an array": (conv2d(groups=np.array([1])), "conv2d: groups is a numpy.ndarray, expected an integer"),
     "stride of floats": (conv2d(stride=(1, 2.0)), "conv2d: stride is a float, expected an integer"),
     "padding": (
         conv2d(padding=None),

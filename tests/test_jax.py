@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import convx
-from convx import ShapeError
+from convx import ShapeError, _devices
 from support import CONV_PROBLEMS, POOL_PROBLEMS, Conv, Pool, assert_equal, assert_same_bits, numbers, to_layout
 
 torch = pytest.importorskip("torch")
@@ -594,6 +594,29 @@ def test_vmap_of_pooling_relu_and_second_derivatives(best_way):
             np.testing.assert_allclose(one[i], other, rtol=1e-12)
 
 
+NOTHING = {
+    "conv2d": lambda x, w, b: cx.conv2d(x, w, b, groups=2),
+    "conv_transpose2d": lambda x, w, b: cx.conv_transpose2d(x, w, b, groups=2),
+    "max_pool2d": lambda x, w, b: cx.max_pool2d(x, 2) * w.sum() + b.sum(),
+    "fused": lambda x, w, b: cx.conv2d_relu_max_pool2d(x, w, b, groups=2, pool_kernel_size=2),
+    "relu": lambda x, w, b: cx.relu(x) * cx.relu(w).sum() + cx.relu(b).sum(),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_vmap_over_an_axis_of_length_0(best_way, name):
+    """Of any argument, forward and backward: nothing, in the right shape."""
+    arrays, function = [jnp.ones(shape) for shape in ((2, 4, 6, 5), (4, 2, 3, 3), (4,))], NOTHING[name]
+    gradients = jax.grad(lambda *arrays: function(*arrays).sum(), (0, 1, 2))
+    output = jax.eval_shape(function, *arrays)
+    for axes in ((0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0)):
+        mapped = [a[None][:0] if axis == 0 else a for a, axis in zip(arrays, axes, strict=True)]
+        y = jax.jit(jax.vmap(function, axes))(*mapped)
+        assert (y.shape, y.dtype) == ((0, *output.shape), output.dtype), axes
+        found = jax.eval_shape(jax.vmap(gradients, axes), *mapped)
+        assert [each.shape for each in found] == [(0, *array.shape) for array in arrays], axes
+
+
 def test_vmap_of_vmap(best_way):
     x, w = numbers((3, 2, 2, 4, 6, 5), "integer", 1), numbers((3, 4, 4, 3, 3), "integer", 2)
     both = jax.jit(jax.vmap(jax.vmap(cx.conv2d, (0, None)), (0, 0)))
@@ -738,6 +761,26 @@ def test_bad_arguments_raise_where_the_call_is_traced(name):
         assert str(error.value).startswith(start) and str(error.value).endswith(rest)
 
 
+def test_symbolic_shapes_are_refused():
+    n = jax.export.symbolic_shape("n, 4, 6, 6")
+    with pytest.raises(TypeError, match=r"^max_pool2d: input has the symbolic shape \(n, 4, 6, 6\), expected sizes"):
+        jax.eval_shape(lambda x: cx.max_pool2d(x, 2), jax.ShapeDtypeStruct(n, jnp.float32))
+
+
+def test_a_traced_option_is_named_by_jax(fast_way):
+    """Its own error, which explains tracing, and not one of ours."""
+    with pytest.raises(jax.errors.TracerIntegerConversionError):
+        jax.jit(lambda x, stride: cx.max_pool2d(x, 2, stride))(jnp.asarray(x4), 1)
+
+
+def test_an_exported_program_runs(fast_way):
+    """XLA's exporter wants to be told that the calls of convx are meant; the recipe of docs/from/jax.md."""
+    allowed = [jax.export.DisabledSafetyCheck.custom_call("convx.relu")]
+    saved = jax.export.export(jax.jit(cx.relu), disabled_checks=allowed)(jnp.asarray(x4)).serialize()
+    y = jax.export.deserialize(saved).call(jnp.asarray(x4))
+    assert_same_bits(np.asarray(y), convx.relu(x4), "exported")
+
+
 def test_arrays_elsewhere_are_refused(monkeypatch):
     class Device:
         platform = "gpu"
@@ -760,6 +803,18 @@ def test_the_functions_for_numpy_point_here():
         jax.jit(lambda x: convx.max_pool2d(x, 2))(x)
     with pytest.raises(TypeError, match=r"weight is a jaxlib.*, expected a numpy.ndarray"):
         convx.conv2d(x4, w, groups=2)
+
+
+def test_what_is_for_numpy_alone_sends_nobody_to_a_function_that_does_not_exist():
+    x, w = jnp.asarray(x4), jnp.asarray(w4)
+    calls = {
+        "prepare_weight": lambda: convx.prepare_weight(w, x4.shape, groups=2),
+        "conv2d_grad_norms": lambda: convx.conv2d_grad_norms(x, x, w4.shape),
+    }
+    for op, call in calls.items():
+        with pytest.raises(TypeError, match=rf"^{op}: .*; convx\.jax has no {op}: .* numpy\.asarray\(\w+\)$"):
+            call()
+    assert set(_devices._IN_JAX) == set(cx.__all__)
 
 
 def test_errors_of_the_kernels_arrive(way):

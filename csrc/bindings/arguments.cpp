@@ -32,9 +32,15 @@ bool is_word(py::handle text, const char* word) { return PyUnicode_CompareWithAS
 
 bool is_integer(py::handle object) { return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr()); }
 
-int64_t to_int64(const std::string& op, ArgumentName name, py::handle object) {
+// An array looks like an integer and says only when it is asked that it has too many elements, in words that name no
+// argument. Errors of another class are the object's own: JAX's explain why a traced value is none.
+int64_t to_int64(const std::string& op, ArgumentName name, py::handle object, const char* expected) {
     const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
-    if (!index) throw py::error_already_set();
+    if (!index) {
+        py::error_already_set error;
+        if (!error.type().is(py::handle(PyExc_TypeError))) throw error;
+        wrong_type(op, name, object, expected);
+    }
     int overflow = 0;
     const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
     if (overflow) wrong_value(op, name, object, "a number of at most 64 bits");
@@ -154,7 +160,7 @@ py::array integer_array(const std::string& op, const char* name, py::handle obje
 
 int64_t integer(const std::string& op, ArgumentName name, py::handle object) {
     if (!is_integer(object)) wrong_type(op, name, object, "an integer");
-    return to_int64(op, name, object);
+    return to_int64(op, name, object, "an integer");
 }
 
 double number(const std::string& op, ArgumentName name, py::handle object) {
@@ -183,7 +189,7 @@ Shape sizes(const std::string& op, const char* name, py::handle object) {
 Pair pair(const std::string& op, ArgumentName name, py::handle object) {
     const char* expected = "an integer or a pair of integers (height, width)";
     if (is_integer(object)) {
-        const int64_t value = to_int64(op, name, object);
+        const int64_t value = to_int64(op, name, object, expected);
         return {value, value};
     }
     if (!is_sequence(object)) wrong_type(op, name, object, expected);
@@ -196,7 +202,7 @@ PaddingOption padding(const std::string& op, ArgumentName name, py::handle objec
         "an integer, (height, width), ((top, bottom), (left, right)), \"valid\", \"same\" or \"same_lower\"";
     PaddingOption option;
     if (is_integer(object)) {
-        const int64_t side = to_int64(op, name, object);
+        const int64_t side = to_int64(op, name, object, expected);
         option.sides = {Pair{side, side}, Pair{side, side}};
     } else if (is_text(object)) {
         if (is_word(object, "same"))

@@ -64,12 +64,12 @@ py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias,
                            py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
                            py::handle activation, py::handle layout, py::handle algorithm) {
     static const std::string op = "conv2d";
+    const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
     ConvOptions options =
         padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
     options.relu = relu_activation(op, activation);
-    const auto [problem, unbatched] =
-        check_conv2d(op, described(op, "input", input), described(op, "weight", weight), b ? &*b : nullptr, options);
+    const auto [problem, unbatched] = check_conv2d(op, x, w, b ? &*b : nullptr, options);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.channels_last, unbatched)),
                           settled(problem));
 }
@@ -80,11 +80,11 @@ py::tuple settle_conv_transpose2d_op(py::handle input, py::handle weight, py::ha
                                      py::handle padding, py::handle output_padding, py::handle groups,
                                      py::handle dilation, py::handle layout, py::handle algorithm) {
     static const std::string op = "conv_transpose2d";
+    const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
     const ConvTransposeOptions options =
         transpose_options(op, stride, padding, output_padding, groups, dilation, layout, algorithm);
-    const auto [problem, unbatched] = check_conv_transpose2d(
-        op, described(op, "input", input), described(op, "weight", weight), b ? &*b : nullptr, options);
+    const auto [problem, unbatched] = check_conv_transpose2d(op, x, w, b ? &*b : nullptr, options);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.conv.channels_last, unbatched)),
                           settled(problem.conv));
 }
@@ -105,12 +105,12 @@ py::tuple settle_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, 
                                            py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
                                            py::handle layout) {
     static const std::string op = "conv2d_relu_max_pool2d";
+    const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
     const FusedOptions options =
         fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
     const auto [problem, unbatched] =
-        check_conv2d_relu_max_pool2d(op, described(op, "input", input), described(op, "weight", weight),
-                                     b ? &*b : nullptr, options.conv, options.pool);
+        check_conv2d_relu_max_pool2d(op, x, w, b ? &*b : nullptr, options.conv, options.pool);
     const Shape shape = user_shape(problem.pool.output_shape(), problem.pool.channels_last, unbatched);
     return py::make_tuple(to_tuple(shape), settled(problem.conv), settled(problem.pool));
 }

@@ -1,16 +1,25 @@
-"""Tables and plots of the newest results in benchmarks/results, read when the documentation is built.
+"""Tables, plots and files of the newest results in benchmarks/results, read when the documentation is built.
 
     ```{benchmark-table} layers
     :table: classes
     :columns: class, pass, geomean
     ```
 
-    ```{benchmark-plot} layers ratio-conv2d
+    ```{benchmark-plot} floor roofline
     ```
 
-The first word is the command of `python -m benchmarks`, whose newest file is taken. `table` is `classes` (ratios by
-class of layer), `lists` (all layers of a network together), `steps` (training steps) or `saved` (bytes kept for the
-backward pass, layer by layer); `columns` picks from those that `python -m benchmarks report` prints, all by default.
+    ```{benchmark-files} layers
+    ```
+
+The first word is the command of `python -m benchmarks`, whose newest file is taken; a run of `all` counts as one of
+those that it has. `table` is `classes` (ratios by class of layer), `lists` (all layers of a network together) or
+`steps` (training steps); `columns` picks from those that `python -m benchmarks report` prints, all by default.
+
+    ```{saved-bytes}
+    ```
+
+counts what autograd keeps of the networks of benchmarks/networks.py, before and after `convx.torch.convert`: bytes and
+not times, so that they need no run of the benchmarks.
 """
 
 from __future__ import annotations
@@ -26,6 +35,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from rich.table import Table
 from rich.text import Text
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import OptionSpec
@@ -33,21 +43,23 @@ from sphinx.util.typing import OptionSpec
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import report, training  # noqa: E402 - the checkout's package, which is not installed
-from benchmarks.results import FOLDER, Results  # noqa: E402
+from benchmarks import data, report, training  # noqa: E402 - the checkout's package, which is not installed
+from benchmarks.cases import training_cases  # noqa: E402
+from benchmarks.results import FOLDER, Cell, Results  # noqa: E402
 
 TABLES: dict[str, Callable[[Results], list[object]]] = {
     "classes": lambda results: [report.class_summary(results)],
     "lists": lambda results: [report.network_summary(results)],
     "steps": lambda results: training.tables(results)[:1],
-    "saved": lambda results: training.tables(results)[1:],
 }
+IN_ALL = ("layers", "pool", "relu", "fused", "overhead")
 
 
 def newest(kind: str) -> Path | None:
-    """Return the file of the latest run of this command, by the date in its name."""
-    found = ((re.search(r"\d{4}-\d\d-\d\d", path.name), path) for path in FOLDER.glob(f"*-{kind}.json"))
-    dated = [(date[0], path) for date, path in found if date]
+    """Return the file of the latest run of this command or of `all`, by the date in its name."""
+    kinds = [kind, "all"] if kind in IN_ALL else [kind]
+    paths = [path for each in kinds for path in FOLDER.glob(f"*-{each}.json")]
+    dated = [(date[0], path) for path in paths if (date := re.search(r"\d{4}-\d\d-\d\d", path.name))]
     return max(dated, default=(None, None))[1]
 
 
@@ -69,34 +81,37 @@ class BenchmarkTable(SphinxDirective):
         self.env.note_dependency(str(path))
         results = Results.load(path)
         parts = TABLES[self.options.get("table", "classes")](results)
-        made = (self.drawn(part) if isinstance(part, Table) else nodes.paragraph("", str(part)) for part in parts)
-        return [self.described(results), *made]
+        names = [name.strip() for name in self.options.get("columns", "").split(",") if name.strip()]
+        return [self.described(results), *(drawn(part, names) for part in parts if isinstance(part, Table))]
 
     def described(self, results: Results) -> nodes.paragraph:
         """Say when, on what and with how many threads."""
-        about = results.about
+        about, machine = results.about, results.about["machine"]
         text = (
-            f"{about['date'][:10]}, {about['machine']['cpu']}, {about['settings']['threads']} threads, "
-            f"load average {about['machine']['load_average']:.1f} before: "
+            f"{about['date'][:10]}, {machine['cpu']}, {about['settings']['threads']} threads, load average "
+            f"{machine['load_average']:.1f} before, {machine['load_average_after']:.1f} after: "
         )
-        return nodes.paragraph("", text, nodes.literal("", about["command"]), classes=["benchmarks"])
+        # Without its options on where to write.
+        command = re.sub(r" --output \S+", "", about["command"])
+        return nodes.paragraph("", text, nodes.literal("", command), classes=["benchmarks"])
 
-    def drawn(self, table: Table) -> nodes.table:
-        """Turn a table for the terminal into one of the page."""
-        columns = {plain(column.header): column for column in table.columns}
-        names = [name.strip() for name in self.options.get("columns", "").split(",") if name.strip()] or [*columns]
-        if unknown := [name for name in names if name not in columns]:
-            raise self.error(f"no column {', '.join(unknown)}: there are {', '.join(columns)}")
-        sides = [f"text-{columns[name].justify}" for name in names]
-        rows = zip(*(map(plain, columns[name].cells) for name in names), strict=True)
 
-        made = nodes.table(classes=["benchmarks"])
-        group = nodes.tgroup(cols=len(names))
-        head, body = nodes.thead("", row_of(names, sides)), nodes.tbody()
-        body += [row_of(row, sides) for row in rows]
-        group += [*(nodes.colspec(colwidth=1) for _ in names), head, body]
-        made += group
-        return made
+def drawn(table: Table, names: list[str]) -> nodes.table:
+    """Turn a table for the terminal into one of the page: the columns of these names, all where there are none."""
+    columns = {plain(column.header): column for column in table.columns}
+    names = names or [*columns]
+    if unknown := [name for name in names if name not in columns]:
+        raise ValueError(f"no column {', '.join(unknown)}: there are {', '.join(columns)}")
+    sides = [f"text-{columns[name].justify}" for name in names]
+    rows = zip(*(map(plain, columns[name].cells) for name in names), strict=True)
+
+    made = nodes.table(classes=["benchmarks"])
+    group = nodes.tgroup(cols=len(names))
+    head, body = nodes.thead("", row_of(names, sides)), nodes.tbody()
+    body += [row_of(row, sides) for row in rows]
+    group += [*(nodes.colspec(colwidth=1) for _ in names), head, body]
+    made += group
+    return made
 
 
 def plain(value: object) -> str:
@@ -126,12 +141,63 @@ class BenchmarkPlot(SphinxDirective):
         plot = path.with_name(f"{path.stem}-{name}.png")
         if not plot.exists():
             raise self.error(f"there is no {plot.name}")
-        where = os.path.relpath(plot, Path(self.env.doc2path(self.env.docname)).parent)
-        return [nodes.image(uri=where, alt=f"{kind}: {name}")]
+        # With a width it becomes a link to itself in full size.
+        return [nodes.image(uri=beside(self, plot), alt=f"{kind}: {name}", width="100%")]
+
+
+class BenchmarkFiles(SphinxDirective):
+    """Offer all that the newest run of a command has written: every layer in tables and plots, and the figures."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Make a line of links; nothing where the command has not been run."""
+        path = newest(self.arguments[0])
+        if path is None:
+            return []
+        line = nodes.paragraph("", "Every layer: ", classes=["benchmarks"])
+        words = {".txt": "tables", ".json": "figures, JSON"}
+        for index, file in enumerate([path.with_suffix(".txt"), *sorted(path.parent.glob(f"{path.stem}-*.png")), path]):
+            kind = words.get(file.suffix, file.stem.removeprefix(f"{path.stem}-"))
+            link = addnodes.download_reference("", "", reftarget=beside(self, file), refdoc=self.env.docname)
+            link += nodes.inline("", kind)
+            line += [nodes.Text(", " if index else ""), link]
+        return [line]
+
+
+class SavedBytes(SphinxDirective):
+    """Count what autograd keeps, layer by layer."""
+
+    def run(self) -> list[nodes.Node]:
+        """Run every network forward once, in PyTorch and converted; one table for all, and one for each."""
+        import convx.torch
+        from benchmarks.runners.training import Step
+
+        cells = []
+        for case in training_cases():
+            arrays = data.arrays(case)
+            converted = Step(case, arrays, change=lambda model: convx.torch.convert(model, verbose=False))
+            cells.append(Cell(case, {"torch": Step(case, arrays).saved(), "convx": converted.saved()}))
+        total = report.table("", ["network", "torch", "convx", "ratio"])
+        for cell in cells:
+            amounts = (training.mebibytes(training.saved(cell, name)) for name in ("torch", "convx"))
+            total.add_row(cell.case.problem.describe(), *amounts, report.times(training.saved_ratio(cell)))
+        made: list[nodes.Node] = [drawn(total, [])]
+        for cell in cells:
+            _, units = training.unit_table(cell)
+            made += [nodes.paragraph("", f"{cell.case.problem.describe()}:", classes=["benchmarks"]), drawn(units, [])]
+        return made
+
+
+def beside(directive: SphinxDirective, file: Path) -> str:
+    """Return the path of a file as the page of the directive writes it."""
+    return os.path.relpath(file, Path(directive.env.doc2path(directive.env.docname)).parent)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("benchmark-table", BenchmarkTable)
     app.add_directive("benchmark-plot", BenchmarkPlot)
+    app.add_directive("benchmark-files", BenchmarkFiles)
+    app.add_directive("saved-bytes", SavedBytes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

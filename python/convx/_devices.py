@@ -102,6 +102,8 @@ class PyTorch:
 
 
 _libraries: dict[type, Library] = {}
+# What convx.jax.__all__ has; importing it here would import JAX.
+_IN_JAX = ("conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu")
 
 
 def operation(op: str, argument: str, value: Any) -> Callable[..., Any]:
@@ -173,15 +175,18 @@ def described(kind: type) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def unsupported(op: str, argument: str, value: object, *, on_cuda: bool = True) -> TypeError:
-    """Make the error for a first argument that the operation does not work on."""
+def unsupported(op: str, argument: str, value: object, *, numpy_alone: bool = False) -> TypeError:
+    """Make the error for a first argument that the operation does not work on; `numpy_alone`: it knows no others."""
     kind = type(value)
     expected = f"{op}: {argument} is {described(kind)}, expected a numpy.ndarray of float32 or float64"
-    if not on_cuda:
-        return TypeError(f"{expected}: on CUDA weights are packed in every call")
     module = kind.__module__.partition(".")[0]
     if module in ("jax", "jaxlib"):
-        return TypeError(f"{expected}; for JAX's there is convx.jax.{op.removesuffix('_backward')}, with its gradients")
+        forward = op.removesuffix("_backward")
+        if forward in _IN_JAX:
+            return TypeError(f"{expected}; for JAX's there is convx.jax.{forward}, with its gradients")
+        return TypeError(f"{expected}; convx.jax has no {op}: outside of jit pass numpy.asarray({argument})")
+    if numpy_alone:
+        return TypeError(f"{expected}: weights of other libraries are packed in every call")
     if hasattr(kind, "__cuda_array_interface__") and not hasattr(value, "is_cuda"):
         return TypeError(f"{expected}, or a cupy.ndarray: import cupy, which then allocates the results")
     return TypeError(f"{expected}, or an array of CuPy or PyTorch")

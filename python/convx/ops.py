@@ -251,7 +251,7 @@ def prepare_weight(
     True
     """
     if not isinstance(weight, np.ndarray):
-        raise _devices.unsupported("prepare_weight", "weight", weight, on_cuda=False)
+        raise _devices.unsupported("prepare_weight", "weight", weight, numpy_alone=True)
     return _cpu.prepare_weight(
         weight, input_shape, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
     )

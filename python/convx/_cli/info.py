@@ -13,7 +13,10 @@ import numpy as np
 from .. import cuda, runtime
 from .._cpu import config
 
-OPTIONAL = ("cupy-cuda12x", "cupy-cuda13x", "matplotlib", "pillow", "rich", "scikit-image", "scikit-learn", "torch")
+OPTIONAL = (
+    "cupy-cuda12x", "cupy-cuda13x", "jax", "matplotlib", "mpi4py", "pillow", "rich", "scikit-image", "scikit-learn",
+    "torch",
+)  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> None:

@@ -6,8 +6,48 @@ other axis on its way, as with images one by one in NCHW.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+
+class Foldable:
+    """A function whose calls under vmap are folded into one, by a rule as `custom_vmap.def_vmap` takes it.
+
+    An axis of length 0 is not folded: no call is made, since no kernel has zero channels. As `custom_vmap` does, it
+    takes and gives arrays, or tuples of them.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._run: Any = custom_vmap(function)
+
+    def __call__(self, *arrays: jax.Array) -> Any:
+        return self._run(*arrays)
+
+    def def_vmap(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Set the rule: ``rule(size, batched, *arrays)`` gives the results and whether each has the axis."""
+
+        def fold(size: int, batched: list[bool], *arrays: jax.Array) -> Any:
+            if size > 0:
+                return rule(size, batched, *arrays)
+            singles = (a.shape[1:] if has else a.shape for a, has in zip(arrays, batched, strict=True))
+            structs = (struct(shape, a.dtype) for shape, a in zip(singles, arrays, strict=True))
+            results = jax.eval_shape(self._function, *structs)
+            empty = jax.tree.map(lambda result: jnp.zeros((0, *result.shape), result.dtype), results)
+            return empty, jax.tree.map(lambda _: True, empty)
+
+        self._run.def_vmap(fold)
+        return rule
+
+
+def struct(shape: Any, dtype: Any) -> Any:
+    """Return the shape and dtype of an array, without one."""
+    untyped: Any = jax.ShapeDtypeStruct
+    return untyped(tuple(shape), dtype)
 
 
 def into_batch(array: jax.Array) -> jax.Array:

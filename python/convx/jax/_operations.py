@@ -17,22 +17,16 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 
 from ._calls import call
-from ._folding import into_batch, into_channels, out_of_batch, out_of_channels, spread
+from ._folding import Foldable, into_batch, into_channels, out_of_batch, out_of_channels, spread, struct
 from ._specs import ConvSpec, PoolSpec, Size, channel_axis, image_shape
 
 Array: TypeAlias = jax.Array
 
 
-def _struct(shape: Sequence[int], dtype: Any) -> Any:
-    untyped: Any = jax.ShapeDtypeStruct
-    return untyped(tuple(shape), dtype)
-
-
 def _like(array: Array, shape: Sequence[int]) -> Any:
-    return _struct(shape, array.dtype)
+    return struct(shape, array.dtype)
 
 
 # conv2d
@@ -66,7 +60,7 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 def conv2d_grad_input(conv: ConvSpec, g: Array, weight: Array, bias: Array | None) -> Array:
     """I: (g, weight, bias of its channels) -> grad_input, for a linear `conv`."""
 
-    @custom_vmap
+    @Foldable
     def run(g: Array, weight: Array, *bias: Array) -> Array:
         channels = weight.shape[1] * conv.groups
         shape = image_shape(conv.layout, g.shape[0], channels, conv.input_size)
@@ -112,7 +106,7 @@ def conv2d_grad_weight(conv: ConvSpec, g: Array, x: Array) -> Array:
     """W: (g, x) -> grad_weight."""
     axis = channel_axis(conv.layout)
 
-    @custom_vmap
+    @Foldable
     def run(g: Array, x: Array) -> Array:
         shape = (g.shape[axis], x.shape[axis] // conv.groups, *conv.kernel_size)
         (grad_weight,) = call("conv2d_grad_weight", [_like(g, shape)], (g, x), {"conv": conv})
@@ -150,7 +144,7 @@ def conv2d_grad_bias(conv: ConvSpec, g: Array) -> Array:
     """S: g -> its sum over all but the channels."""
     axis = channel_axis(conv.layout)
 
-    @custom_vmap
+    @Foldable
     def run(g: Array) -> Array:
         (grad_bias,) = call("conv2d_grad_bias", [_like(g, (g.shape[axis],))], (g,), {"conv": conv})
         return grad_bias
@@ -188,7 +182,7 @@ def _call_conv2d(conv: ConvSpec, arrays: Sequence[Array]) -> Array:
 def _forward(conv: ConvSpec, function: Callable[..., Any], arrays: Sequence[Array]) -> Any:
     """Return ``function(conv, input, weight, bias)``, which gives images of K channels, with its rule for vmap."""
 
-    @custom_vmap
+    @Foldable
     def run(*arrays: Array) -> Any:
         return function(conv, *arrays)
 
@@ -266,7 +260,7 @@ relu_backward.defvjp(_relu_backward_forward, _relu_backward_backward)
 
 
 def _elementwise(name: str, *arrays: Array) -> Array:
-    @custom_vmap
+    @Foldable
     def run(*arrays: Array) -> Array:
         (result,) = call(name, [_like(arrays[0], arrays[0].shape)], arrays, {})
         return result
@@ -317,10 +311,10 @@ max_pool2d_chosen.defvjp(_max_pool2d_chosen_forward, _max_pool2d_chosen_backward
 
 
 def _call_max_pool2d(pool: PoolSpec, x: Array, want: bool) -> tuple[Array, ...]:
-    @custom_vmap
+    @Foldable
     def run(x: Array) -> tuple[Array, ...]:
         shape = image_shape(pool.layout, x.shape[0], x.shape[channel_axis(pool.layout)], pool.output_size)
-        chosen = _struct(shape, jnp.uint8) if pool.has_codes() else _struct((*shape, 2), jnp.uint32)
+        chosen = struct(shape, jnp.uint8) if pool.has_codes() else struct((*shape, 2), jnp.uint32)
         return call("max_pool2d", [_like(x, shape), chosen][: 1 + want], (x,), {"pool": pool})
 
     @run.def_vmap
@@ -336,7 +330,7 @@ def _call_max_pool2d(pool: PoolSpec, x: Array, want: bool) -> tuple[Array, ...]:
 def max_pool2d_backward(pool: PoolSpec, g: Array, chosen: Array) -> Array:
     """Send g to the chosen cells: linear in g."""
 
-    @custom_vmap
+    @Foldable
     def run(g: Array, chosen: Array) -> Array:
         shape = image_shape(pool.layout, g.shape[0], g.shape[channel_axis(pool.layout)], pool.input_size)
         (grad_input,) = call("max_pool2d_backward", [_like(g, shape)], (g, chosen), {"pool": pool})
@@ -419,7 +413,7 @@ def conv2d_relu_max_pool2d(
 
     def run(spec: ConvSpec, x: Array, *weights: Array) -> tuple[Array, ...]:
         shape = image_shape(spec.layout, x.shape[0], weights[0].shape[0], pool.output_size)
-        results = [_like(x, shape), _struct(shape, jnp.uint8)]
+        results = [_like(x, shape), struct(shape, jnp.uint8)]
         return call("conv2d_relu_max_pool2d", results, (x, *weights), {"conv": spec, "pool": pool})
 
     y, codes = _forward(conv, run, (x, weight) if bias is None else (x, weight, bias))
@@ -448,7 +442,7 @@ def fused_grad_input(conv: ConvSpec, pool: PoolSpec, g: Array, weight: Array, co
     """Compute I(U(g), weight), where U spreads the gradient over the windows: 0 where the ReLU is dead."""
     axis = channel_axis(conv.layout)
 
-    @custom_vmap
+    @Foldable
     def run(g: Array, weight: Array, codes: Array) -> Array:
         shape = image_shape(conv.layout, g.shape[0], weight.shape[1] * conv.groups, conv.input_size)
         specs: dict[str, ConvSpec | PoolSpec] = {"conv": conv, "pool": pool}
@@ -490,7 +484,7 @@ def fused_grad_weight(
     """Compute W(U(g), x): (grad_weight, grad_bias or None)."""
     axis = channel_axis(conv.layout)
 
-    @custom_vmap
+    @Foldable
     def run(g: Array, x: Array, codes: Array) -> tuple[Array, ...]:
         channels = g.shape[axis]
         shapes = [(channels, x.shape[axis] // conv.groups, *conv.kernel_size), (channels,)]

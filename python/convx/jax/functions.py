@@ -386,6 +386,11 @@ def _check_arrays(op: str, **arrays: Any) -> None:
         if not isinstance(array, jax.Array):
             what = "None" if array is None else described(type(array))
             raise TypeError(f"{op}: {name} is {what}, expected a jax.Array: pass jax.numpy.asarray({name})")
+        if not all(isinstance(size, int) for size in array.shape):
+            raise TypeError(
+                f"{op}: {name} has the symbolic shape {array.shape}, expected sizes that are numbers: "
+                "export the function once for each shape"
+            )
         if isinstance(array, jax.core.Tracer):
             continue
         for device in _devices_of(array):
