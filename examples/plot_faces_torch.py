@@ -22,8 +22,7 @@ import convx.torch
 
 EPOCHS, BATCH, RATE = 15, 25, 1e-3
 
-# One thread each: for pictures this small more gain little, and two pools of threads in one process
-# would disturb each other.
+# One thread each: for pictures this small more gain little.
 torch.set_num_threads(1)
 convx.set_num_threads(1)
 

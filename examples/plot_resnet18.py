@@ -21,8 +21,7 @@ from torch import nn
 import convx
 import convx.torch
 
-# One thread each: two pools of threads in one process would disturb each other. The benchmarks have
-# processes of their own for all threads.
+# One thread each; the benchmarks measure on all threads, in a process for each library.
 torch.set_num_threads(1)
 convx.set_num_threads(1)
 
