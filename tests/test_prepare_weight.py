@@ -187,8 +187,11 @@ X, W = np.zeros((2, 8, 6, 7), np.float32), np.zeros((4, 8, 3, 3), np.float32)
 @pytest.mark.parametrize(
     ("error", "call", "message"),
     [
-        (TypeError, lambda: convx.prepare_weight([1.0], X.shape), "weight is a list, expected a numpy.ndarray"),
-        (TypeError, lambda: convx.prepare_weight([1.0], X.shape), "weights of other libraries are packed in every"),
+        (
+            TypeError,
+            lambda: convx.prepare_weight([1.0], X.shape),
+            "weight is a list, expected a numpy.ndarray of float32 or float64: weights of other libraries are packed",
+        ),
         (TypeError, lambda: convx.prepare_weight(W.astype(int), X.shape), "weight has dtype int64, expected float32"),
         (TypeError, lambda: convx.prepare_weight(W, X), "input_shape is a numpy.ndarray, expected a tuple of integers"),
         (ShapeError, lambda: convx.prepare_weight(W, (6, 7)), "input_shape has 2 dimensions, expected 4 or 3"),
