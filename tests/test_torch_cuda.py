@@ -49,7 +49,7 @@ def device(monkeypatch):
         return Device(torch), simt_arrays._simt
 
     monkeypatch.setattr(convx._devices, "dispatch", dispatch)
-    monkeypatch.setattr(_kernels, "_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(_kernels, "on_cpu", lambda tensor: False)
     return calls
 
 

@@ -191,8 +191,8 @@ struct KernelSet {
 
 struct Kernels {
     const char* name;
-    KernelSet<float> f32;
-    KernelSet<double> f64;
+    const KernelSet<float>& f32;
+    const KernelSet<double>& f64;
 };
 
 template <class T>

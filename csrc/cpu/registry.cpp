@@ -9,15 +9,13 @@
 
 namespace convx {
 
-extern const Kernels kernels_avx512;
-extern const Kernels kernels_avx512_emulated;
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_portable;
+extern const KernelSet<float> avx512_float, avx512_emulated_float, avx2_float, portable_float;
+extern const KernelSet<double> avx512_double, avx512_emulated_double, avx2_double, portable_double;
 
 namespace {
 
 struct Entry {
-    const Kernels* kernels;
+    Kernels kernels;
     bool (*runs_here)();
     bool automatic;  // false: only when asked for by name
 };
@@ -33,15 +31,15 @@ bool always() { return true; }
 const std::vector<Entry>& entries() {
     static const std::vector<Entry> list = {
 #ifdef CONVX_HAVE_AVX512
-        {&kernels_avx512, has_avx512, true},
+        {{"avx512", avx512_float, avx512_double}, has_avx512, true},
 #endif
 #ifdef CONVX_HAVE_AVX2
-        {&kernels_avx2, has_avx2, true},
+        {{"avx2", avx2_float, avx2_double}, has_avx2, true},
 #endif
 #ifdef CONVX_HAVE_AVX512_EMULATED
-        {&kernels_avx512_emulated, has_avx2, false},
+        {{"avx512_emulated", avx512_emulated_float, avx512_emulated_double}, has_avx2, false},
 #endif
-        {&kernels_portable, always, true},
+        {{"portable", portable_float, portable_double}, always, true},
     };
     return list;
 }
@@ -53,7 +51,7 @@ struct Choice {
 
 const Kernels* find(const std::string& name) {
     for (const Entry& entry : entries())
-        if (name == entry.kernels->name && entry.runs_here()) return entry.kernels;
+        if (name == entry.kernels.name && entry.runs_here()) return &entry.kernels;
     return nullptr;
 }
 
@@ -71,8 +69,8 @@ Choice choose() {
                                  ": this machine can run: " + joined(available_isas()));
     }
     for (const Entry& entry : entries())
-        if (entry.automatic && entry.runs_here()) return {entry.kernels, "best that this processor has"};
-    return {&kernels_portable, "portable fallback"};
+        if (entry.automatic && entry.runs_here()) return {&entry.kernels, "best that this processor has"};
+    return {&entries().back().kernels, "portable fallback"};
 }
 
 std::mutex mutex;
@@ -101,7 +99,7 @@ std::string isa_reason() {
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
     for (const Entry& entry : entries())
-        if (entry.runs_here()) names.emplace_back(entry.kernels->name);
+        if (entry.runs_here()) names.emplace_back(entry.kernels.name);
     return names;
 }
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ._cpu import ShapeError
-from ._devices import moved_like
+from ._devices import described, moved_like
 from ._types import FloatArray
 from .nn.module import Parameter
 
@@ -58,8 +58,10 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: there are no parameters")
         for position, parameter in enumerate(self.parameters):
             if not isinstance(parameter, Parameter):
-                found = type(parameter).__name__
-                raise TypeError(f"{type(self).__name__}: parameter {position} is {found}, expected a Parameter")
+                found = described(type(parameter))
+                raise TypeError(
+                    f"{type(self).__name__}: parameter {position} is {found}, expected a convx.nn.Parameter"
+                )
             if any(parameter is earlier for earlier in self.parameters[:position]):
                 raise ValueError(f"{type(self).__name__}: parameter {position} ({parameter.name}) stands twice")
         self.state: list[dict[str, Any]] = [{} for _ in self.parameters]

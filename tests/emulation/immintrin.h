@@ -6,6 +6,10 @@
 // plain C++, so AddressSanitizer sees them (the real intrinsics are opaque to it). Needs -mavx2 -mfma.
 #pragma once
 
+#ifdef __AVX512F__
+#error "the emulation is compiled for AVX2 and FMA"
+#endif
+
 #include <cstdint>
 
 namespace {

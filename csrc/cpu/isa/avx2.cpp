@@ -5,7 +5,7 @@
 
 namespace convx {
 
-extern const Kernels kernels_avx2;
-constexpr Kernels kernels_avx2 = {"avx2", make_kernel_set<float, 6, 2, 3, 4>(), make_kernel_set<double, 6, 2, 3, 4>()};
+extern const KernelSet<CONVX_ELEMENT> CONVX_TABLE;
+constexpr KernelSet<CONVX_ELEMENT> CONVX_TABLE = make_kernel_set<CONVX_ELEMENT, 6, 2, 3, 4>();
 
 }  // namespace convx

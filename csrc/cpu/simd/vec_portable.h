@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace {
 
@@ -46,6 +47,26 @@ using Vec = typename VecOf<T>::type;
 template <class T>
 using Mask = typename VecOf<T>::mask;
 
+// Lane i is value(i), a number or the integer of a mask.
+template <class Vector, class Value>
+Vector vector_of(const Value& value) {
+    if constexpr (sizeof(Vector{}[0]) == 4)
+        return Vector{value(0), value(1), value(2), value(3)};
+    else
+        return Vector{value(0), value(1)};
+}
+template <class T, class Value>
+Vec<T> lanes_of(const Value& value) {
+    return {vector_of<decltype(Vec<T>::v)>(value)};
+}
+template <class T>
+using MaskBits = decltype(Mask<T>::m);
+template <class T, class Value>
+MaskBits<T> integers(const Value& value) {
+    using Integer = std::remove_reference_t<decltype(MaskBits<T>{}[0])>;
+    return vector_of<MaskBits<T>>([&](int i) { return static_cast<Integer>(value(i)); });
+}
+
 // The same value in every lane.
 inline Lanes<float> broadcast(float x) { return {Floats{x, x, x, x}}; }
 inline Lanes<double> broadcast(double x) { return {Doubles{x, x}}; }
@@ -58,12 +79,10 @@ Vec<T> load(const T* p) {
     __builtin_memcpy(&r, p, sizeof r);
     return r;
 }
-[[gnu::noinline]] Lanes<float> load_some(const float* p, int n) {
-    if (n == 3) return {Floats{p[0], p[1], p[2], 0}};
-    if (n == 2) return {Floats{p[0], p[1], 0, 0}};
-    return {Floats{n == 1 ? p[0] : 0, 0, 0, 0}};
+template <class T>
+[[gnu::noinline]] Vec<T> load_some(const T* p, int n) {
+    return lanes_of<T>([=](int i) { return i < n ? p[i] : T(0); });
 }
-[[gnu::noinline]] Lanes<double> load_some(const double* p, int n) { return {Doubles{n == 1 ? p[0] : 0, 0}}; }
 template <class T>
 Vec<T> load(const T* p, int n) {
     return n >= VecOf<T>::lanes ? load(p) : load_some(p, n);
@@ -72,15 +91,11 @@ Vec<T> load(const T* p, int n) {
 // Lanes [begin, end), and a load of such lanes alone, the others being zero.
 template <class T>
 Mask<T> lanes_between(int begin, int end) {
-    Mask<T> r;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = begin <= i && i < end ? -1 : 0;
-    return r;
+    return {integers<T>([=](int i) { return begin <= i && i < end ? -1 : 0; })};
 }
 template <class T>
 [[gnu::noinline]] Vec<T> load(const T* p, Mask<T> mask) {
-    Vec<T> r;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = mask.m[i] ? p[i] : T(0);
-    return r;
+    return lanes_of<T>([=](int i) { return mask.m[i] ? p[i] : T(0); });
 }
 
 // Unaligned store; with n, only the first n lanes are written.
@@ -159,35 +174,37 @@ LaneMask<T> equal(Lanes<T> a, Lanes<T> b) {
 // Lane i as bit i, and the way back, which ignores higher bits.
 template <class T>
 uint32_t lane_bits(LaneMask<T> m) {
-    uint32_t bits = 0;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) bits |= static_cast<uint32_t>(m.m[i] & 1) << i;
-    return bits;
+    const auto bits = m.m & integers<T>([](int i) { return 1 << i; });
+    uint32_t all = 0;
+    for (int i = 0; i < VecOf<T>::lanes; ++i) all |= static_cast<uint32_t>(bits[i]);
+    return all;
 }
 template <class T>
 Mask<T> lanes_of_bits(uint32_t bits) {
-    Mask<T> r;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = bits >> i & 1 ? -1 : 0;
-    return r;
+    const auto bit = integers<T>([](int i) { return 1 << i; });
+    return {(integers<T>([=](int) { return bits; }) & bit) == bit};
 }
 
 template <class T>
 bool any_nan(Lanes<T> a) {
-    const auto nan = a.v != a.v;
-    bool any = false;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) any |= nan[i] != 0;
-    return any;
+    using Halves = MaskBits<double>;
+    const auto nan = reinterpret_cast<Halves>(a.v != a.v);
+    return (nan[0] | nan[1]) != 0;
+}
+
+// Lane by lane: m ? a : b. In bits, because SSE2 has no comparison of 64-bit integers for m ? a.v : b.v.
+template <class T>
+Lanes<T> select(LaneMask<T> m, Lanes<T> a, Lanes<T> b) {
+    using Bits = MaskBits<T>;
+    using Vector = decltype(a.v);
+    const Bits chosen = (m.m & reinterpret_cast<Bits>(a.v)) | (~m.m & reinterpret_cast<Bits>(b.v));
+    return {reinterpret_cast<Vector>(chosen)};
 }
 
 // Lane by lane: m ? sum + a : sum.
 template <class T>
 Lanes<T> add_where(LaneMask<T> m, Lanes<T> sum, Lanes<T> a) {
-    return {m.m ? sum.v + a.v : sum.v};
-}
-
-// Lane by lane: m ? a : b.
-template <class T>
-Lanes<T> select(LaneMask<T> m, Lanes<T> a, Lanes<T> b) {
-    return {m.m ? a.v : b.v};
+    return select(m, add(sum, a), sum);
 }
 
 // All lanes, halves added until one is left.
@@ -276,9 +293,7 @@ void store_codes(uint8_t* p, Lanes<T> a, int n) {
 
 template <class T>
 Vec<T> load_codes(const uint8_t* p, int n = VecOf<T>::lanes) {
-    Vec<T> r;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) r.v[i] = i < n ? T(p[i]) : T(0);
-    return r;
+    return lanes_of<T>([=](int i) { return i < n ? T(p[i]) : T(0); });
 }
 
 // Indices: lanes hold whole numbers below 2^24 as T. p[i] = origin + ramp[i] + lane i; `ramp` has a whole vector. With
@@ -290,13 +305,11 @@ void store_indices(int64_t* p, Lanes<T> a, const int32_t* ramp, int64_t origin, 
 // The way back, lane i = p[i] - origin - ramp[i]: exact where that is below 2^24, beyond 2^23 or a NaN where it is not.
 template <class T>
 Vec<T> load_indices(const int64_t* p, const int32_t* ramp, int64_t origin, int n = VecOf<T>::lanes) {
-    Vec<T> r;
-    for (int i = 0; i < VecOf<T>::lanes; ++i)
-        r.v[i] = i < n
-                     ? static_cast<T>(static_cast<int64_t>(static_cast<uint64_t>(p[i]) - static_cast<uint64_t>(origin) -
-                                                           static_cast<uint64_t>(ramp[i])))
-                     : T(0);
-    return r;
+    const auto distance = [=](int i) {
+        return static_cast<int64_t>(static_cast<uint64_t>(p[i]) - static_cast<uint64_t>(origin) -
+                                    static_cast<uint64_t>(ramp[i]));
+    };
+    return lanes_of<T>([=](int i) { return i < n ? static_cast<T>(distance(i)) : T(0); });
 }
 
 // One code in every lane, and which of the next `lanes` codes in memory are equal to it.
@@ -306,9 +319,7 @@ struct Code {
 inline Code broadcast_code(uint8_t code) { return {code}; }
 template <class T>
 Mask<T> codes_equal(const uint8_t* p, Code code) {
-    Mask<T> r;
-    for (int i = 0; i < VecOf<T>::lanes; ++i) r.m[i] = p[i] == code.v ? -1 : 0;
-    return r;
+    return {integers<T>([=](int i) { return p[i]; }) == integers<T>([=](int) { return code.v; })};
 }
 
 // Asks for a cache line; any address will do.

@@ -22,9 +22,9 @@ ModuleT = TypeVar("ModuleT", bound="Module")
 
 
 def check_array(owner: str, name: str, value: Any) -> None:
-    """Raise TypeError where `value` is no array: a list, say, has no shape and no dtype."""
-    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        raise TypeError(f"{owner}: {name} is {type(value).__name__}, expected an array")
+    """Raise TypeError where `value` is no array: a list has no shape and no dtype, a tensor none of NumPy's dtypes."""
+    if not (hasattr(value, "shape") and isinstance(getattr(value, "dtype", None), np.dtype)):
+        raise TypeError(f"{owner}: {name} is {type(value).__name__}, expected an array of NumPy or CuPy")
 
 
 class Parameter:

@@ -33,12 +33,12 @@ def way(first: Any, *others: Any) -> Way:
         return Way.DISPATCHER
     on_cpu, dtype = first.is_cpu, first.dtype
     recorded = first.requires_grad
-    if first.layout is not torch.strided or dtype not in (_ON_CPU if on_cpu else _ELSEWHERE):
+    if first.layout is not torch.strided or first.is_nested or dtype not in (_ON_CPU if on_cpu else _ELSEWHERE):
         return Way.DISPATCHER
     for other in others:
         if type(other) not in TYPES or other.dtype is not dtype or other.is_cpu is not on_cpu:
             return Way.DISPATCHER
-        if other.layout is not torch.strided:
+        if other.layout is not torch.strided or other.is_nested:
             return Way.DISPATCHER
         recorded = recorded or other.requires_grad
     if not on_cpu:
@@ -50,14 +50,16 @@ def way(first: Any, *others: Any) -> Way:
     return Way.RECORDED if recorded and torch.is_grad_enabled() else Way.KERNEL
 
 
-def destination(op: str, out: Any, like: Tensor) -> Tensor:
+def destination(op: str, out: object, like: Tensor) -> Tensor:
     """Return `out`, which is to be written, if it is a tensor beside `like` that autograd lets be written."""
-    if not isinstance(out, Tensor):
-        raise TypeError(f"{op}: out is a {_kind(out)}, expected a torch.Tensor")
-    if not is_plain(out) or out.is_neg() or out.device != like.device:
-        raise TypeError(
-            f"{op}: out is on device {out.device}, layout {out.layout}, expected a dense one on {like.device}"
-        )
+    out = expect_tensor(op, "out", out)
+    expected = f"expected a dense torch.Tensor on device {like.device}"
+    if not is_plain(out):
+        raise TypeError(f"{op}: out is {_nature(out)}, {expected}")
+    if out.is_neg():
+        raise TypeError(f"{op}: out is the view of a negation, {expected}")
+    if out.device != like.device:
+        raise ShapeError(f"{op}: out is on device {out.device}, expected {like.device} as the other arguments are")
     if out.requires_grad and torch.is_grad_enabled():
         raise TypeError(f"{op}: out requires grad, expected a tensor that does not, or torch.no_grad()")
     return out
@@ -74,10 +76,8 @@ def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
     for name, tensor in named.items():
         if tensor is None and name == "bias":
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} is a {_kind(tensor)}, expected a torch.Tensor")
-        if tensor.layout is not torch.strided:
-            raise TypeError(f"{op}: {name} has layout {tensor.layout}, expected torch.strided: pass tensor.to_dense()")
+        expect_tensor(op, name, tensor)
+        _expect_dense(op, name, tensor)
         if tensor.device != first.device:
             raise ShapeError(f"{op}: {name} is on device {tensor.device}, expected {first.device} as {first_name} is")
     kind = first.device.type
@@ -99,6 +99,67 @@ def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
         if "weight" in named and named["weight"].dim() != 4:
             raise ShapeError(f"{op}: weight has {named['weight'].dim()} dimensions, expected 4")
     return tensors, any(new is not old for new, old in zip(tensors, named.values(), strict=True))
+
+
+def selection(op: str, name: str, value: object, like: Tensor, first: str, expected: dict[torch.dtype, str]) -> Tensor:
+    """Return what max-pooling chose if it is a tensor beside `like` of a dtype that is `expected`, with its meaning."""
+    wanted = " or ".join(f"{str(dtype).removeprefix('torch.')} ({meaning})" for dtype, meaning in expected.items())
+    tensor = expect_tensor(op, name, value, f" of {wanted}")
+    _expect_dense(op, name, tensor)
+    if tensor.dtype not in expected:
+        raise TypeError(f"{op}: {name} has dtype {_name(tensor)}, expected {wanted}")
+    if tensor.device != like.device:
+        raise ShapeError(f"{op}: {name} is on device {tensor.device}, expected {like.device} as {first} is")
+    return tensor
+
+
+def unrecorded(op: str, out: Any, **named: Any) -> dict[str, Any]:
+    """Return the tensors, by name, for an operation that autograd and traces know nothing of, or raise."""
+    if not eager():
+        raise TypeError(
+            f"{op}: this operation is neither traced nor transformed, expected a call outside of torch.compile, "
+            "torch.func, forward-mode AD and dispatch modes"
+        )
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            continue  # `checked` has the message
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise TypeError(
+                f"{op}: {name} requires grad, and this operation is not recorded by autograd: pass {name}.detach(), or "
+                "call under torch.no_grad()"
+            )
+        if not is_plain(tensor):
+            raise TypeError(
+                f"{op}: {name} is {_nature(tensor)}, expected a dense torch.Tensor with memory on the CPU or on CUDA: "
+                "this operation is neither traced nor transformed"
+            )
+    tensors, _ = checked(op, **named)
+    if out is not None:
+        destination(op, out, tensors[0])
+    return dict(zip(named, tensors, strict=True))
+
+
+def expect_tensor(op: str, name: str, value: object, of: str = "") -> Tensor:
+    """Return `value` if it is a tensor; `of` tells in the message of which kind it should be."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} is a {_kind(value)}, expected a torch.Tensor{of}")
+    return value
+
+
+def _expect_dense(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} has layout {tensor.layout}, expected torch.strided: pass tensor.to_dense()")
+    if tensor.is_nested:
+        raise TypeError(f"{op}: {name} is a nested tensor, expected one of a single shape: pass its parts one by one")
+
+
+def _nature(tensor: Tensor) -> str:
+    """Tell what keeps a tensor from being plain."""
+    if tensor.layout is not torch.strided:
+        return f"of layout {tensor.layout}"
+    if tensor.is_nested:
+        return "a nested tensor"
+    return f"on device {tensor.device}" if type(tensor) in TYPES else f"a {_kind(tensor)}"
 
 
 def _cast(op: str, kind: str, tensor: Tensor | None) -> Tensor | None:

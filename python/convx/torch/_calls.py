@@ -14,7 +14,9 @@ from torch import Tensor
 from .._cpu import PreparedWeight, ShapeError
 from ..ops import check_precision
 from . import _autograd, _kernels, _library, _options
-from ._arguments import Way, checked, destination, way
+from ._arguments import Way, checked, destination, expect_tensor, selection, way
+
+_CODES = {torch.uint8: "codes"}
 
 
 def conv2d(
@@ -50,6 +52,8 @@ def conv2d(
 def _with_prepared_weight(
     input: Tensor, weight: PreparedWeight, bias: Tensor | None, relu: bool, options: Any, out: Tensor | None
 ) -> Tensor:
+    if bias is not None:
+        expect_tensor("conv2d", "bias", bias)
     found = way(input) if bias is None else way(input, bias)
     if found is not Way.KERNEL or not input.is_cpu:
         raise TypeError(
@@ -201,19 +205,11 @@ def max_pool2d(input: Tensor, choice: Literal["indices", "codes"] | None, *optio
     return _library.max_pool2d(input, *settled)
 
 
-def max_pool2d_backward(grad_output: Tensor, choice: Tensor, size: tuple[int, ...], *options: Any) -> Tensor:
+def max_pool2d_backward(grad_output: Tensor, choice: Any, size: tuple[int, ...], *options: Any) -> Tensor:
     """Run max_pool2d_backward with `PoolOptions`; `size` is that of the input."""
     op = "max_pool2d_backward"
     (grad_output,), _ = checked(op, grad_output=grad_output)
-    if not isinstance(choice, Tensor) or choice.dtype not in (torch.int64, torch.uint8):
-        got = f"dtype {choice.dtype}" if isinstance(choice, Tensor) else f"type {type(choice).__qualname__}"
-        raise TypeError(
-            f"{op}: indices_or_codes has {got}, expected a torch.Tensor of int64 (indices) or uint8 (codes)"
-        )
-    if choice.device != grad_output.device:
-        raise ShapeError(
-            f"{op}: indices_or_codes is on device {choice.device}, expected {grad_output.device} as grad_output is"
-        )
+    choice = selection(op, "indices_or_codes", choice, grad_output, "grad_output", {torch.int64: "indices"} | _CODES)
     if grad_output.dim() == 3 and choice.dim() == 3 and len(size) == 3:
         batch = max_pool2d_backward(grad_output.unsqueeze(0), choice.unsqueeze(0), (1, *size), *options)
         return batch.squeeze(0)
@@ -248,7 +244,7 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
 
 
 def conv2d_relu_max_pool2d_backward(
-    grad_output: Tensor, input: Tensor, weight: Tensor, codes: Tensor, mask: tuple[bool, bool, bool], *options: Any
+    grad_output: Tensor, input: Tensor, weight: Tensor, codes: Any, mask: tuple[bool, bool, bool], *options: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Run the gradients of the fused operation with `FusedOptions`."""
     op = "conv2d_relu_max_pool2d_backward"
@@ -256,13 +252,17 @@ def conv2d_relu_max_pool2d_backward(
     plain = way(*tensors) is Way.KERNEL
     if not plain:
         (grad_output, input, weight), _ = checked(op, grad_output=grad_output, input=input, weight=weight)
-    if grad_output.dim() == 3 and input.dim() == 3:
+    codes = selection(op, "codes", codes, grad_output, "grad_output", _CODES)
+    if grad_output.dim() == input.dim() == codes.dim() == 3:
         batch = grad_output.unsqueeze(0), input.unsqueeze(0), weight, codes.unsqueeze(0)
         gradients = conv2d_relu_max_pool2d_backward(*batch, mask, *options)
         return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
-    _expect_images(op, grad_output=grad_output, input=input)
+    _expect_images(op, grad_output=grad_output, input=input, codes=codes)
     if plain:
         return _kernels.conv2d_relu_max_pool2d_backward(grad_output, input, weight, codes, *options, mask)
+    if codes.shape != grad_output.shape:
+        found, expected = tuple(codes.shape), tuple(grad_output.shape)
+        raise ShapeError(f"{op}: codes has shape {found}, expected {expected} as grad_output has")
     settled = _options.fused_options(op, input.shape, weight.shape, *options)
     return _autograd.fused_backward(grad_output, input, weight, codes, settled, mask)
 

@@ -32,7 +32,10 @@ def eager() -> bool:
 
 def is_plain(tensor: object) -> bool:
     """Tell whether this is a dense tensor of no subclass, with memory on the CPU or on CUDA."""
-    return type(tensor) in TYPES and (tensor.is_cpu or tensor.is_cuda) and tensor.layout is torch.strided  # type: ignore[attr-defined]
+    if type(tensor) not in TYPES:
+        return False
+    assert isinstance(tensor, Tensor)
+    return (tensor.is_cpu or tensor.is_cuda) and tensor.layout is torch.strided and not tensor.is_nested
 
 
 def plain(gradient: Tensor) -> bool:

@@ -44,14 +44,14 @@ def conv2d(
     *geometry, algorithm, precision = options
     last = channels_last(input)
     tail = ("relu" if relu else None, "NHWC" if last else "NCHW", algorithm)
-    if _on_cpu(input):
-        kernel = weight if isinstance(weight, PreparedWeight) else _array(weight)
-        array = None if bias is None else _array(bias)
+    if on_cpu(input):
+        kernel = weight if isinstance(weight, PreparedWeight) else as_array(weight)
+        array = None if bias is None else as_array(bias)
         destination = None if out is None else _image(out, last)
         found = _cpu.conv2d(_image(input, last), kernel, array, *geometry, *tail, destination)
         return out if out is not None else _tensor(found, last)
     library, cuda = _devices.dispatch("conv2d", "input", input)
-    tensors = _permuted(input, last), _plain(weight), None if bias is None else _plain(bias)
+    tensors = _permuted(input, last), plain_memory(weight), None if bias is None else plain_memory(bias)
     destination = None if out is None else _permuted(out, last)
     result = cuda.conv2d(library, *tensors, *geometry, *tail, precision, destination)
     return _restored(result, last) if out is None else out
@@ -70,14 +70,14 @@ def conv2d_backward(
     """Run `convx.conv2d_backward`; `input` is needed for grad_weight alone, `weight` for grad_input alone."""
     *geometry, algorithm, precision = options
     layout = "NHWC" if last else "NCHW"
-    if _on_cpu(grad_output):
+    if on_cpu(grad_output):
         gradient = _image(grad_output, last)
         if input is not None:
             image = _image(input, last)
         else:
             n, c, h, w = input_size
             image = _nothing((n, h, w, c) if last else (n, c, h, w), gradient)
-        kernel = _nothing(weight_size, gradient) if weight is None else _array(weight)
+        kernel = _nothing(weight_size, gradient) if weight is None else as_array(weight)
         found = _cpu.conv2d_backward(gradient, image, kernel, *geometry, layout, algorithm, mask, False)
         return _gradients(found, last)
     library, cuda = _devices.dispatch("conv2d_backward", "grad_output", grad_output)
@@ -86,7 +86,7 @@ def conv2d_backward(
         library,
         _permuted(grad_output, last),
         _permuted(nothing.expand(input_size) if input is None else input, last),
-        nothing.expand(weight_size) if weight is None else _plain(weight),
+        nothing.expand(weight_size) if weight is None else plain_memory(weight),
         *geometry,
         layout,
         algorithm,
@@ -118,27 +118,27 @@ def conv2d_grad_weight(grad_output: Tensor, input: Tensor, weight_size: tuple[in
 
 def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
     """Run `convx.relu`."""
-    if _on_cpu(input) and out is None and input.is_contiguous():
-        return torch.from_numpy(_cpu.relu(_array(input), False, None))
+    if on_cpu(input) and out is None and input.is_contiguous():
+        return torch.from_numpy(_cpu.relu(as_array(input), False, None))
     out = torch.empty_like(input) if out is None else out
-    if _on_cpu(input):
-        _cpu.relu(_array(input), False, _array(out))
+    if on_cpu(input):
+        _cpu.relu(as_array(input), False, as_array(out))
     else:
         library, cuda = _devices.dispatch("relu", "input", input)
-        cuda.relu(library, _plain(input), False, out.detach())
+        cuda.relu(library, plain_memory(input), False, out.detach())
     return out
 
 
 def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
     """Run `convx.relu_backward`."""
-    if _on_cpu(grad_output) and out is None and grad_output.is_contiguous():
-        return torch.from_numpy(_cpu.relu_backward(_array(grad_output), _array(output), None))
+    if on_cpu(grad_output) and out is None and grad_output.is_contiguous():
+        return torch.from_numpy(_cpu.relu_backward(as_array(grad_output), as_array(output), None))
     out = torch.empty_like(grad_output) if out is None else out
-    if _on_cpu(grad_output):
-        _cpu.relu_backward(_array(grad_output), _array(output), _array(out))
+    if on_cpu(grad_output):
+        _cpu.relu_backward(as_array(grad_output), as_array(output), as_array(out))
     else:
         library, cuda = _devices.dispatch("relu_backward", "grad_output", grad_output)
-        cuda.relu_backward(library, _plain(grad_output), _plain(output), out.detach())
+        cuda.relu_backward(library, plain_memory(grad_output), plain_memory(output), out.detach())
     return out
 
 
@@ -156,7 +156,7 @@ def max_pool2d_with_choice(input: Tensor, *options: Any) -> tuple[Tensor, Tensor
 def _max_pool2d(input: Tensor, options: Any, indices: bool, codes: bool) -> Any:
     last = channels_last(input)
     tail = ("NHWC" if last else "NCHW", indices, codes)
-    if _on_cpu(input):
+    if on_cpu(input):
         found = _cpu.max_pool2d(_image(input, last), *options, *tail)
         if not (indices or codes):
             return _tensor(found, last)
@@ -175,7 +175,7 @@ def max_pool2d_backward(grad_output: Tensor, choice: Tensor, input_size: tuple[i
     last = channels_last(choice)
     n, c, h, w = input_size
     size, layout = ((n, h, w, c), "NHWC") if last else ((n, c, h, w), "NCHW")
-    if _on_cpu(grad_output):
+    if on_cpu(grad_output):
         images = _image(grad_output, last), _image(choice, last)
         return _tensor(_cpu.max_pool2d_backward(*images, size, *options, layout), last)
     library, cuda = _devices.dispatch("max_pool2d_backward", "grad_output", grad_output)
@@ -188,13 +188,13 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
     *fused, precision = options
     last = channels_last(input)
     layout = "NHWC" if last else "NCHW"
-    if _on_cpu(input):
-        arrays = _image(input, last), _array(weight), None if bias is None else _array(bias)
+    if on_cpu(input):
+        arrays = _image(input, last), as_array(weight), None if bias is None else as_array(bias)
         found = _cpu.conv2d_relu_max_pool2d(*arrays, *fused, layout)
         output, codes = found
         return _tensor(output, last), _tensor(codes, last)
     library, cuda = _devices.dispatch("conv2d_relu_max_pool2d", "input", input)
-    tensors = _permuted(input, last), _plain(weight), None if bias is None else _plain(bias)
+    tensors = _permuted(input, last), plain_memory(weight), None if bias is None else plain_memory(bias)
     output, codes = cuda.conv2d_relu_max_pool2d(library, *tensors, *fused, layout, precision)
     return _restored(output, last), _restored(codes, last)
 
@@ -206,12 +206,12 @@ def conv2d_relu_max_pool2d_backward(
     *fused, precision, mask = options
     last = channels_last(input)
     layout = "NHWC" if last else "NCHW"
-    if _on_cpu(grad_output):
-        arrays = _image(grad_output, last), _image(input, last), _array(weight), _image(codes, last)
+    if on_cpu(grad_output):
+        arrays = _image(grad_output, last), _image(input, last), as_array(weight), _image(codes, last)
         found = _cpu.conv2d_relu_max_pool2d_backward(*arrays, *fused, layout, mask)
         return _gradients(found, last)
     library, cuda = _devices.dispatch("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
-    tensors = _permuted(grad_output, last), _permuted(input, last), _plain(weight), _permuted(codes, last)
+    tensors = _permuted(grad_output, last), _permuted(input, last), plain_memory(weight), _permuted(codes, last)
     grad_input, grad_weight, grad_bias = cuda.conv2d_relu_max_pool2d_backward(
         library, *tensors, *fused, layout, precision, mask
     )
@@ -230,22 +230,22 @@ def channels_last(tensor: Tensor) -> bool:
     return bool(stride[3] >= c and (c > 1 or h * w > 1))
 
 
-def _on_cpu(tensor: Tensor) -> bool:
+def on_cpu(tensor: Tensor) -> bool:
     return tensor.is_cpu
 
 
 def _image(tensor: Tensor, last: bool) -> Any:
-    array = _array(tensor)
+    array = as_array(tensor)
     return array.transpose(0, 2, 3, 1) if last else array
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain_memory(tensor: Tensor) -> Tensor:
     """Return the numbers themselves: without a graph, and with a negation done that is still to be done."""
     return tensor.detach().resolve_neg()
 
 
 def _permuted(tensor: Tensor, last: bool) -> Tensor:
-    tensor = _plain(tensor)
+    tensor = plain_memory(tensor)
     return tensor.permute(0, 2, 3, 1) if last else tensor
 
 
@@ -266,16 +266,17 @@ def _tensor(array: Any, last: bool) -> Tensor:
     return torch.from_numpy(array.transpose(0, 3, 1, 2) if last else array)
 
 
-def _array(tensor: Tensor) -> Any:
+def as_array(tensor: Tensor) -> Any:
     """Return the NumPy array of the same memory."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     try:
         return tensor.numpy()
     except (RuntimeError, TypeError):
-        if not tensor.is_neg():
+        # A negation that is still to be done, or zeros without memory, as derivatives are that PyTorch knows to be 0.
+        if not (tensor.is_neg() or tensor._is_zerotensor()):
             raise
-        return tensor.resolve_neg().numpy()
+        return tensor.clone().resolve_neg().numpy()
 
 
 def _gradients(arrays: Any, last: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

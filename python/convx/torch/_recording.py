@@ -34,10 +34,13 @@ def _below(op: Any) -> Callable[..., Any]:
 
 
 def _watched(*tensors: Tensor | None) -> bool:
-    """Tell whether a derivative is asked for."""
+    """Tell whether a derivative is asked for.
+
+    Forward-mode AD has one level, 0. Its number in Python is not set where a compiled program has entered it.
+    """
     recording = torch.is_grad_enabled()
     return any(
-        each is not None and ((recording and each.requires_grad) or unpack_dual(each).tangent is not None)
+        each is not None and ((recording and each.requires_grad) or unpack_dual(each, level=0).tangent is not None)
         for each in tensors
     )
 

@@ -17,8 +17,8 @@ from torch.autograd.graph import increment_version
 from .. import _cpu, _devices
 from .._cpu import ShapeError
 from ..ops import check_precision
-from . import _calls
-from ._eager import eager, is_plain
+from . import _calls, _kernels
+from ._arguments import selection, unrecorded
 
 
 def conv2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
@@ -34,8 +34,9 @@ def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any)
     """As `convx._cpu.conv2d_backward`, with precision behind the algorithm."""
     *geometry, layout, algorithm, precision, mask, per_sample = options
     if per_sample is not False:
-        before, after = (grad_output, input, weight, *geometry, layout, algorithm), (mask, per_sample)
-        return _unrecorded("conv2d_backward", "grad_output", before, precision, after)
+        tensors = unrecorded("conv2d_backward", None, grad_output=grad_output, input=input, weight=weight)
+        rest, after = (*geometry, layout, algorithm), (mask, per_sample)
+        return _unrecorded("conv2d_backward", tensors, rest, precision, after)
     last = _last("conv2d_backward", layout)
     gradients = _calls.conv2d_backward(
         _nchw(grad_output, last), _nchw(input, last), weight, mask, *geometry, algorithm, precision
@@ -43,18 +44,19 @@ def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any)
     return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
 
 
-def conv2d_grad_norms(grad_output: Tensor, *rest: Any) -> Any:
+def conv2d_grad_norms(grad_output: Tensor, input: Any, *options: Any) -> Any:
     """As `convx._cpu.conv2d_grad_norms`, with precision at the end."""
-    *before, precision = rest
-    return _unrecorded("conv2d_grad_norms", "grad_output", (grad_output, *before), precision)
+    *rest, precision = options
+    tensors = unrecorded("conv2d_grad_norms", None, grad_output=grad_output, input=input)
+    return _unrecorded("conv2d_grad_norms", tensors, rest, precision)
 
 
 def conv_transpose2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     """As `convx._cpu.conv_transpose2d`, with precision behind the algorithm."""
     *geometry, layout, algorithm, precision, out = options
     if out is not None:
-        before = (input, weight, bias, *geometry, layout, algorithm)
-        return _unrecorded("conv_transpose2d", "input", before, precision, (out,))
+        tensors = unrecorded("conv_transpose2d", out, input=input, weight=weight, bias=bias)
+        return _unrecorded("conv_transpose2d", tensors, (*geometry, layout, algorithm), precision, (out,))
     last = _last("conv_transpose2d", layout)
     return _restored(_calls.conv_transpose2d(_nchw(input, last), weight, bias, *geometry, algorithm, precision), last)
 
@@ -72,7 +74,7 @@ def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *opt
 def relu(input: Tensor, return_mask: Any, out: Any) -> Any:
     """As `convx._cpu.relu`."""
     if return_mask is not False:
-        return _unrecorded("relu", "input", (input, return_mask, out))
+        return _unrecorded("relu", unrecorded("relu", out, input=input), (return_mask, out))
     result = _calls.relu(input, out)
     return result if out is None else _written(out)
 
@@ -80,7 +82,9 @@ def relu(input: Tensor, return_mask: Any, out: Any) -> Any:
 def relu_backward(grad_output: Tensor, output: Any, out: Any) -> Tensor:
     """As `convx._cpu.relu_backward`."""
     if isinstance(output, Tensor) and output.dtype == torch.uint8:
-        return _unrecorded("relu_backward", "grad_output", (grad_output, output, out))  # type: ignore[no-any-return]
+        tensors = unrecorded("relu_backward", out, grad_output=grad_output)
+        mask = selection("relu_backward", "output", output, grad_output, "grad_output", {torch.uint8: "a mask of relu"})
+        return _unrecorded("relu_backward", tensors | {"output": mask}, (out,))  # type: ignore[no-any-return]
     result = _calls.relu_backward(grad_output, output, out)
     return result if out is None else _written(out)
 
@@ -101,6 +105,9 @@ def max_pool2d_backward(grad_output: Tensor, choice: Any, input_shape: Sequence[
     """As `convx._cpu.max_pool2d_backward`."""
     *pool, layout = options
     last = _last("max_pool2d_backward", layout)
+    if not isinstance(input_shape, (tuple, list)):
+        kind = type(input_shape).__qualname__
+        raise TypeError(f"max_pool2d_backward: input_shape has type {kind}, expected a tuple of integers")
     size = tuple(input_shape)
     if last and len(size) >= 3:
         size = (*size[:-3], size[-1], size[-3], size[-2])
@@ -125,47 +132,36 @@ def conv2d_relu_max_pool2d_backward(grad_output: Tensor, input: Any, weight: Any
 
 
 def _unrecorded(
-    op: str,
-    first: str,
-    before: Sequence[Any],
-    precision: str | None = None,
-    after: Sequence[Any] = (),
+    op: str, tensors: dict[str, Any], rest: Sequence[Any], precision: str | None = None, after: Sequence[Any] = ()
 ) -> Any:
-    """Run an operation that autograd has no rule for, on plain tensors of which none requires grad.
+    """Run an operation that autograd has no rule for, on tensors of which `unrecorded` says that it can.
 
-    `precision` stands between the arguments `before` and `after` it, on CUDA alone; None where there is none.
+    `precision` stands between the arguments `rest` and `after`, on CUDA alone; None where there is none. A tensor in
+    either of them is `out`: it is written, and returned as it was given.
     """
-    tensors = [each for each in (*before, *after) if isinstance(each, Tensor)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise TypeError(
-            f"{op}: a torch.Tensor requires grad, and this operation is not recorded by autograd: pass "
-            "tensor.detach(), or call under torch.no_grad()"
-        )
-    if not (eager() and all(is_plain(tensor) for tensor in tensors)):
-        raise TypeError(
-            f"{op}: {first} is neither traced nor transformed in this operation: expected dense tensors with memory on "
-            "the CPU or on CUDA, outside of torch.compile, torch.func and fake modes"
-        )
-    if not tensors[0].is_cpu:
-        library, cuda = _devices.dispatch(op, first, tensors[0])
+    name, first = next(iter(tensors.items()))
+    outs = {id(each): each for each in (*rest, *after) if isinstance(each, Tensor)}
+    if not _kernels.on_cpu(first):
+        library, cuda = _devices.dispatch(op, name, first)
         words = () if precision is None else (precision,)
-        return getattr(cuda, op)(library, *before, *words, *after)
-    if precision not in (None, "ieee"):
-        check_precision(op, precision)
-    shared = {id(each): each.detach().numpy() for each in tensors}
-    found = getattr(_cpu, op)(*(shared.get(id(each), each) for each in (*before, *after)))
-    written = {id(shared[id(each)]): each for each in tensors}  # `out` is returned as it was given
+        plain = [None if each is None else _kernels.plain_memory(each) for each in tensors.values()]
+        found = getattr(cuda, op)(library, *plain, *rest, *words, *after)
+    else:
+        if precision not in (None, "ieee"):
+            check_precision(op, precision)
+        arrays = [None if each is None else _kernels.as_array(each) for each in tensors.values()]
+        shared = {number: _kernels.as_array(each) for number, each in outs.items()}
+        found = getattr(_cpu, op)(*arrays, *(shared.get(id(each), each) for each in (*rest, *after)))
+        outs = {id(shared[number]): each for number, each in outs.items()}
     if isinstance(found, tuple):
-        return tuple(_tensor_of(each, written) for each in found)
-    return _tensor_of(found, written)
+        return tuple(_result(each, outs) for each in found)
+    return _result(found, outs)
 
 
-def _tensor_of(found: Any, written: dict[int, Tensor]) -> Tensor | None:
-    if found is None:
-        return None
-    if id(found) in written:
-        return _written(written[id(found)])
-    return torch.from_numpy(np.asarray(found))
+def _result(found: Any, outs: dict[int, Tensor]) -> Tensor | None:
+    if id(found) in outs:
+        return _written(outs[id(found)])
+    return found if found is None or isinstance(found, Tensor) else torch.from_numpy(np.asarray(found))
 
 
 def _last(op: str, layout: object) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
@@ -73,7 +74,7 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
     as they are, and training either trains both. Layers are swapped by their exact type: Conv2d, ConvTranspose2d, ReLU,
     ReLU6 and MaxPool2d of torch.nn. What is left alone is reported with the reason: subclasses, layers with hooks,
     parametrizations or a replaced ``forward``, quantized and lazy ones, and dtypes and devices that convx has no
-    kernels for.
+    kernels for; and modules made by torch.jit, which are not copied either.
 
     Parameters
     ----------
@@ -84,7 +85,8 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
         which keeps one byte per pooled element for the backward pass. Only `torch.nn.Sequential` itself says in which
         order its layers run; for runs written out in a ``forward`` there is `convx.torch.conv2d_relu_max_pool2d`.
     verbose : bool, default True
-        Whether to print what was swapped, fused and skipped, and why. It is also the attribute ``conversion``.
+        Whether to print what was swapped, fused and skipped, and why. It is also the attribute ``conversion``, where
+        `model` has none of its own.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
     Raises
     ------
     TypeError
-        Where `model` is no module, or is wrapped already.
+        Where `model` is no module, is wrapped already, was made by torch.jit, or cannot be copied.
 
     Examples
     --------
@@ -113,7 +115,7 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
     True
     """
     _check("convert", model)
-    converted, report = _copied(model), Conversion()
+    converted, report = _copied("convert", model), Conversion()
     others: Counter[str] = Counter()
     named = list(converted.named_modules())
     for name, module in named:
@@ -129,7 +131,8 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
         for name, module in named:
             if type(module) is nn.Sequential:
                 _fuse(name, module, report)
-    converted.conversion = report  # type: ignore[assignment]
+    if isinstance(getattr(converted, "conversion", report), Conversion):
+        converted.conversion = report  # type: ignore[assignment]
     if verbose:
         print(report)
     return converted
@@ -151,7 +154,7 @@ def revert(model: ModuleT) -> ModuleT:
     Raises
     ------
     TypeError
-        Where `model` is no module, or is wrapped.
+        As `convert` does.
 
     Examples
     --------
@@ -162,17 +165,26 @@ def revert(model: ModuleT) -> ModuleT:
     <class 'torch.nn.modules.conv.Conv2d'>
     """
     _check("revert", model)
-    reverted = _copied(model)
+    reverted = _copied("revert", model)
     for module in reverted.modules():
-        if type(module) in _ORIGINALS:
-            module.__class__ = _ORIGINALS[type(module)]
-    vars(reverted).pop("conversion", None)
+        kind = type(module)
+        if kind in _ORIGINALS:
+            module.__class__ = _ORIGINALS[kind]
+        elif kind.__base__ in _ORIGINALS and is_parametrized(module):
+            # PyTorch makes a class of its own for each layer that is given a parametrization.
+            module.__class__ = type(kind.__name__, (_ORIGINALS[kind.__base__],), dict(vars(kind)))
+    if isinstance(vars(reverted).get("conversion"), Conversion):
+        del reverted.conversion
     return reverted
 
 
 def _check(op: str, model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model is a {type(model).__qualname__}, expected a torch.nn.Module")
+    if isinstance(model, ScriptModule):
+        raise TypeError(
+            f"{op}: model is a {type(model).__qualname__} of torch.jit: {op} the model that it was made from"
+        )
     for module in model.modules():
         # What torch.compile returns is of no public class; the attribute has been its mark since PyTorch 2.0.
         if isinstance(module, (nn.DataParallel, DistributedDataParallel)) or hasattr(module, "_orig_mod"):
@@ -181,10 +193,17 @@ def _check(op: str, model: object) -> None:
             )
 
 
-def _copied(model: ModuleT) -> ModuleT:
-    """Copy the modules and whatever else they hold, but no tensors of theirs."""
+def _copied(op: str, model: ModuleT) -> ModuleT:
+    """Copy the modules and whatever else they hold, but no tensors of theirs.
+
+    Modules made by torch.jit hold theirs where they cannot be shared: they are shared as a whole.
+    """
     memo: dict[int, object] = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
-    return copy.deepcopy(model, memo)
+    memo |= {id(module): module for module in model.modules() if isinstance(module, ScriptModule)}
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{op}: model cannot be copied, expected one that copy.deepcopy can copy: {error}") from error
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -197,13 +216,15 @@ def _reason_to_skip(module: nn.Module) -> str | None:
     kind = type(module)
     if kind in _ORIGINALS:
         return None
+    if isinstance(module, ScriptModule):
+        return "made by torch.jit"
     if kind not in _SWAPS:
         if "quantized" in kind.__module__.split(".") and kind.__name__ in {each.__name__ for each in _SWAPS}:
             return "quantized"
         return _kind_of_subclass(module) if isinstance(module, tuple(_SWAPS)) else None
     if modules.has_hooks(module):
         return "it has hooks"
-    if "forward" in vars(module):
+    if modules.has_own_forward(module):
         return "its forward was replaced"
     for name, tensor in module.named_parameters(recurse=False):
         if type(tensor) is not nn.Parameter:

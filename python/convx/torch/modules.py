@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import cuda
 from .._types import Activation
@@ -34,12 +35,19 @@ def supported(tensor: Tensor) -> bool:
 
 
 def unsupported(tensor: Tensor) -> str | None:
-    """Return why convx has no kernels for the type or device of `tensor`; None where it has."""
+    """Return why convx has no kernels for the type or device of `tensor`; None where it has.
+
+    What is no tensor at all is left to the operation, whose message names it.
+    """
+    if not isinstance(tensor, Tensor):
+        return None
     device = tensor.device.type
     if tensor.dtype not in _DTYPES.get(device, ()):
         return f"{str(tensor.dtype).removeprefix('torch.')} on {device}"
     if tensor.layout is not torch.strided:
         return f"of layout {tensor.layout}"
+    if tensor.is_nested:
+        return "a nested tensor"
     if device == "cuda" and (reason := cuda.unavailable_reason()):
         return f"on CUDA: {reason}"
     return None
@@ -220,7 +228,8 @@ class Sequential(nn.Sequential):
     """`torch.nn.Sequential` that computes Conv2d-ReLU and Conv2d-ReLU-MaxPool2d runs as one operation each.
 
     It holds the same layers under the same names; what a run gives is what its layers give one after the other. A run
-    is looked for in every call, so layers may be exchanged, sliced, and given hooks: one with hooks runs by itself.
+    is looked for in every call, so layers may be exchanged, sliced, and given hooks or a ``forward`` of their own: such
+    a layer is called by itself, and each layer where there are hooks for all modules.
     `convx.torch.convert` makes these out of `torch.nn.Sequential`.
 
     Notes
@@ -287,8 +296,10 @@ def obstacle(run: Sequence[nn.Module]) -> str | None:
 
     The fused operation lacks some options of convolution and pooling. Without pooling there is nothing that it lacks.
     """
-    if any(map(has_hooks, run)):
+    if any(map(has_hooks, run)) or _has_any_global_hook():
         return "a layer of it has hooks"
+    if any(map(has_own_forward, run)):
+        return "the forward of a layer of it was replaced"
     conv, pool = run[0], next((layer for layer in run if isinstance(layer, MaxPool2d)), None)
     if pool is None:
         return None
@@ -311,6 +322,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Tell whether `forward` was replaced in this one layer."""
+    return "forward" in vars(module)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
