@@ -52,11 +52,47 @@ def test_first(function, last):
 
 
 @every_function
-def test_second(function):
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_second(function, last):
     """Reverse over reverse and forward over reverse."""
     torch.autograd.gradgradcheck(
-        function, tensors(), check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True, check_batched_grad=False
+        function,
+        tensors(last=last),
+        check_fwd_over_rev=True,
+        check_rev_over_rev=True,
+        fast_mode=True,
+        check_batched_grad=False,
     )
+
+
+def fused_gradients(x, w, b):
+    """Both the output and its gradients, of what was saved, are functions of the leaves."""
+    y, saved = convx.conv2d_relu_max_pool2d(x, w, b, **FUSED)
+    return convx.conv2d_relu_max_pool2d_backward(y.sin(), saved)
+
+
+def pool_gradient(x, w, b, **choice):
+    chosen = convx.max_pool2d(x, 2, **choice)[1]
+    return convx.max_pool2d_backward(x[:, :, :2, :2].sin(), chosen, x.shape, 2)
+
+
+# The gradients that `convx` has as functions: of tensors that require grad they are recorded themselves.
+BACKWARD = {
+    "conv2d": lambda x, w, b: convx.conv2d_backward(convx.conv2d(x, w, b, **CONV).sin(), x, w, **CONV),
+    "conv_transpose2d": lambda x, w, b: convx.conv_transpose2d_backward(
+        convx.conv_transpose2d(x, w[:4], stride=2, groups=2).sin(), x, w[:4], stride=2, groups=2
+    ),
+    "relu": lambda x, w, b: convx.relu_backward(x.sin(), convx.relu(x)),
+    "max_pool2d-codes": lambda x, w, b: pool_gradient(x, w, b, return_codes=True),
+    "max_pool2d-indices": lambda x, w, b: pool_gradient(x, w, b, return_indices=True),
+    "fused": fused_gradients,
+}
+
+
+@pytest.mark.parametrize("function", BACKWARD.values(), ids=BACKWARD)
+def test_gradients_as_functions(function):
+    torch.autograd.gradcheck(function, tensors(), fast_mode=True)
+    torch.autograd.gradgradcheck(function, tensors(), fast_mode=True)
 
 
 @every_function
@@ -158,6 +194,13 @@ class TestFunc:
         torch.testing.assert_close(
             pull(value)[0], torch.func.vjp(lambda x: F.max_pool2d(F.conv2d(x, w, b, groups=2), 2), x)[1](value)[0]
         )
+
+    @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+    def test_linearized(self, arguments):
+        value, push = torch.func.linearize(self.loss, *arguments)
+        torch.testing.assert_close(value, self.by_torch(*arguments))
+        expected = torch.func.jvp(self.by_torch, arguments, arguments)[1]
+        torch.testing.assert_close(push(*arguments), expected)
 
     def test_after_the_transform(self):
         """A tensor that outlives its transform is an ordinary one again."""
@@ -271,11 +314,54 @@ class TestVmap:
 
         check_vmap(backward, (whole(y.shape, 4), x, w), dims[:2] + dims[2:])
 
+    def test_empty_batch(self):
+        """Nothing to compute; the results have the shapes of their elements still."""
+        x, w = torch.zeros(0, 2, 3, 8, 9), whole((4, 3, 3, 3))
+        for function in (
+            lambda x: ct.conv2d(x, w),
+            lambda x: ct.conv_transpose2d(x, w.transpose(0, 1)),
+            ct.relu,
+            lambda x: ct.max_pool2d(x, 2, return_indices=True)[1],
+            lambda x: ct.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2),
+            torch.func.grad(lambda x: ct.max_pool2d(ct.conv2d(x, w), 2).sum()),
+            lambda x: torch.func.jvp(lambda x: ct.max_pool2d(ct.relu(x), 2), (x,), (x,))[1],
+        ):
+            assert torch.vmap(function)(x).shape == (0, *function(torch.zeros(2, 3, 8, 9)).shape)
+        of_weights = torch.func.grad(lambda w, x: ct.conv2d(x, w).sum())
+        assert torch.vmap(of_weights, (None, 0))(w, x).shape == (0, *w.shape)
+
     def test_nested(self):
         x, w = whole((3, 2, 2, 4, 5, 6)), whole((3, 6, 4, 3, 3), 1)
         found = torch.vmap(torch.vmap(ct.conv2d, (0, None)))(x, w)
         for i, j in itertools.product(range(3), range(2)):
             assert torch.equal(found[i, j], ct.conv2d(x[i, j], w[i]))
+
+
+ODD_GRADIENTS = {
+    "expanded": lambda g: g[:1, :, :1, :1].expand(g.shape),
+    "strided": lambda g: g.repeat_interleave(2, 0).repeat_interleave(3, 2).repeat_interleave(2, 3)[::2, :, ::3, ::2],
+    "axes exchanged": lambda g: g.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels_last": as_channels_last,
+    "a negation to be done": lambda g: torch._neg_view(-g),
+    "zeros without memory": lambda g: torch._efficientzerotensor(g.shape, dtype=g.dtype),
+}
+
+
+@pytest.mark.parametrize("change", ODD_GRADIENTS.values(), ids=ODD_GRADIENTS)
+@pytest.mark.parametrize("name", ["conv2d", "conv2d-relu", "conv_transpose2d", "relu", "max_pool2d", "fused"])
+def test_gradients_however_they_lie(name, change):
+    """The gradient of the output comes from PyTorch, as a view of anything."""
+    leaves = [whole(each.shape, i, torch.float64).requires_grad_() for i, each in enumerate(tensors())]
+    y = FUNCTIONS[name](*leaves)
+    g = change(whole(y.shape, 9, torch.float64))
+    found, expected = (
+        torch.autograd.grad(y, leaves, each, retain_graph=True, allow_unused=True)
+        for each in (g, torch.zeros(y.shape, dtype=y.dtype) + g)
+    )
+    assert found[0] is not None
+    assert [each is None for each in found] == [each is None for each in expected]
+    pairs = [(one, other) for one, other in zip(found, expected, strict=True) if one is not None]
+    assert_all_equal([one for one, _ in pairs], [other for _, other in pairs], name)
 
 
 class TestCheckpoint:

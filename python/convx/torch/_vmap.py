@@ -42,12 +42,9 @@ def _outside(tensor: Tensor, axis: int, groups: int, size: int) -> Tensor:
     return apart.movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
 
 
-def _apart(tensor: Tensor, axis: int, size: int) -> Tensor:
-    """Take the batch out of an axis that it stands in front of.
-
-    An empty batch leaves that axis empty: how long it was is not told any more, and is 0 as in PyTorch's own rules.
-    """
-    return tensor.unflatten(axis, (size, tensor.shape[axis] // size if size else 0))  # type: ignore[no-any-return]
+def _length(tensor: Tensor, dim: int, axis: int) -> Any:
+    """Return how long an axis is, counted without the batch."""
+    return tensor.shape[axis + (dim <= axis)]
 
 
 def _with_groups(options: Any, factor: int) -> Any:
@@ -67,7 +64,7 @@ def _conv2d(
             output = _library.conv2d(input, weight, own, activated, *options)[None]
         else:
             output = _library.conv2d(_folded(input, of_input), weight, own, activated, *options)
-            output = _apart(output, 0, size)
+            output = output.unflatten(0, (size, _length(input, of_input, 0)))
         if of_bias is not None:
             assert bias is not None
             output = output + bias.movedim(of_bias, 0)[:, None, :, None, None]
@@ -82,7 +79,7 @@ def _conv2d(
     bias = None if bias is None else bias.flatten()
     options = _with_groups(options, size)
     output = _library.conv2d(_beside(input, of_input), _folded(weight, of_weight), bias, relu, *options)
-    return _apart(output, 1, size), 1
+    return output.unflatten(1, (size, _length(weight, of_weight, 0))), 1
 
 
 def _conv2d_grad_input(
@@ -93,7 +90,7 @@ def _conv2d_grad_input(
     n, c, h, w = input_size
     if of_weight is None:
         found = _library.conv2d_grad_input(_folded(grad, of_grad), weight, (size * n, c, h, w), last, *options)
-        return _apart(found, 0, size), 0
+        return found.unflatten(0, (size, n)), 0
     if of_grad is None:
         weight = weight.movedim(of_weight, 1).flatten(1, 2)
         found = _library.conv2d_grad_input(grad, weight, (n, size * c, h, w), last, *options)
@@ -102,7 +99,7 @@ def _conv2d_grad_input(
     found = _library.conv2d_grad_input(
         _beside(grad, of_grad), _folded(weight, of_weight), (n, size * c, h, w), last, *options
     )
-    return _apart(found, 1, size), 1
+    return found.unflatten(1, (size, c)), 1
 
 
 def _conv2d_grad_weight(
@@ -116,11 +113,13 @@ def _conv2d_grad_weight(
         return _outside(found, 0, groups, size), 0
     if of_grad is None:
         found = _library.conv2d_grad_weight(grad, _inside(input, of_input, 1, groups), (k, size * c, r, s), *options)
-        return _apart(found, 1, size), 1
+        return found.unflatten(1, (size, c)), 1
+    if not size:  # a batch drawn at random for per-sample gradients may be empty, and no groups are no convolution
+        return grad.new_empty((0, *weight_size)), 0
     found = _library.conv2d_grad_weight(
         _beside(grad, of_grad), _beside(input, of_input), (size * k, c, r, s), *_with_groups(options, size)
     )
-    return _apart(found, 0, size), 0
+    return found.unflatten(0, (size, k)), 0
 
 
 def _relu(info: Any, dims: Any, input: Tensor) -> tuple[Tensor, int]:
@@ -134,14 +133,15 @@ def _relu_backward(info: Any, dims: Any, grad: Tensor, output: Tensor) -> tuple[
 
 def _max_pool2d(info: Any, dims: Any, input: Tensor, *options: Any) -> tuple[Tensor, int]:
     output = _library.max_pool2d(_folded(input, dims[0]), *options)
-    return _apart(output, 0, info.batch_size), 0
+    return output.unflatten(0, (info.batch_size, _length(input, dims[0], 0))), 0
 
 
 def _max_pool2d_with_choice(
     info: Any, dims: Any, input: Tensor, *options: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     output, choice = _library.max_pool2d_with_choice(_folded(input, dims[0]), *options)
-    return (_apart(output, 0, info.batch_size), _apart(choice, 0, info.batch_size)), (0, 0)
+    batch = info.batch_size, _length(input, dims[0], 0)
+    return (output.unflatten(0, batch), choice.unflatten(0, batch)), (0, 0)
 
 
 def _max_pool2d_backward(
@@ -151,13 +151,14 @@ def _max_pool2d_backward(
     grad, choice = _front(grad, dims[0], size).flatten(0, 1), _front(choice, dims[1], size).flatten(0, 1)
     n, c, h, w = input_size
     found = _library.max_pool2d_backward(grad, choice, (size * n, c, h, w), *options)
-    return _apart(found, 0, size), 0
+    return found.unflatten(0, (size, n)), 0
 
 
 def _max_pool2d_gather(info: Any, dims: Any, input: Tensor, choice: Tensor, *options: Any) -> tuple[Tensor, int]:
     size = info.batch_size
-    input, choice = _front(input, dims[0], size).flatten(0, 1), _front(choice, dims[1], size).flatten(0, 1)
-    return _library.max_pool2d_gather(input, choice, *options).unflatten(0, (size, -1)), 0
+    input, choice = _front(input, dims[0], size), _front(choice, dims[1], size)
+    found = _library.max_pool2d_gather(input.flatten(0, 1), choice.flatten(0, 1), *options)
+    return found.unflatten(0, (size, input.shape[1])), 0
 
 
 def _fused(
@@ -166,7 +167,8 @@ def _fused(
     of_input, of_weight, of_bias, *_ = dims
     if of_weight is None and of_bias is None:
         found = _library.conv2d_relu_max_pool2d(_folded(input, of_input), weight, bias, *options)
-        output, codes = (_apart(each, 0, info.batch_size) for each in found)
+        batch = info.batch_size, _length(input, of_input, 0)
+        output, codes = (each.unflatten(0, batch) for each in found)
         return (output, codes), (0, 0)
     conv, pool = _autograd.parts(options)
     dense, dim = _conv2d(info, dims, input, weight, bias, True, *conv)
