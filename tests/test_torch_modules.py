@@ -7,6 +7,7 @@ import copy
 import io
 import os
 import pickle
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import convx.torch
 from convx.torch import modules
@@ -745,16 +747,24 @@ class Filtered(torch.utils.data.Dataset):
         return y.detach()[0], x.grad[0]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_of_a_data_loader(start):
-    """Forked ones come with threads that are gone."""
+def forked_workers():
+    """What the forked workers of a DataLoader make is what this process makes, whose threads they come without."""
     expected = [Filtered()[index] for index in range(6)]  # starts this process's threads
-    loader = torch.utils.data.DataLoader(Filtered(), 2, num_workers=2, multiprocessing_context=start)
+    loader = torch.utils.data.DataLoader(Filtered(), 2, num_workers=2, multiprocessing_context="fork")
     found = [pair for batch in loader for pair in zip(*batch, strict=True)]
     assert len(found) == 6
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is how workers start on Linux")
+def test_workers_of_a_data_loader():
+    """In a process of its own: this one may have loaded JAX, which warns of every fork."""
+    code = "import convx, test_torch_modules as tests; convx.set_num_threads(2); tests.forked_workers(); print('equal')"
+    tests = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["equal"], done.stderr
 
 
 def test_threads_that_train_one_model():
@@ -769,6 +779,37 @@ def test_threads_that_train_one_model():
     assert len(found) == 4
     for each in found:
         assert all(torch.equal(one, other) for one, other in zip(each, expected, strict=True))
+
+
+@pytest.mark.parametrize("build", [networks.lenet5, lambda: networks.resnet18(10, width=8)], ids=["lenet5", "resnet18"])
+def test_operations_are_counted(build):
+    """By PyTorch's own counter: a converted model takes as many as the model."""
+    model = build()
+    image = (2, 1, 28, 28) if build is networks.lenet5 else (2, 3, 32, 32)
+    counts = []
+    for each in (model, convx.torch.convert(model, verbose=False)):
+        with FlopCounterMode(display=False) as counter:
+            each(torch.randn(image)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 1e6
+
+
+@pytest.mark.parametrize("frozen", ["neither", "weight", "input"])
+def test_operations_of_single_calls_are_counted(frozen):
+    counts = []
+    for conv2d, fused in (
+        (F.conv2d, lambda x, w: F.max_pool2d(F.relu(F.conv2d(x, w, None, 2, 1)), 2)),
+        (convx.torch.conv2d, lambda x, w: convx.torch.conv2d_relu_max_pool2d(x, w, None, 2, 1, pool_kernel_size=2)),
+    ):
+        x, w = torch.randn(2, 3, 17, 16), torch.randn(4, 3, 3, 2)
+        for name, leaf in (("input", x), ("weight", w)):
+            leaf.requires_grad_(name != frozen)
+        for function in (lambda x, w, conv2d=conv2d: conv2d(x, w, None, (2, 1), (1, 0), (1, 2)), fused):
+            with FlopCounterMode(display=False) as counter:
+                function(x, w).sum().backward()
+            counts.append(counter.get_total_flops())
+    assert counts[:2] == counts[2:]
+    assert counts[0] == 2 * (2 * 4 * 9 * 14) * (3 * 3 * 2) * (3 if frozen == "neither" else 2)
 
 
 def data_parallel(rank, folder):
