@@ -54,6 +54,13 @@ class TestCompile:
         compiled = torch.compile(block, fullgraph=True)
         assert_all_equal(gradients(compiled, x, w), gradients(block, x, w))
 
+    def test_inductor_on_every_operation(self):
+        """Whole programs, forward and backward: the strides that Inductor plans with are those that kernels return."""
+        compiled = torch.compile(network, fullgraph=True)
+        for image in (leaves()[0], as_channels_last(leaves()[0])):
+            tensors = (image, *leaves()[1:])
+            assert_all_equal(gradients(compiled, *tensors), gradients(network, *tensors))
+
     def test_any_size(self):
         """One program for images of all sizes."""
         programs = []
@@ -85,6 +92,26 @@ class TestCompile:
         per_sample = torch.vmap(torch.func.grad(loss), (None, 0))
         compiled = torch.compile(per_sample, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(w, x), per_sample(w, x))
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x, w: ct.conv2d(x, w, groups=2, activation="relu"),
+            lambda x, w: ct.max_pool2d(ct.conv2d(x, w, groups=2), 2),
+            lambda x, w: ct.conv2d_relu_max_pool2d(x, w, groups=2, pool_kernel_size=2),
+            lambda x, w: ct.conv_transpose2d(ct.relu(x), w, groups=2),
+        ],
+        ids=["conv2d", "max_pool2d", "fused", "conv_transpose2d"],
+    )
+    def test_forward_mode_inside(self, function):
+        x, w, _ = leaves()
+
+        def tangent(x, w):
+            return torch.func.jvp(function, (x, w), (x, w))[1]
+
+        expected = tangent(x, w)
+        assert expected.abs().max() > 0
+        assert torch.equal(torch.compile(tangent, fullgraph=True, backend="aot_eager")(x, w), expected)
 
     def test_errors_name_the_operation(self):
         compiled = torch.compile(lambda x, w: ct.conv2d(x, w), fullgraph=True, backend="eager")

@@ -95,6 +95,24 @@ def test_the_others(last, device):
     assert expected <= set(device)
 
 
+@both_formats
+def test_what_is_not_recorded(last, device, monkeypatch):
+    x, w, g = whole((2, 3, 9, 8)), whole((4, 3, 3, 3), 1), whole((2, 4, 7, 6), 2)
+    x = as_channels_last(x) if last else x
+
+    def calls():
+        y, mask = convx.relu(x, return_mask=True)
+        out = torch.zeros(2, 3, 9, 8)
+        assert convx.conv_transpose2d(torch._neg_view(g), w, out=out) is out
+        per_sample = convx.conv2d_backward(g, x, w, per_sample=True)
+        return [y, mask, convx.relu_backward(y, mask), out, *per_sample, *convx.conv2d_grad_norms(g, x, w.shape)]
+
+    found = calls()
+    assert device == ["relu", "conv_transpose2d", "conv2d_backward", "relu_backward", "conv2d_grad_norms"]
+    monkeypatch.setattr(_kernels, "on_cpu", lambda tensor: True)
+    assert_all_equal(found, calls())
+
+
 def test_by_the_dispatcher(device):
     """What is traced or transformed ends at the same kernels."""
     x, w = whole((3, 4, 9, 8)), whole((4, 4, 3, 3), 1)

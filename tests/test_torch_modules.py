@@ -7,7 +7,9 @@ import copy
 import io
 import os
 import pickle
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,11 @@ torch = pytest.importorskip("torch")
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import convx.torch
 from convx.torch import modules
@@ -204,6 +208,17 @@ class TestLayers:
             expected, actual = (layer(x)[0] if "indices" in name else layer(x) for layer in (theirs, ours))
             assert actual.shape == expected.shape
 
+    def test_what_is_no_tensor(self):
+        x = torch.randn(1, 6, 9, 9)
+        for name in LAYERS:
+            if name.startswith("relu6") or name == "relu in place":
+                continue  # PyTorch's functions
+            for value, kind in ((x.numpy(), r"numpy\.ndarray"), (None, "NoneType"), ([x], "list")):
+                with pytest.raises(TypeError, match=rf"^\w+: input is a {kind}, expected a torch\.Tensor$"):
+                    layers(name)[1](value)
+        with pytest.raises(TypeError, match="conv2d_relu_max_pool2d: input is a list"):
+            convx.torch.convert(block("crp"), verbose=False)([x])
+
     def test_errors_name_what_was_wrong(self):
         conv = convx.torch.Conv2d(6, 8, 3)
         with pytest.raises(convx.ShapeError, match=r"conv2d: .*input channels"):
@@ -317,6 +332,27 @@ class TestFusing:
         torch.testing.assert_close(fused, separate)
         handle.remove()
         assert torch.equal(converted(x), fused)
+
+    def test_hooks_for_all_modules_see_every_layer(self, calls):
+        converted = convx.torch.convert(block("crp"), verbose=False)
+        x, seen = torch.randn(1, 3, 8, 8), []
+        handle = register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+        separate = converted(x)
+        handle.remove()
+        assert seen == [convx.torch.Conv2d, convx.torch.ReLU, convx.torch.MaxPool2d, convx.torch.Sequential]
+        torch.testing.assert_close(separate, converted(x))
+        assert calls == ["conv2d", "relu", "max_pool2d", "conv2d_relu_max_pool2d"]
+
+    def test_a_forward_replaced_later_is_called(self, calls):
+        converted = convx.torch.convert(block("crp"), verbose=False)
+        plain = converted[1].forward
+        converted[1].forward = lambda x: 2 * plain(x)
+        x = torch.randn(1, 3, 8, 8)
+        assert_close([converted(x)], [2 * F.max_pool2d(F.relu(F.conv2d(x, converted[0].weight, converted[0].bias)), 2)])
+        assert calls == ["conv2d", "relu", "max_pool2d"]
+        del converted[1].forward
+        converted(x)
+        assert calls[3:] == ["conv2d_relu_max_pool2d"]
 
     def test_layers_can_be_sliced_and_exchanged(self, calls):
         converted = convx.torch.convert(block("crp"), verbose=False)
@@ -433,6 +469,86 @@ class TestConvert:
         x = torch.randn(1, 3, 8, 8)
         assert_close(run(converted, x), run(model, x))
 
+    def test_weights_in_common(self):
+        """One Parameter in two layers, and one layer in two places, stay one."""
+        first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        second.weight = first.weight
+        half = nn.Sequential(first, nn.ReLU(), second)
+        model = nn.Sequential(half, nn.ReLU(), half)
+        converted = convx.torch.convert(model, verbose=False)
+        assert converted[0] is converted[2]
+        assert converted[0][0].weight is converted[0][2].weight is first.weight
+        assert converted.conversion.fused == {"0.0": "Conv2d-ReLU"}
+        x = torch.randn(2, 3, 8, 8)
+        assert_close(run(converted, x), run(model, x))
+
+    def test_parametrized_after_converting(self):
+        x, plain = torch.randn(1, 3, 8, 8), block("cr")
+        converted = convx.torch.convert(plain, verbose=False)
+        parametrizations.weight_norm(converted[0])
+        expected = converted(x)
+        assert isinstance(converted[0], convx.torch.Conv2d)
+        assert_close([expected], [plain(x)])
+        reverted = convx.torch.revert(converted)
+        assert isinstance(reverted[0], nn.Conv2d)
+        assert not isinstance(reverted[0], convx.torch.Conv2d)
+        assert isinstance(converted[0], convx.torch.Conv2d)
+        assert_same_bits(reverted.state_dict(), converted.state_dict())
+        assert_close([reverted(x)], [expected])
+        parametrize.remove_parametrizations(reverted[0], "weight")
+        assert type(reverted[0]) is nn.Conv2d
+        assert_close([reverted(x)], [expected])
+
+    def test_lazy_layers(self):
+        """Left alone as long as they are lazy; their Parameters are those of the model, whichever runs first."""
+        model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU())
+        converted = convx.torch.convert(model, verbose=False)
+        x = torch.randn(1, 3, 8, 8)
+        assert_close([converted(x)], [model(x)])
+        assert converted[0].weight is model[0].weight
+        assert convx.torch.convert(converted, verbose=False).conversion.swapped == {"0": "Conv2d"}
+
+    @pytest.mark.parametrize("value", ["text", nn.Conv2d(3, 4, 3)])
+    def test_an_attribute_of_the_name_of_the_report(self, value):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conversion = value
+
+        converted = convx.torch.convert(Model(), verbose=False)
+        kind = convx.torch.Conv2d if isinstance(value, nn.Module) else str
+        assert type(converted.conversion) is kind
+        assert type(convx.torch.revert(converted).conversion) is type(value)
+
+    def test_what_cannot_be_copied(self):
+        model = block("cr")
+        model.lock = threading.Lock()
+        for function in (convx.torch.convert, convx.torch.revert):
+            message = rf"^{function.__name__}: model cannot be copied, .* copy\.deepcopy can copy: .*lock"
+            with pytest.raises(TypeError, match=message):
+                function(model)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+    def test_modules_of_torch_jit(self):
+        """Their Parameters cannot be shared with a copy: so the whole of them is, or the model refused."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Conv2d(4, 4, 3)), nn.ReLU())
+        converted = convx.torch.convert(model, verbose=False)
+        assert converted.conversion.skipped == {"1": "RecursiveScriptModule: made by torch.jit"}
+        assert converted[1] is model[1]
+        assert all(ours is theirs for ours, theirs in zip(converted.parameters(), model.parameters(), strict=True))
+        x = torch.randn(1, 3, 8, 8)
+        assert_close([converted(x)], [model(x)])
+        with pytest.raises(TypeError, match=r"^convert: model was made by torch\.jit: convert the model that"):
+            convx.torch.convert(model[1])
+
+    def test_models_of_torch_fx(self):
+        model = torch.fx.symbolic_trace(block("crp"))
+        converted = convx.torch.convert(model, verbose=False)
+        assert list(converted.conversion.swapped.values()) == ["Conv2d", "ReLU", "MaxPool2d"]
+        x = torch.randn(1, 3, 8, 8)
+        assert_close(run(converted, x), run(model, x))
+        assert next(converted.parameters()) is next(model.parameters())
+
     @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch.compile's own imports
     def test_wrapped_models_are_refused(self):
         with pytest.raises(TypeError, match=r"convert: model is a list, expected a torch\.nn\.Module"):
@@ -457,6 +573,19 @@ class TestConvert:
         assert vars(reverted).keys() == vars(model).keys()
         assert_same_bits(reverted.state_dict(), trained)
         assert type(converted.features) is convx.torch.Sequential
+
+    @pytest.mark.parametrize("name", ["lenet5", "vgg11", "mobilenet_v2"])
+    def test_revert_gives_pytorchs_bits(self, name):
+        """Nothing of convx is left in it: outputs and gradients are those of the model itself."""
+        model = getattr(networks, name)().eval()
+        image = (1, 28, 28) if name == "lenet5" else (3, 32, 32)
+        converted = convx.torch.convert(model, verbose=False)
+        expected, ours, actual = (
+            run(each, torch.randn(2, *image, generator=torch.Generator().manual_seed(1)))
+            for each in (model, converted, convx.torch.revert(converted))
+        )
+        assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
+        assert not all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
 
     def test_whole_models_are_saved_and_loaded(self, tmp_path):
         converted = convx.torch.convert(networks.lenet5(), verbose=False)
@@ -526,12 +655,71 @@ class TestTraining:
         for one, other in zip(*found, strict=True):
             assert torch.equal(one, other)
 
-    def test_compiled(self):
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+    def test_compiled(self, backend):
+        """One program for batches of all sizes."""
+        torch._dynamo.reset()
         model = convx.torch.convert(networks.lenet5(), verbose=False)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+        for n in (4, 7, 3):
+            x = torch.randn(n, 1, 28, 28)
+            for one, other in zip(gradients(compiled, x), gradients(model, x), strict=True):
+                torch.testing.assert_close(one, other)
+        torch._dynamo.reset()
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's own
+    def test_exported(self):
+        model, n = convx.torch.convert(networks.lenet5(), verbose=False).eval(), torch.export.Dim("n", min=1)
+        program = torch.export.export(model, (torch.randn(2, 1, 28, 28),), dynamic_shapes=({0: n},))
+        names = [str(node.target) for node in program.graph.nodes if "convx" in str(node.target)]
+        assert names == ["convx.conv2d_relu_max_pool2d.default"] * 2 + ["convx.relu.default"] * 2
+        for size in (1, 5):
+            x = torch.randn(size, 1, 28, 28)
+            assert torch.equal(program.module()(x), model(x))
+
+    def test_functional_calls(self):
+        """Parameters handed in: an ensemble, and the gradients of single images."""
+        models = [convx.torch.convert(networks.lenet5(), verbose=False) for _ in range(3)]
+        values = torch.func.stack_module_state(models)
+        call = lambda parameters, x: torch.func.functional_call(models[0], parameters, (x,))  # noqa: E731
         x = torch.randn(4, 1, 28, 28)
-        for one, other in zip(gradients(compiled, x), gradients(model, x), strict=True):
-            torch.testing.assert_close(one, other)
+        outputs = torch.vmap(call, (0, None))(values[0], x)
+        assert_close(outputs, [model(x) for model in models])
+        parameters = dict(models[0].named_parameters())
+        loss = lambda parameters, x: call(parameters, x[None]).square().sum()  # noqa: E731
+        of_each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+        assert_close([of_each[name].sum(0) for name in parameters], gradients(models[0], x))
+
+    def test_scaled_gradients(self):
+        """AMP as it is written for PyTorch: autocast and a GradScaler."""
+        losses = []
+        for change in (lambda model: model, lambda model: convx.torch.convert(model, verbose=False)):
+            torch.manual_seed(0)
+            model = change(networks.lenet5())
+            optimizer, scaler = torch.optim.SGD(model.parameters(), 0.05), torch.amp.GradScaler("cpu")
+            x, y, curve = torch.randn(8, 1, 28, 28), torch.arange(8), []
+            for _ in range(20):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = F.cross_entropy(model(x).float(), y)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                curve.append(loss.item())
+            losses.append(torch.tensor(curve))
+        assert losses[0][-1] < losses[0][0] - 0.1
+        # PyTorch's convolutions round to 8 bits here, convx's do not: 0.0011 apart at most.
+        torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0.01)
+
+    def test_16_bits_under_autocast(self):
+        """What a layer before it has made 16 bits of stays so, in PyTorch's own kernels."""
+        x = torch.randn(1, 3, 8, 8)
+        with torch.autocast("cpu", torch.bfloat16):
+            for name in ("crp", "c"):
+                converted = convx.torch.convert(block(name), verbose=False)
+                assert converted(x).dtype == torch.float32
+                assert converted(x.bfloat16()).dtype == torch.bfloat16
 
     def test_autocast(self):
         """Convolutions stay in float32, which is what convx computes in; PyTorch's layers follow autocast."""
@@ -544,6 +732,84 @@ class TestTraining:
         torch.testing.assert_close(y.float(), model(x), rtol=0.05, atol=0.05)
         y.float().sum().backward()
         assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+class Filtered(torch.utils.data.Dataset):
+    """Images that are made, and a gradient, by convx in the workers of a DataLoader."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        x = torch.full((1, 3, 8, 9), float(index), requires_grad=True)
+        y = convx.torch.conv2d_relu_max_pool2d(x, torch.ones(4, 3, 3, 3), pool_kernel_size=2)
+        y.sum().backward()
+        return y.detach()[0], x.grad[0]
+
+
+def forked_workers():
+    """What the forked workers of a DataLoader make is what this process makes, whose threads they come without."""
+    expected = [Filtered()[index] for index in range(6)]  # starts this process's threads
+    loader = torch.utils.data.DataLoader(Filtered(), 2, num_workers=2, multiprocessing_context="fork")
+    found = [pair for batch in loader for pair in zip(*batch, strict=True)]
+    assert len(found) == 6
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is how workers start on Linux")
+def test_workers_of_a_data_loader():
+    """In a process of its own: this one may have loaded JAX, which warns of every fork."""
+    code = "import convx, test_torch_modules as tests; convx.set_num_threads(2); tests.forked_workers(); print('equal')"
+    tests = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["equal"], done.stderr
+
+
+def test_threads_that_train_one_model():
+    model = convx.torch.convert(networks.lenet5(), verbose=False).double()
+    x = torch.randn(4, 1, 28, 28).double()
+    expected, found = gradients(model, x), []
+    threads = [threading.Thread(target=lambda: found.append(gradients(model, x))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for each in found:
+        assert all(torch.equal(one, other) for one, other in zip(each, expected, strict=True))
+
+
+@pytest.mark.parametrize("build", [networks.lenet5, lambda: networks.resnet18(10, width=8)], ids=["lenet5", "resnet18"])
+def test_operations_are_counted(build):
+    """By PyTorch's own counter: a converted model takes as many as the model."""
+    model = build()
+    image = (2, 1, 28, 28) if build is networks.lenet5 else (2, 3, 32, 32)
+    counts = []
+    for each in (model, convx.torch.convert(model, verbose=False)):
+        with FlopCounterMode(display=False) as counter:
+            each(torch.randn(image)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 1e6
+
+
+@pytest.mark.parametrize("frozen", ["neither", "weight", "input"])
+def test_operations_of_single_calls_are_counted(frozen):
+    counts = []
+    for conv2d, fused in (
+        (F.conv2d, lambda x, w: F.max_pool2d(F.relu(F.conv2d(x, w, None, 2, 1)), 2)),
+        (convx.torch.conv2d, lambda x, w: convx.torch.conv2d_relu_max_pool2d(x, w, None, 2, 1, pool_kernel_size=2)),
+    ):
+        x, w = torch.randn(2, 3, 17, 16), torch.randn(4, 3, 3, 2)
+        for name, leaf in (("input", x), ("weight", w)):
+            leaf.requires_grad_(name != frozen)
+        for function in (lambda x, w, conv2d=conv2d: conv2d(x, w, None, (2, 1), (1, 0), (1, 2)), fused):
+            with FlopCounterMode(display=False) as counter:
+                function(x, w).sum().backward()
+            counts.append(counter.get_total_flops())
+    assert counts[:2] == counts[2:]
+    assert counts[0] == 2 * (2 * 4 * 9 * 14) * (3 * 3 * 2) * (3 if frozen == "neither" else 2)
 
 
 def data_parallel(rank, folder):

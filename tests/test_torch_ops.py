@@ -207,6 +207,42 @@ class TestMemory:
             y.sum().backward()
             assert x.grad.shape == x.shape
 
+    def test_memory_out_of_step(self, function):
+        """Addresses that are no multiple of an element's size, as `torch.frombuffer` makes them."""
+        x = whole((2, 3, 8, 9))
+        memory = bytearray(b"." + x.numpy().tobytes())
+        odd = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(x.shape)
+        assert odd.data_ptr() % 4
+        assert torch.equal(function(odd), function(x))
+
+    def test_subclasses(self, function):
+        """They come back, recorded or not, as from PyTorch's own operations."""
+
+        class Subclass(torch.Tensor):
+            pass
+
+        x = whole((2, 3, 8, 9))
+        found = function(x.as_subclass(Subclass))
+        assert type(found) is Subclass
+        assert torch.equal(found.as_subclass(torch.Tensor), function(x))
+        leaf = x.clone().requires_grad_()
+        recorded = function(leaf.as_subclass(Subclass))
+        if recorded.requires_grad:
+            recorded.sum().backward()
+            assert_all_equal([leaf.grad.as_subclass(torch.Tensor)], torch.autograd.grad(function(leaf).sum(), leaf))
+
+    def test_inference_mode(self, function):
+        """Tensors without a version, as results and as inputs."""
+        x = whole((2, 3, 8, 9))
+        with torch.inference_mode():
+            found = function(x * 1)
+        assert found.is_inference()
+        assert torch.equal(found, function(x))
+
+    def test_zeros_without_memory(self, function):
+        zeros = torch._efficientzerotensor((2, 3, 8, 9))
+        assert torch.equal(function(zeros), function(torch.zeros(2, 3, 8, 9)))
+
     def test_negations_still_to_be_done(self, function):
         x = whole((2, 3, 8, 9))
         assert torch.equal(function(torch._neg_view(x)), function(-x))

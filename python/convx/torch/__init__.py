@@ -13,12 +13,7 @@ Nothing of it is compiled against PyTorch: it works with the version that is ins
 convx` alone does not load PyTorch.
 """
 
-from . import (
-    _recording,  # noqa: F401  what the dispatcher is told
-    _shapes,  # noqa: F401
-    _threads,
-    _vmap,  # noqa: F401
-)
+from . import _flops, _recording, _shapes, _threads, _vmap  # noqa: F401  what PyTorch is told of the operations
 from .convert import Conversion, convert, revert
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
 from .modules import Conv2d, ConvTranspose2d, MaxPool2d, ReLU, ReLU6, Sequential

@@ -182,9 +182,7 @@ def _check(op: str, model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model is a {type(model).__qualname__}, expected a torch.nn.Module")
     if isinstance(model, ScriptModule):
-        raise TypeError(
-            f"{op}: model is a {type(model).__qualname__} of torch.jit: {op} the model that it was made from"
-        )
+        raise TypeError(f"{op}: model was made by torch.jit: {op} the model that it was made from")
     for module in model.modules():
         # What torch.compile returns is of no public class; the attribute has been its mark since PyTorch 2.0.
         if isinstance(module, (nn.DataParallel, DistributedDataParallel)) or hasattr(module, "_orig_mod"):
