@@ -776,8 +776,8 @@ def test_a_traced_option_is_named_by_jax(fast_way):
 def test_an_exported_program_runs(fast_way):
     """XLA's exporter wants to be told that the calls of convx are meant; the recipe of docs/from/jax.md."""
     allowed = [jax.export.DisabledSafetyCheck.custom_call("convx.relu")]
-    saved = jax.export.export(jax.jit(cx.relu), disabled_checks=allowed)(jnp.asarray(x4)).serialize()
-    y = jax.export.deserialize(saved).call(jnp.asarray(x4))
+    exported = jax.export.export(jax.jit(cx.relu), disabled_checks=allowed)(jnp.asarray(x4))
+    y = exported.call(jnp.asarray(x4))
     assert_same_bits(np.asarray(y), convx.relu(x4), "exported")
 
 
