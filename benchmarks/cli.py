@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import cases as catalogue
-from benchmarks import floor, machine, plots, report, training
+from benchmarks import choices, floor, machine, plots, report, training
 from benchmarks.cases import Case
 from benchmarks.display import LiveDisplay
 from benchmarks.results import FOLDER, Results, file_name
@@ -117,6 +117,19 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("overhead", parents=[run], help="calls on tiny arrays")
     commands.add_parser("all", parents=[run], help="all of these in one file")
     commands.add_parser("floor", parents=[run], help="the figures of the speed floor, and whether they are met")
+    chosen = commands.add_parser("choices", help="every method of every layer: whether convx takes the fastest")
+    chosen.add_argument("--lists", type=names_of(lists), metavar="A,B", help=f"of {', '.join(lists)}")
+    chosen.add_argument("--batch", type=batches, metavar="N,M", help="default: 1 and 8; `list`: the list's own")
+    chosen.add_argument("--passes", type=names_of(choices.PASSES), metavar="A,B", help=", ".join(choices.PASSES))
+    chosen.add_argument("--dtype", type=names_of(list(catalogue.ITEMSIZE)), metavar="A,B", help="default: float32")
+    chosen.add_argument("--layouts", type=names_of(choices.LAYOUTS), metavar="A,B", default=list(choices.LAYOUTS))
+    chosen.add_argument("--algorithm", choices=("auto", "direct"), default="auto", help="direct: without Winograd")
+    chosen.add_argument("--isa", help="the instruction set that convx is forced to: portable, avx2, avx512")
+    chosen.add_argument("--threads", type=int, default=machine.cpu_count())
+    chosen.add_argument("--seconds", type=float, default=0.3, help="of timing for each cell (default: 0.3)")
+    chosen.add_argument("--rounds", type=int, default=3, help="turns of all methods (default: 3)")
+    chosen.add_argument("--output", type=Path, help="a JSON file for what was found")
+    chosen.add_argument("--judge", type=Path, metavar="FILE", help="no timing: this build's choices by FILE's times")
     again = commands.add_parser("report", help="tables and plots of a result file")
     again.add_argument("file", type=Path)
     compare = commands.add_parser("compare", help="what changed from one result file to another")
@@ -213,6 +226,28 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
     return path
 
 
+def measure_choices(options: argparse.Namespace, console: Console) -> None:
+    """Runs `choices`: in this process, since only convx takes part."""
+    import convx
+    from convx import _cpu
+
+    if options.isa:
+        _cpu.set_isa(options.isa)
+    convx.set_num_threads(options.threads)
+    batches = options.batch or list(catalogue.NETWORK_BATCHES)
+    lists, passes = options.lists or LISTS["layers"], options.passes or choices.PASSES
+    cases = catalogue.layer_cases("conv2d", lists, batches, passes, chosen_dtypes(options))
+    if options.judge:
+        found = list(choices.judged(cases, options.layouts, options.algorithm, options.judge))
+    else:
+        turns = choices.run(cases, options.layouts, options.algorithm, options.seconds, options.rounds, console)
+        found = list(turns)
+    choices.show(found, console)
+    if options.output:
+        choices.save(found, choices.about(options.threads, options.algorithm), options.output)
+        console.print(f"wrote {options.output}", soft_wrap=True, highlight=False)
+
+
 def tell(path: Path, console: Console) -> None:
     """Tables on the console and in a text file beside the JSON, and the plots."""
     results = Results.load(path)
@@ -231,7 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=report.FILE_WIDTH)
     try:
-        if options.command == "compare":
+        if options.command == "choices":
+            measure_choices(options, console)
+        elif options.command == "compare":
             report.compare(Results.load(options.before), Results.load(options.after), console)
         else:
             tell(options.file if options.command == "report" else measure(options, console), console)

@@ -46,8 +46,7 @@ model = nn.Sequential(
 # %%
 # One line
 # --------
-# It returns a copy that shares the parameters; here each of the two models is to be trained by itself, so it gets a
-# copy of them.
+# It converts the model itself; here PyTorch's is to be trained beside it, so it gets a copy.
 
 converted = convx.torch.convert(copy.deepcopy(model))
 

@@ -60,7 +60,7 @@ def resnet18(classes=1000):
 
 torch.manual_seed(0)
 model = resnet18()
-converted = convx.torch.convert(model)
+converted = convx.torch.convert(model, inplace=False)
 
 # %%
 # Four photographs

@@ -304,6 +304,24 @@ POOL_PROBLEMS = {
     "same-even": Pool(h=8, w=9, kernel_size=2, stride=1, padding="same"),
     "same-lower-even": Pool(h=8, w=9, kernel_size=2, stride=1, padding="same_lower"),
     "same-lower": Pool(h=8, w=10, kernel_size=(2, 4), stride=(2, 3), padding="same_lower"),
+    "widest-padding": Pool(h=6, w=8, kernel_size=3, stride=2, padding=2),
+    "widest-padding-2x2": Pool(h=7, w=9, padding=1, stride=1),
+    "widest-padding-stride1": Pool(h=7, w=19, kernel_size=(4, 5), stride=1, padding=((3, 0), (4, 3))),
+    "widest-padding-ceil": Pool(h=7, w=8, kernel_size=4, stride=3, padding=3, ceil_mode=True),
+    "widest-padding-dilated": Pool(h=9, w=11, kernel_size=3, stride=2, padding=(4, 6), dilation=(2, 3)),
+    "widest-padding-one-cell": Pool(h=1, w=1, kernel_size=3, stride=1, padding=2),
+    "same-stride-over-kernel": Pool(h=11, w=13, kernel_size=2, stride=(3, 5), padding="same"),
+    # The first window of a row has no tap inside, a later one lacks its first.
+    "gaps": Pool(h=7, w=2, kernel_size=3, stride=1, padding=(1, 4), dilation=(1, 3)),
+    "gaps-both": Pool(h=2, w=3, kernel_size=3, stride=1, padding=8, dilation=4),
+    "gaps-rows": Pool(h=3, w=17, kernel_size=(3, 2), stride=1, padding=((9, 8), (0, 1)), dilation=(5, 1)),
+    # The windows over the only row begin two strides before it.
+    "gap-of-strides": Pool(h=1, w=9, kernel_size=2, stride=(5, 1), padding=((1, 11), (0, 0)), dilation=(11, 1)),
+    "gaps-ceil": Pool(h=3, w=2, kernel_size=3, stride=3, padding=8, dilation=4, ceil_mode=True),
+    # Ceil mode adds a row of windows; before it stands one whose taps lie on either side of the image.
+    "gaps-stride-over-kernel": Pool(
+        h=4, w=9, kernel_size=2, stride=(3, 4), padding=((4, 3), (5, 5)), dilation=(5, 6), ceil_mode=True
+    ),
     "global": Pool(h=7, w=8, kernel_size=(7, 8)),
     "row": Pool(h=1, w=33, kernel_size=(1, 3), stride=(1, 2)),
     "column": Pool(h=33, w=1, kernel_size=(3, 1), stride=(2, 1)),
@@ -314,6 +332,10 @@ POOL_PROBLEMS = {
     "planes-38": Pool(c=19, h=7, w=9, kernel_size=3, stride=1, padding=1),
     "planes-38-stride2": Pool(c=19, h=13, w=14, kernel_size=3, stride=2),
     "planes-38-2x2": Pool(c=19, h=7, w=10),
+    "planes-38-widest-padding": Pool(c=19, h=7, w=9, kernel_size=3, stride=2, padding=2),
+    "planes-38-gaps": Pool(c=19, h=3, w=4, kernel_size=(2, 3), stride=1, padding=((5, 3), (8, 7)), dilation=(5, 5)),
+    "channels-33-widest-padding": Pool(n=1, c=33, h=6, w=7, kernel_size=3, stride=1, padding=2),
+    "channels-33-gaps": Pool(n=1, c=33, h=2, w=3, kernel_size=(3, 2), stride=1, padding=(7, 4), dilation=(4, 5)),
     "planes-38-3x2": Pool(c=19, h=9, w=8, kernel_size=(3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)),
 }
 
@@ -422,7 +444,7 @@ def exact_algorithm(problem: Conv | Transpose) -> str:
     op = "conv2d" if isinstance(problem, Conv) else "conv_transpose2d"
     passes = (op, f"{op}_backward")
     plans = [plan for each in passes for plan in convx.explain(each, *shapes, **problem.options)]
-    return "direct" if any(plan.algorithm == "winograd" for plan in plans) else "auto"
+    return "direct" if any(plan.algorithm.startswith("winograd") for plan in plans) else "auto"
 
 
 # Largest row sum of |A'| |G| |B'| of F(4, 3) at the points 0, +-11/16, +-3/2 (csrc/cpu/kernels/winograd.inl.h): how

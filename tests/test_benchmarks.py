@@ -21,7 +21,7 @@ import convx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import cases, cli, data, floor, plots, report, runners, session, timing, training
+from benchmarks import cases, choices, cli, data, floor, plots, report, runners, session, timing, training
 from benchmarks.cases import Case
 from benchmarks.problems import ConvProblem, FusedProblem, PoolProblem, ReluProblem
 from benchmarks.results import Cell, Results, file_name
@@ -479,6 +479,13 @@ class TestResults:
         assert min(problem.c for problem in problems if isinstance(problem, ConvProblem)) == 64
         assert {problem.input_shape[0] for problem in problems} == {8}
 
+    def test_regret(self) -> None:
+        one = choices.Choice("a", "1x1", "NCHW", "x", {"x": 1.2, "y": 1.0, "z": 2.0})
+        other = choices.Choice("b", "1x1", "NCHW", "y", {"x": 1.2, "y": 1.0})
+        assert (one.best, one.regret, other.regret) == ("y", pytest.approx(0.2), 0)
+        text = text_of(lambda console: choices.show([one, other], console))
+        assert "2 cells: median regret 10.0 %, mean 10.0 %; 1 of them, 50.0 %, over 10.0 %" in text
+
 
 class Silent:
     """A display that shows nothing."""
@@ -521,6 +528,23 @@ class TestProcesses:
         assert cli.main(["report", str(path)]) == 0
         assert cli.main(["compare", str(path), str(path)]) == 0
         assert "10 cells compared" in capsys.readouterr().out
+
+    def test_choices(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path, before = tmp_path / "choices.json", (convx.get_num_threads(), convx._cpu.config()["isa"])
+        command = "choices --lists grouped --batch 1 --passes grad_weight --layouts NHWC --seconds 0.01 --rounds 1"
+        try:
+            assert cli.main([*command.split(), "--isa", "portable", "--threads", "1", "--output", str(path)]) == 0
+        finally:
+            convx.set_num_threads(before[0])
+            convx._cpu.set_isa(before[1])
+        saved = json.loads(path.read_text())
+        assert (saved["about"]["isa"], saved["about"]["threads"]) == ("portable", 1)
+        found = [choices.Choice(**each) for each in saved["choices"]]
+        assert len(found) > 5
+        for each in found:
+            assert each.chosen in each.seconds and each.best in each.seconds and each.regret >= 0
+            assert each.layout == "NHWC" and each.kind == "grouped"
+        assert f"{len(found)} cells: median regret" in capsys.readouterr().out
 
     def test_every_operation_and_pass_of_convx_agrees_with_the_reference(self) -> None:
         conv = ConvProblem(2, 6, 9, 10, 4, (3, 3), (1, 1), (1, 1), (1, 1), 2)

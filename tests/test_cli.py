@@ -2,22 +2,29 @@
 
 import io
 import json
+import os
 import re
+import shutil
+import signal
+import stat
+import struct
 import subprocess
 import sys
+import zlib
 from argparse import Namespace
 
 import numpy as np
 import pytest
 
 import convx
-from convx import _cpu, nn, reference
+from convx import _cli, _cpu, nn, reference
 from convx._cli import main
+from convx._cli.errors import CommandError, prepare_file, write_file
 
 demo = pytest.importorskip("convx._cli.demo", reason="needs the extra demo", exc_type=ModuleNotFoundError)
 train = pytest.importorskip("convx._cli.train", reason="needs the extra demo", exc_type=ModuleNotFoundError)
 Image = pytest.importorskip("PIL.Image")
-Console = pytest.importorskip("rich.console").Console
+Console = pytest.importorskip("convx._cli.console", reason="needs the extra demo", exc_type=ModuleNotFoundError).Console
 
 
 def failure(capsys, *arguments):
@@ -26,6 +33,20 @@ def failure(capsys, *arguments):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
+
+
+@pytest.fixture
+def photograph(tmp_path, monkeypatch):
+    """A small photograph, photo.png, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save("photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let the commands write an empty figure, where what is in it says nothing."""
+    monkeypatch.setattr(demo.pictures, "pipeline", lambda *_: demo.pictures.Figure((1, 1)))
 
 
 class TestInfo:
@@ -78,7 +99,7 @@ class TestDemo:
         picture = tmp_path / "new" / "stages.png"
         assert main(["demo", "--output", str(picture)]) == 0
         with Image.open(picture) as image:
-            assert min(image.size) > 1500
+            assert min(image.size) > 1400
         text = capsys.readouterr().out
         for stage, shape in (
             ("grey values", "1 x 427 x 640"),
@@ -159,6 +180,163 @@ class TestDemo:
             error = failure(capsys, "demo", "--image", file, "--output", tmp_path / "never.png")
             assert re.fullmatch(f"convx demo: error: {message}\n", error)
         assert not (tmp_path / "never.png").exists()
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16", "palette, alpha"])
+    @pytest.mark.filterwarnings("ignore:.*I;16:DeprecationWarning")
+    def test_modes(self, mode, photograph):
+        with Image.open(photograph) as image:
+            if mode == "palette, alpha":
+                image = image.quantize(7)
+                image.save("photo.gif", transparency=3)
+            else:
+                (image.convert("I") if mode == "I;16" else image).convert(mode).save("photo.tif")
+        grey = demo.to_grey(demo.read(next(photograph.parent.glob("photo.[gt]i*"))))
+        assert grey.shape == (20, 30)
+        assert 0 <= grey.min() < grey.max() <= 1
+
+    def test_alpha_is_seen_on_white(self, tmp_path):
+        Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(tmp_path / "clear.png")
+        assert demo.read(tmp_path / "clear.png").min() == 255
+
+    def test_the_first_of_several_frames(self, tmp_path):
+        first, *others = (Image.fromarray(np.full((4, 5), level, np.uint8)) for level in (10, 90, 200))
+        first.save(tmp_path / "moving.gif", save_all=True, append_images=others)
+        assert (demo.read(tmp_path / "moving.gif") == 10).all()
+
+    @pytest.mark.parametrize(
+        ("values", "ends"),
+        [([3e38, -3e38], [1, 0]), ([np.nan, np.inf, 2, 4], [0, 0, 0, 1]), ([7, 7], [0, 0]), ([np.nan, 5], [0, 0])],
+    )
+    def test_floats_without_bounds(self, values, ends, tmp_path):
+        pixels = np.tile(np.float32(values), (3, 3))
+        Image.fromarray(pixels).save(tmp_path / "float.tif")
+        np.testing.assert_array_equal(demo.to_grey(demo.read(tmp_path / "float.tif"))[0, : len(values)], ends)
+
+    def test_no_finite_pixel(self, tmp_path, capsys):
+        Image.fromarray(np.full((3, 3), np.nan, np.float32)).save(tmp_path / "nan.tif")
+        error = failure(capsys, "demo", "--image", tmp_path / "nan.tif", "--output", tmp_path / "never.png")
+        assert "no pixel that is a finite number" in error
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tif", "webp", "ppm", "tga", "jp2", "dds", "avif"])
+    def test_damaged_files(self, suffix, photograph, capfd):
+        """Whatever bytes are cut or changed: pixels or one CommandError, and not a word of a library."""
+        path = photograph.with_suffix(f".{suffix}")
+        try:
+            with Image.open(photograph) as image:
+                image.save(path, **({"compression": "tiff_lzw"} if suffix == "tif" else {}))
+        except (KeyError, OSError, ValueError) as error:
+            pytest.skip(f"this Pillow cannot write {suffix}: {error}")
+        whole, rng, failed = path.read_bytes(), np.random.default_rng(1), 0
+        for _ in range(60):
+            damaged = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.5 else whole)
+            for at in rng.integers(max(1, min(300, len(damaged))), size=2)[: len(damaged)]:
+                damaged[at] = rng.choice([0, 1, 127, 255])
+            path.write_bytes(damaged)
+            try:
+                demo.read(path)
+            except (CommandError, MemoryError):
+                failed += 1
+        assert failed
+        assert capfd.readouterr().err == ""
+
+    def test_a_bomb(self, tmp_path, capsys):
+        def chunk(name, data):
+            return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+        body = chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+        error = failure(capsys, "demo", "--image", tmp_path / "bomb.png", "--output", tmp_path / "never.png")
+        assert error.startswith(f"convx demo: error: {tmp_path}/bomb.png is too large: Image size (3600000000 pixels)")
+
+    @pytest.mark.parametrize(
+        "output", ["photo.png", "./photo.png", "photo", "folder/../photo.png", "link.png", "hard.png", "{}"]
+    )
+    def test_the_photograph_is_not_overwritten(self, output, photograph, capsys):
+        before = photograph.read_bytes()
+        (photograph.parent / "folder").mkdir()
+        os.symlink("photo.png", "link.png")
+        os.link("photo.png", "hard.png")
+        for image in ("photo.png", "link.png", "hard.png"):
+            error = failure(capsys, "demo", "--image", image, "--output", output.format(photograph))
+            assert re.search(rf"cannot write .*: it is the same file as {image}\n", error)
+        assert photograph.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("output", "message"),
+        [
+            ("", "cannot write .: it is a folder"),
+            (".", "cannot write .: it is a folder"),
+            ("/", "cannot write /: it is a folder"),
+            ("folder", "cannot write folder: it is a folder"),
+            ("a" * 300 + ".png", "cannot write a+.png: File name too long"),
+            ("a" * 300 + "/x.png", "cannot create the folder a+: File name too long"),
+            ("/proc/x.png", "cannot write /proc/x.png: .+"),
+            ("dangling.png", "cannot write dangling.png: No such file or directory"),
+            ("loop.png", "cannot write loop.png: Too many levels of symbolic links"),
+            ("x.pgf", "cannot write x.pgf: its format is not one of .*"),
+            ("photo.png/x.png", "cannot create the folder photo.png: File exists"),
+        ],
+    )
+    def test_outputs_that_are_no_place(self, output, message, photograph, capsys):
+        (photograph.parent / "folder").mkdir()
+        os.symlink("nowhere/x.png", "dangling.png")
+        os.symlink("loop.png", "loop.png")
+        before = sorted(os.listdir())
+        error = failure(capsys, "demo", "--image", "photo.png", "--output", output)
+        assert re.fullmatch(f"convx demo: error: {message}\n", error)
+        assert sorted(os.listdir()) == before
+
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            ("[red]x[", "[red]x["),
+            ("ünï 图", "ünï 图"),
+            ("a\nb\x1b[31m", r"a\nb\x1b[31m"),
+            (os.fsdecode(b"\xff"), r"\udcff"),
+            ("-x", "-x"),
+            ("$x$ {0} %s", "$x$ {0} %s"),
+        ],
+    )
+    @pytest.mark.usefixtures("quick")
+    def test_names(self, name, shown, photograph, capsys, monkeypatch):
+        """A report names the file that it is of, whatever a terminal or Rich would make of the name."""
+        monkeypatch.setenv("COLUMNS", "200")
+        os.mkdir(name)
+        shutil.copy(photograph, f"{name}/red].png")
+        assert main(["demo", f"--image={name}/red].png", f"--output={name}/out].png"]) == 0
+        text = capsys.readouterr().out
+        assert text.splitlines()[-1] == f"wrote {shown}/out].png"
+        assert text.splitlines()[0].startswith("red].png: 3 kernels")
+        assert failure(capsys, "demo", f"--image={name}") == f"convx demo: error: cannot read {shown}: Is a directory\n"
+
+    @pytest.mark.parametrize("columns", [0, 1, 40, 80])
+    @pytest.mark.parametrize("variable", ["NO_COLOR", "FORCE_COLOR", "TERM"])
+    @pytest.mark.usefixtures("quick", "photograph")
+    def test_terminals(self, columns, variable, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv(variable, {"TERM": "dumb"}.get(variable, "1"))
+        assert main(["demo", "--image", "photo.png", "--output", "stages.png"]) == 0
+        text = capsys.readouterr().out
+        assert "wrote stages.png" in text
+        assert "time" in text
+        assert "…" not in text  # nothing is cut
+        assert ("\x1b" in text) == (variable == "FORCE_COLOR")
+
+    @pytest.mark.parametrize("shape", [(2100, 1500), (3, 5000), (5000, 3), (961, 960)])
+    def test_a_large_photograph_is_drawn_small(self, shape):
+        """Matplotlib takes 1.5 GB for each image of 24 million pixels: it gets none larger than the picture."""
+        rng = np.random.default_rng(0)
+        colours, grey = rng.integers(0, 255, (*shape, 3), np.uint8), rng.random(shape, np.float32)
+        stages = [(name, np.stack([grey] * 3)) for name in ("a, zero border", "b, valid border", "c", "d")]
+        figure = demo.pictures.pipeline(colours, grey, demo.KERNELS, stages)
+        drawn = [image.get_array() for axes in figure.axes for image in axes.images]
+        assert len(drawn) == 4 + 3 * 5
+        for each in drawn:
+            assert max(each.shape[:2]) <= demo.pictures.SHOWN
+        assert drawn[1].mean() == pytest.approx(grey.mean(), abs=0.01)
+        titles = [axes.get_title() for axes in figure.axes]
+        assert sum(f"{shape[0]} × {shape[1]}" in title for title in titles) == 2 + 3 * 4
 
     def test_pictures_that_cannot_be_written(self, tmp_path, capsys):
         (tmp_path / "file").write_text("")
@@ -253,6 +431,10 @@ class TestTrain:
     def test_a_learning_rate_that_is_too_high(self, tmp_path, capsys):
         error = failure(capsys, "train", "--optimizer", "sgd", "--lr", "1e9", "--output-dir", tmp_path)
         assert re.search(r"the loss is (nan|inf) in epoch 1: try a --lr below 1e\+09", error)
+        once = ("--batch-size", "1438", "--epochs", "1", "--lr", "1e30", "--output-dir", tmp_path / "pictures")
+        error = failure(capsys, "train", "--optimizer", "sgd", *once)
+        assert error == "convx train: error: scores are not finite in epoch 1: try a --lr below 1e+30\n"
+        assert not list((tmp_path / "pictures").glob("*.png"))
 
     def test_what_cannot_be_written_is_known_before_training(self, tmp_path, capsys):
         (tmp_path / "file").write_text("")
@@ -263,13 +445,225 @@ class TestTrain:
         error = failure(capsys, "train", "--output-dir", tmp_path, "--batch-size", "2000")
         assert "--batch-size is 2000, there are 1438 training digits" in error
 
-    def test_interrupt(self, tmp_path, capsys, monkeypatch):
+    @pytest.mark.parametrize(
+        "save", ["loss.png", "./kernels.png", "../out/feature-maps.png", "link.npz", "{}/loss.png"]
+    )
+    def test_the_parameters_take_no_place_of_a_picture(self, save, tmp_path, capsys, monkeypatch):
+        (tmp_path / "out").mkdir()
+        monkeypatch.chdir(tmp_path / "out")
+        os.symlink("loss.png", "link.npz")
+        error = failure(capsys, "train", "--output-dir", ".", "--save", save.format(tmp_path / "out"))
+        assert re.search(r"cannot write .*: it is the same file as (loss|kernels|feature-maps)\.png\n", error)
+
+    def test_a_picture_that_is_a_folder(self, tmp_path, capsys):
+        (tmp_path / "kernels.png").mkdir()
+        error = failure(capsys, "train", "--output-dir", tmp_path)
+        assert error == f"convx train: error: cannot write {tmp_path}/kernels.png: it is a folder\n"
+
+    @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+    @pytest.mark.parametrize("rate", ["1e39", "1e308"])
+    def test_a_learning_rate_beyond_float32(self, optimizer, rate, tmp_path, capsys):
+        error = failure(capsys, "train", "--optimizer", optimizer, "--lr", rate, "--output-dir", tmp_path)
+        assert "try a --lr below" in error
+
+    @pytest.mark.parametrize("epochs", [30, 10**18, 10**400], ids=["30", "10**18", "10**400"])
+    def test_interrupt(self, epochs, tmp_path, capsys, monkeypatch):
         def interrupt(*_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(nn.CrossEntropyLoss, "forward", interrupt)
-        assert main(["train", "--output-dir", str(tmp_path)]) == 130
+        assert main(["train", "--epochs", str(epochs), "--output-dir", str(tmp_path)]) == 130
         assert capsys.readouterr().err == "convx train: interrupted\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_a_signal_that_matplotlib_replaced(self, number, tmp_path, capsys, monkeypatch):
+        def draw(*_):
+            try:
+                _cli.end(number, None)
+            except KeyboardInterrupt:
+                raise ValueError("Invalid affine transformation matrix") from None
+
+        monkeypatch.setattr(_cli, "_signals", [])
+        monkeypatch.setattr(train, "draw", draw)
+        assert main(["train", "--epochs", "1", "--output-dir", str(tmp_path)]) == 128 + number
+        assert capsys.readouterr().err == "convx train: interrupted\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_a_signal_while_it_trains(self, number, tmp_path):
+        # A runner in the background ignores some of them, and a child inherits that.
+        heed = f"import os, signal, sys; signal.signal({number:d}, signal.SIG_DFL); "
+        heed += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        command = [sys.executable, "-c", heed, "-m", "convx", "train", "--epochs", "1000000", "--output-dir"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([*command, str(tmp_path)], **pipes) as process:
+            try:
+                assert process.stdout.readline().startswith("epoch ")
+                process.send_signal(number)
+                error = process.communicate(timeout=60)[1]
+            finally:
+                process.kill()
+        assert (process.returncode, error) == (128 + number, "convx train: interrupted\n")
+        assert not list(tmp_path.iterdir())
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [(OSError(28, "No space left on device"), CommandError), (KeyboardInterrupt(), None), (MemoryError(), None)],
+    )
+    def test_what_was_there_stays_until_all_is_written(self, error, raised, tmp_path):
+        def write(place):
+            place.write_text("half")
+            raise error
+
+        (tmp_path / "old").write_text("old")
+        for name in ("old", "new"):
+            with pytest.raises(raised or type(error)):
+                write_file(tmp_path / name, write)
+        assert [path.name for path in tmp_path.iterdir()] == ["old"]
+        assert (tmp_path / "old").read_text() == "old"
+
+    def test_links_and_modes(self, tmp_path):
+        old, link, other = tmp_path / "old", tmp_path / "link", tmp_path / "other"
+        old.write_text("old")
+        old.chmod(0o640)
+        link.symlink_to("old")
+        os.link(old, other)
+        write_file(link, lambda place: place.write_text("new"))
+        assert link.is_symlink()
+        assert (old.read_text(), other.read_text()) == ("new", "old")
+        assert stat.S_IMODE(old.stat().st_mode) == 0o640
+        before = os.umask(0o027)
+        write_file(tmp_path / "fresh", lambda place: place.write_text("new"))
+        os.umask(before)
+        assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o640
+
+    def test_a_pipe_is_written_in_place(self, tmp_path):
+        reader, writer = os.pipe()
+        path = tmp_path / "pipe"
+        path.symlink_to(f"/proc/self/fd/{writer}")
+        prepare_file(path)
+        write_file(path, lambda place: place.write_text("through"))
+        assert os.read(reader, 99) == b"through"
+        os.close(reader)
+        os.close(writer)
+
+    @pytest.mark.parametrize("protected", ["file", "folder"])
+    def test_write_protection(self, protected, tmp_path):
+        folder, file = tmp_path / "folder", tmp_path / "folder" / "file"
+        folder.mkdir()
+        file.write_text("old")
+        place, mode = (file, 0o444) if protected == "file" else (folder, 0o555)
+        place.chmod(mode)
+        if os.access(place, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(CommandError, match=r"it is write-protected|Permission denied"):
+            prepare_file(file)
+        folder.chmod(0o755)
+
+
+def shell(line, **environment):
+    """Run a line of the shell, in which $convx is the command line and warnings are errors."""
+    environment = os.environ | {"convx": f"{sys.executable} -W error -m convx"} | environment
+    environment.pop("PYTHONUNBUFFERED", None)
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
+
+
+class TestStreams:
+    @pytest.mark.parametrize("command", ["info", "info --json", "--help", "train --help"])
+    @pytest.mark.parametrize(
+        ("streams", "status", "error"),
+        [
+            ("| true; exit $PIPESTATUS", 141, ""),
+            ("> /dev/full", 1, r"convx(.*): error: cannot write to the standard output: No space left on device\n"),
+            (">&-", 0, ""),
+            (">&- 2>&- <&-", 0, ""),
+        ],
+    )
+    def test_standard_output(self, command, streams, status, error):
+        ended = shell(f"$convx {command} {streams}")
+        assert ended.returncode == status
+        assert re.fullmatch(error, ended.stderr)
+
+    @pytest.mark.parametrize("command", ["demo --image photo.png --output out", "train --epochs 2 --output-dir out"])
+    def test_a_reader_that_goes_away_takes_no_picture_along(self, command, photograph):
+        ended = shell(f"$convx {command} | true; exit $PIPESTATUS")
+        assert (ended.returncode, ended.stderr) == (141, "")
+        for path in ("out/loss.png", "out/kernels.png", "out/feature-maps.png") if "train" in command else ("out.png",):
+            with Image.open(path) as image:
+                image.load()
+
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+    @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+    @pytest.mark.usefixtures("quick", "photograph")
+    def test_encodings(self, encoding, errors, monkeypatch):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding, errors)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["demo", "--image", "photo.png", "--output", "図.png"]) == 0
+        last = stream.buffer.getvalue().splitlines()[-1]
+        assert last == ("wrote 図.png".encode() if encoding == "utf-8" else b"wrote \\u56f3.png")
+
+
+class TestSurroundings:
+    @pytest.mark.parametrize(
+        ("variable", "message"),
+        [
+            ("CONVX_ISA=none", "CONVX_ISA=none: this machine can run: .*"),
+            ("CONVX_ISA=$'a\\nb'", r"CONVX_ISA=a\\nb: this machine can run: .*"),
+            ("CONVX_ISA=$'\\xff'", r"CONVX_ISA=\\udcff: this machine can run: .*"),
+            ("CONVX_ALGORITHM=fast", "CONVX_ALGORITHM=fast: expected auto or direct"),
+        ],
+    )
+    def test_variables_that_mean_nothing(self, variable, message):
+        ended = shell(f"{variable} $convx info")
+        assert ended.returncode == 1
+        assert re.fullmatch(f"convx info: error: {message}\n", ended.stderr)
+
+    @pytest.mark.parametrize("threads", ["0", "-1", "many", "99999999999999999999", ""])
+    def test_numbers_of_threads_that_are_none(self, threads):
+        ended = shell("$convx info", CONVX_NUM_THREADS=threads)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert re.search(r"^threads +\d+ \((?!CONVX)", ended.stdout, re.M)
+
+    def test_matplotlib_as_somebody_else_set_it(self, photograph):
+        (photograph.parent / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 9\n")
+        nowhere = {"MPLCONFIGDIR": "/proc/none", "HOME": "/proc/none"}
+        ended = shell("$convx demo --image photo.png --output stages.png", MPLBACKEND="none", **nowhere)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        with Image.open("stages.png") as image:
+            assert image.width == 2000
+
+    @pytest.mark.parametrize("command", ["demo --image photo.png --output", "train --epochs 1 --save"])
+    def test_a_full_disk(self, command, photograph):
+        (photograph.parent / "old.png").write_text("old")
+        ended = shell(f"ulimit -f 8; $convx {command} old.png")
+        assert ended.returncode == 1
+        assert re.fullmatch(r"convx \w+: error: cannot write old\.png: File too large\n", ended.stderr)
+        assert (photograph.parent / "old.png").read_text() == "old"
+        assert not list(photograph.parent.glob(".convx*"))
+
+    @pytest.mark.parametrize("command", ["demo", "train"])
+    def test_a_folder_that_is_gone(self, command, tmp_path):
+        ended = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir ../gone; $convx {command}")
+        assert ended.returncode == 1
+        assert re.fullmatch(r"convx \w+: error: cannot .* convx-(demo\.png|train): No such file.*\n", ended.stderr)
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (ImportError("scipy.so: failed to map\nsegment"), r"scipy.so: failed to map\nsegment"),
+            (OSError("no writable cache directory"), "no writable cache directory"),
+            (PermissionError(13, "Permission denied", "fonts"), "[Errno 13] Permission denied: 'fonts'"),
+            (MemoryError(), "there is not enough memory"),
+        ],
+    )
+    def test_what_a_library_raises(self, error, message, capsys, monkeypatch):
+        def load(_):
+            raise error
+
+        monkeypatch.setattr(train, "load_digits", lambda: load(None))
+        monkeypatch.setattr(train, "prepare_file", lambda *_: None)
+        assert failure(capsys, "train") == f"convx train: error: {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -285,10 +679,17 @@ class TestTrain:
         (["train", "--optimizer", "lion"], "argument --optimizer: invalid choice: 'lion'"),
         (["train", "--seed", "-1"], "argument --seed: -1 is below 0"),
         (["demo", "--picture", "x"], "unrecognized arguments: --picture x"),
+        (["demo", "a\nb\x1b[31m"], r"unrecognized arguments: a\nb\x1b[31m"),
+        (["demo", "--image", "-x.png"], "argument --image: expected one argument"),
+        (["train", "--epochs", "9" * 5000], "is not a whole number"),
+        (["train", "--seed", "1.5"], "argument --seed: '1.5' is not a whole number"),
+        (["train", "--lr=-inf"], "argument --lr: -inf is not a finite number above 0"),
     ],
 )
 def test_wrong_options_end_with_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -44,6 +44,8 @@ PROBLEMS = {
     "pool-2x3": (Conv(c=4, h=11, w=12, k=7), pool((2, 3), (2, 1), (1, 0))),
     "pool-stride-over-kernel": (Conv(c=4, h=13, w=15, k=7), pool(2, 3)),
     "pool-per-side": (Conv(c=4, h=9, w=10, k=7), pool(4, 2, ((2, 0), (1, 2)))),
+    "pool-widest": (Conv(c=4, h=9, w=10, k=7), pool((3, 4), 2, ((2, 1), (3, 0)))),
+    "pool-widest-stride-over-kernel": (Conv(c=4, h=9, w=10, k=7), pool(2, 3, 1)),
     "pool-same": (Conv(c=4, h=9, w=10, k=7), pool(3, 2, "same")),
     "pool-same-lower": (Conv(c=4, h=9, w=10, k=7), pool(2, 1, "same_lower")),
     "pool-1x1": (Conv(c=4, h=6, w=7, k=7), pool(1)),

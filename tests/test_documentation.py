@@ -6,8 +6,11 @@ Where a page shows two libraries side by side (a container `pair`), both blocks 
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +65,19 @@ def with_included(path):
         return text[begin : text.index(match[3], begin) if match[3] else None]
 
     return INCLUDE.sub(included, path.read_text(encoding="utf-8"))
+
+
+def test_the_method_of_the_page_compiles(tmp_path):
+    """docs/adding-a-method.md has a whole one; whoever follows the page only types it."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    sources = README.parent / "csrc"
+    if compiler is None or not sources.is_dir():
+        pytest.skip("needs a compiler and the checkout")
+    page = (README.parent / "docs/adding-a-method.md").read_text(encoding="utf-8")
+    [text] = [block for block in re.findall(r"^```cpp\n(.+?)^```$", page, re.M | re.S) if "#include" in block]
+    (tmp_path / "row_loops.cpp").write_text(text, encoding="utf-8")
+    command = [compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{sources}", "row_loops.cpp"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stderr == ""
 
 
 @pytest.fixture

@@ -13,6 +13,9 @@ from convx import ShapeError
 pytestmark = pytest.mark.core
 
 
+ALGORITHMS = '"auto", "direct", "winograd" or a method of convx.explain'
+
+
 def zeros(*shape, dtype="float32"):
     return np.zeros(shape, dtype)
 
@@ -195,7 +198,7 @@ SHAPE_ERRORS = {
     ),
     "activation": (conv2d(activation="tanh"), "conv2d: activation is 'tanh', expected None or \"relu\""),
     "layout": (conv2d(layout="CHWN"), 'conv2d: layout is \'CHWN\', expected "NCHW" or "NHWC"'),
-    "algorithm": (conv2d(algorithm="fft"), 'conv2d: algorithm is \'fft\', expected "auto", "direct" or "winograd"'),
+    "algorithm": (conv2d(algorithm="fft"), f"conv2d: algorithm is 'fft', expected {ALGORITHMS}"),
     "winograd kernel": (
         conv2d(weight=zeros(4, 8, 5, 3), algorithm="winograd"),
         'conv2d: algorithm is "winograd" with kernel (5, 3), stride (1, 1) and dilation (1, 1), '
@@ -380,12 +383,12 @@ SHAPE_ERRORS = {
     "pool stride zero": (max_pool2d(stride=(2, 0)), "max_pool2d: stride is (2, 0), expected positive numbers"),
     "pool dilation zero": (max_pool2d(dilation=0), "max_pool2d: dilation is (0, 0), expected positive numbers"),
     "pool padding": (
-        max_pool2d(kernel_size=3, padding=2),
-        "max_pool2d: padding is 2 in height, expected at most 1 (half of the window's 3 cells)",
+        max_pool2d(kernel_size=3, padding=3),
+        "max_pool2d: padding is 3 in height, expected at most 2 (one less than the window's 3 cells)",
     ),
     "pool padding of one side": (
-        max_pool2d(kernel_size=(3, 2), dilation=(1, 3), padding=((1, 1), (0, 3))),
-        "max_pool2d: padding is 3 in width, expected at most 2 (half of the window's 4 cells)",
+        max_pool2d(kernel_size=(3, 2), dilation=(1, 3), padding=((2, 2), (0, 4))),
+        "max_pool2d: padding is 4 in width, expected at most 3 (one less than the window's 4 cells)",
     ),
     "pool padding negative": (
         max_pool2d(padding=-1),
@@ -475,7 +478,7 @@ SHAPE_ERRORS = {
     ),
     "fused padding": (
         fused_forward(pool_padding=2),
-        "conv2d_relu_max_pool2d: pool_padding is 2 in height, expected at most 1 (half of the window's 2 cells)",
+        "conv2d_relu_max_pool2d: pool_padding is 2 in height, expected at most 1 (one less than the window's 2 cells)",
     ),
     "fused window over image": (
         fused_forward(pool_kernel_size=5),
@@ -542,13 +545,13 @@ TYPE_ERRORS = {
         conv2d(stride=None),
         "conv2d: stride is None, expected an integer or a pair of integers (height, width)",
     ),
-    "stride as an array": (
-        conv2d(stride=np.array([2, 2])),
-        "conv2d: stride is a numpy.ndarray, expected an integer or a pair of integers (height, width)",
+    "stride as an array of rows": (
+        conv2d(stride=np.array([[2, 2]])),
+        "conv2d: stride is a numpy.ndarray, expected an integer",
     ),
-    "padding as an array": (
-        conv2d(padding=np.array([[1, 1], [1, 1]])),
-        f"conv2d: padding is a numpy.ndarray, expected {PADDINGS}",
+    "padding as an array of floats": (
+        conv2d(padding=np.array([1.0, 1.0])),
+        "conv2d: padding is a numpy.float64, expected an integer or a pair of integers (height, width)",
     ),
     "groups as an array": (conv2d(groups=np.array([1])), "conv2d: groups is a numpy.ndarray, expected an integer"),
     "stride of floats": (conv2d(stride=(1, 2.0)), "conv2d: stride is a float, expected an integer"),
@@ -564,7 +567,7 @@ TYPE_ERRORS = {
     "padding_value": (conv2d(padding_value="0"), "conv2d: padding_value is a str, expected a number"),
     "activation": (conv2d(activation=convx.relu), 'conv2d: activation is a function, expected None or "relu"'),
     "layout": (conv2d(layout=None), 'conv2d: layout is None, expected "NCHW" or "NHWC"'),
-    "algorithm": (conv2d(algorithm=None), 'conv2d: algorithm is None, expected "auto", "direct" or "winograd"'),
+    "algorithm": (conv2d(algorithm=None), f"conv2d: algorithm is None, expected {ALGORITHMS}"),
     "mask": (
         conv2d_backward(output_mask=True),
         "conv2d_backward: output_mask is a bool, expected three bools: (grad_input, grad_weight, grad_bias)",
@@ -907,7 +910,7 @@ def test_one_corrupted_code(code, position, isa, dtype, layout):
         call()
 
 
-@pytest.mark.parametrize("index", [-2, -(2**63), 2**63 - 1, 2**31, 2**32, 1400])
+@pytest.mark.parametrize("index", [-1, -2, -(2**63), 2**63 - 1, 2**31, 2**32, 1400])
 @pytest.mark.parametrize("position", [0, 1, -1, 100])
 def test_one_corrupted_index(index, position, isa, dtype):
     grad, taps = np.ones((2, 9, 10, 35), dtype), np.zeros((2, 9, 10, 35), np.int64)
@@ -918,13 +921,30 @@ def test_one_corrupted_index(index, position, isa, dtype):
         call()
 
 
-def test_index_minus_one_adds_no_gradient(isa, dtype):
-    """What a window has whose dilation carries every tap over the image: see test_max_pool2d."""
-    grad, taps = np.ones((2, 9, 10, 35), dtype), np.zeros((2, 9, 10, 35), np.int64)
-    taps[:, :, ::2] = -1
-    grad_input = convx.max_pool2d_backward(grad, taps, (2, 9, 20, 70), 2)
-    assert (grad_input[:, :, 0, 0] == 5 * 35).all()
-    assert grad_input.sum() == taps.size // 2
+@pytest.mark.parametrize("channels", [1, 9, 40])
+def test_index_minus_one_is_for_windows_without_a_cell(channels, isa, dtype, layout):
+    """Dilation carries every tap of some windows over the image; there -1 is right, elsewhere outside the plane."""
+    shape = (1, channels, 5, 2) if layout == "NCHW" else (1, 5, 2, channels)
+    options = dict(kernel_size=(1, 3), stride=1, padding=(0, 4), dilation=(1, 3), layout=layout)
+    output, taps = convx.max_pool2d(np.ones(shape, dtype), return_indices=True, **options)
+    empty = taps == -1
+    assert empty.any()
+    assert (~empty).any()
+    call = lambda: convx.max_pool2d_backward(np.ones_like(output), taps, shape, **options)  # noqa: E731
+    assert call().sum() == (~empty).sum()
+    for position in np.flatnonzero(~empty)[[0, 1, -1]]:
+        kept, taps.flat[position] = taps.flat[position], -1
+        with pytest.raises(ShapeError, match="indices_or_codes has an index outside the plane"):
+            call()
+        taps.flat[position] = kept
+    for position in np.flatnonzero(empty)[[0, -1]]:
+        for index in (-2, 10):
+            kept, taps.flat[position] = taps.flat[position], index
+            with pytest.raises(ShapeError, match="indices_or_codes has an index outside the plane"):
+                call()
+            taps.flat[position] = kept
+    taps.flat[np.flatnonzero(empty)[0]] = 3  # inside the plane it is an index like any other
+    assert call().sum() == (~empty).sum() + 1
 
 
 def test_a_code_over_the_border_is_outside(isa, dtype, layout):

@@ -216,7 +216,8 @@ def test_denormal_numbers_stay(fast_way):
 
 SOME_POOL_PROBLEMS = {
     **{name: POOL_PROBLEMS[name] for name in ("2x2", "3x3-stride2-pad1", "dilation-padded", "per-side-ceil", "same")},
-    "windows-without-taps": POOL_PROBLEMS["windows-without-taps"],
+    **{name: POOL_PROBLEMS[name] for name in ("windows-without-taps", "widest-padding-ceil", "gaps", "gaps-both")},
+    "gaps-stride-over-kernel": POOL_PROBLEMS["gaps-stride-over-kernel"],
     "more taps than codes": Pool(n=2, h=20, w=19, kernel_size=(16, 17), stride=2),
 }
 
@@ -256,6 +257,7 @@ FUSED = {
         Conv(c=4, h=15, w=14, k=6, stride=(1, 2), groups=2),
         dict(pool_kernel_size=(3, 2), pool_stride=1, pool_padding=(1, 0)),
     ),
+    "widest padding": (Conv(c=3, h=9, w=8, k=5), dict(pool_kernel_size=(3, 4), pool_stride=2, pool_padding=(2, 3))),
 }
 
 
@@ -718,7 +720,7 @@ SHAPE_ERRORS = {
     ),
     "pool padding": (
         lambda x: cx.conv2d_relu_max_pool2d(x, jnp.asarray(w4), groups=2, pool_kernel_size=2, pool_padding=2),
-        "conv2d_relu_max_pool2d: pool_padding is 2 in height, expected at most 1 (half of the window's 2 cells)",
+        "conv2d_relu_max_pool2d: pool_padding is 2 in height, expected at most 1 (one less than the window's 2 cells)",
     ),
 }
 TYPE_ERRORS = {

@@ -9,6 +9,7 @@ import pytest
 
 import convx
 from convx import nn
+from support import POOL_PROBLEMS, to_layout
 
 EPSILON = 1e-6
 # Central differences in float64: truncation error about EPSILON**2, rounding about 1e-16 / EPSILON.
@@ -64,6 +65,7 @@ LAYERS = {
     "pool with codes": lambda: nn.MaxPool2d(2),
     "pool overlapping": lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True),
     "pool dilated": lambda: nn.MaxPool2d((2, 3), 1, dilation=2),
+    "pool padded": lambda: nn.MaxPool2d((3, 2), (2, 3), ((2, 0), (1, 1)), ceil_mode=True),
     "pool NHWC": lambda: nn.MaxPool2d(2, layout="NHWC"),
     "flatten": lambda: nn.Flatten(),
     "flatten inner": lambda: nn.Flatten(1, 2),
@@ -107,6 +109,19 @@ def test_pool_keeps_one_byte_per_output_where_the_window_allows():
         assert context.selection.dtype == dtype
         assert context.selection.shape == output.shape
     check_gradients(nn.MaxPool2d(16, 3), distinct(np.random.default_rng(4), (1, 1, 20, 20)), np.random.default_rng(5))
+
+
+@pytest.mark.parametrize("name", ["gaps", "gaps-ceil", "gaps-stride-over-kernel"])
+def test_pool_windows_without_a_cell(name, layout):
+    problem = POOL_PROBLEMS[name]
+    layer = nn.MaxPool2d(**problem.options, layout=layout)
+    x = to_layout(np.random.default_rng(4).standard_normal(problem.input_shape), layout)
+    output, context = layer.forward(x)
+    empty = output == -np.inf
+    assert empty.any() and not empty.all()
+    np.testing.assert_array_equal(context.selection == 255, empty)
+    np.testing.assert_array_equal(layer(x), output)
+    assert layer.backward(np.ones_like(output), context).sum() == (~empty).sum()
 
 
 def test_relu_keeps_one_bit_per_element():
@@ -524,29 +539,69 @@ class TestCrossEntropyLoss:
     ("build", "error", "message"),
     [
         (lambda: nn.Conv2d(0, 1, 3), convx.ShapeError, "Conv2d: in_channels is 0, expected a positive number"),
-        (lambda: nn.Conv2d(1, 2.0, 3), TypeError, r"Conv2d: out_channels is 2\.0, expected an int"),
+        (lambda: nn.Conv2d(1, 2.0, 3), TypeError, "Conv2d: out_channels is a float, expected an integer"),
         (
             lambda: nn.Conv2d(3, 4, 3, groups=2),
             convx.ShapeError,
-            r"in_channels is 3, expected a multiple of groups \(2",
+            "Conv2d: groups is 2, expected a divisor of the 3 input channels",
         ),
-        (lambda: nn.Conv2d(4, 3, 3, groups=2), convx.ShapeError, r"out_channels is 3, expected a multiple of groups"),
-        (lambda: nn.Conv2d(1, 1, (3, 0)), convx.ShapeError, "Conv2d: kernel_size is 0, expected a positive number"),
+        (
+            lambda: nn.Conv2d(4, 3, 3, groups=2),
+            convx.ShapeError,
+            "Conv2d: groups is 2, expected a divisor of the 3 output",
+        ),
+        (
+            lambda: nn.Conv2d(1, 1, (3, 0)),
+            convx.ShapeError,
+            r"Conv2d: kernel_size is \(3, 0\), expected positive numbers",
+        ),
         (
             lambda: nn.Conv2d(1, 1, (3, 3, 3)),
             convx.ShapeError,
-            r"Conv2d: kernel_size has 3 numbers, expected an int or",
+            r"Conv2d: kernel_size is \(3, 3, 3\), expected an integer or a pair",
         ),
-        (lambda: nn.Conv2d(1, 1, 3, dtype=int), TypeError, "he_normal: dtype is int64, expected floating point"),
+        (lambda: nn.Conv2d(1, 1, 3, dtype=int), TypeError, "Conv2d: dtype is int64, expected float32 or float64"),
         (
             lambda: nn.ConvTranspose2d(4, 3, 3, groups=2),
             convx.ShapeError,
-            r"ConvTranspose2d: out_channels is 3, expected a multiple of groups",
+            "ConvTranspose2d: groups is 2, expected a divisor of the 3 output channels",
         ),
-        (lambda: nn.ConvTranspose2d(4, 3, 3, 0), convx.ShapeError, "ConvTranspose2d: stride is 0, expected a positive"),
-        (lambda: nn.MaxPool2d("2"), TypeError, "MaxPool2d: kernel_size is '2', expected an int"),
-        (lambda: nn.Linear(True, 1), TypeError, "Linear: in_features is True, expected an int"),
+        (
+            lambda: nn.ConvTranspose2d(4, 3, 3, 0),
+            convx.ShapeError,
+            r"ConvTranspose2d: stride is \(0, 0\), expected pos",
+        ),
+        (lambda: nn.MaxPool2d("2"), TypeError, "MaxPool2d: kernel_size is a str, expected an integer or a pair"),
+        (lambda: nn.Linear(True, 1), TypeError, "Linear: in_features is a bool, expected an integer"),
         (lambda: nn.Linear(1, -1), convx.ShapeError, "Linear: out_features is -1, expected a positive number"),
+        (lambda: nn.Conv2d(3, 4, 3, padding="SAME"), convx.ShapeError, "Conv2d: padding is 'SAME', expected"),
+        (lambda: nn.Conv2d(3, 4, 3, padding=-1), convx.ShapeError, "Conv2d: padding is"),
+        (lambda: nn.Conv2d(3, 4, 3, padding_mode="wrap"), convx.ShapeError, "Conv2d: padding_mode is 'wrap', expected"),
+        (lambda: nn.Conv2d(3, 4, 3, padding_value="1"), TypeError, "Conv2d: padding_value is a str, expected"),
+        (lambda: nn.Conv2d(3, 4, 3, stride=0), convx.ShapeError, r"Conv2d: stride is \(0, 0\), expected positive"),
+        (lambda: nn.Conv2d(3, 4, 3, stride=1.5), TypeError, "Conv2d: stride is a float, expected an integer"),
+        (lambda: nn.Conv2d(3, 4, 3, dilation=(1, 0)), convx.ShapeError, r"Conv2d: dilation is \(1, 0\), expected pos"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=0), convx.ShapeError, "Conv2d: groups is 0, expected"),
+        (lambda: nn.Conv2d(3, 4, 3, bias="no"), TypeError, "Conv2d: bias is a str, expected"),
+        (lambda: nn.Conv2d(3, 4, 3, dtype="f2"), TypeError, "Conv2d: dtype is float16, expected float32 or float64"),
+        (lambda: nn.Conv2d(3, 4, 3, dtype=">f4"), TypeError, "Conv2d: dtype is >f4, expected float32 or float64"),
+        (lambda: nn.Conv2d(3, 4, 3, layout="CHWN"), convx.ShapeError, "Conv2d: layout is 'CHWN', expected"),
+        (lambda: nn.Conv2d(3, 4, 3, algorithm="fft"), convx.ShapeError, "Conv2d: algorithm is 'fft', expected"),
+        (lambda: nn.Conv2d(3, 4, 5, algorithm="winograd"), convx.ShapeError, 'Conv2d: algorithm is "winograd" with'),
+        (
+            lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, output_padding=2),
+            convx.ShapeError,
+            "ConvTranspose2d: output_padding is",
+        ),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, padding=-1), convx.ShapeError, "ConvTranspose2d: padding is"),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, bias=2), TypeError, "ConvTranspose2d: bias is an int, expected"),
+        (lambda: nn.MaxPool2d(2, padding=2), convx.ShapeError, "MaxPool2d: padding is"),
+        (lambda: nn.MaxPool2d(2, stride=0), convx.ShapeError, r"MaxPool2d: stride is \(0, 0\), expected positive"),
+        (lambda: nn.MaxPool2d(0), convx.ShapeError, r"MaxPool2d: kernel_size is \(0, 0\), expected positive"),
+        (lambda: nn.MaxPool2d(2, ceil_mode="yes"), TypeError, "MaxPool2d: ceil_mode is a str, expected"),
+        (lambda: nn.MaxPool2d(2, layout="nchw"), convx.ShapeError, "MaxPool2d: layout is 'nchw', expected"),
+        (lambda: nn.Linear(1, 1, bias="no"), TypeError, "Linear: bias is a str, expected"),
+        (lambda: nn.Linear(1, 1, dtype="f2"), TypeError, "Linear: dtype is float16, expected float32 or float64"),
         (lambda: nn.Parameter([1.0], "scale"), TypeError, "Parameter: scale is list, expected an array"),
     ],
 )

@@ -1,7 +1,8 @@
-"""ONNX's own backend tests for Conv, ConvTranspose, MaxPool and Relu: all 2-D float cases of its package, none skipped.
+"""ONNX's own backend tests for Conv, ConvTranspose, MaxPool and Relu: all 1-D and 2-D float cases of its package.
 
-Cases whose model is one node of these types, on float32, and on four axes unless it is a Relu. Left out by that: 1-D
-and 3-D windows, integer pooling, and the models in which one of these nodes is part of a larger computation.
+Cases whose model is one node of these types, on float32, and on three or four axes unless it is a Relu; what has one
+spatial axis runs with a height of 1. Left out: 3-D windows, integer pooling, and the models in which one of these nodes
+is part of a larger computation.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ CASES = {
         "test_conv_with_strides_no_padding",
         "test_conv_with_strides_padding",
         "test_convtranspose",
+        "test_convtranspose_1d",
         "test_convtranspose_autopad_same",
         "test_convtranspose_dilations",
         "test_convtranspose_group_2",
@@ -34,6 +36,7 @@ CASES = {
         "test_convtranspose_output_shape",
         "test_convtranspose_pad",
         "test_convtranspose_pads",
+        "test_maxpool_1d_default",
         "test_maxpool_2d_ceil",
         "test_maxpool_2d_ceil_output_size_reduce_by_one",
         "test_maxpool_2d_default",
@@ -50,6 +53,14 @@ CASES = {
         "test_relu",
     ],
     "pytorch-converted": [
+        "test_Conv1d",
+        "test_Conv1d_dilated",
+        "test_Conv1d_groups",
+        "test_Conv1d_pad1",
+        "test_Conv1d_pad1size1",
+        "test_Conv1d_pad2",
+        "test_Conv1d_pad2size1",
+        "test_Conv1d_stride",
         "test_Conv2d",
         "test_Conv2d_depthwise",
         "test_Conv2d_depthwise_padded",
@@ -63,11 +74,14 @@ CASES = {
         "test_Conv2d_strided",
         "test_ConvTranspose2d",
         "test_ConvTranspose2d_no_bias",
+        "test_MaxPool1d",
+        "test_MaxPool1d_stride",
+        "test_MaxPool1d_stride_padding_dilation",
         "test_MaxPool2d",
         "test_MaxPool2d_stride_padding_dilation",
         "test_ReLU",
     ],
-    "pytorch-operator": ["test_operator_conv", "test_operator_convtranspose"],
+    "pytorch-operator": ["test_operator_conv", "test_operator_convtranspose", "test_operator_maxpool"],
     "simple": ["test_single_relu_model"],
 }
 
@@ -95,7 +109,7 @@ def onnx_cases(kind):
                 continue
             node = model.graph.node[0]
             x = next(value for value in model.graph.input if value.name == node.input[0]).type.tensor_type
-            if x.elem_type != onnx.TensorProto.FLOAT or (node.op_type != "Relu" and len(x.shape.dim) != 4):
+            if x.elem_type != onnx.TensorProto.FLOAT or (node.op_type != "Relu" and len(x.shape.dim) not in (3, 4)):
                 continue
             data = case.data_sets
             if folder:
@@ -136,6 +150,18 @@ def padding_of(attribute):
     return {"VALID": "valid", "SAME_UPPER": "same", "SAME_LOWER": "same_lower"}[rule]
 
 
+def with_unit_height(attribute, arrays):
+    """The node and its arrays with a second spatial axis, of size 1, where there is one."""
+    if arrays[0].ndim != 3:
+        return attribute, arrays
+    added = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0, "output_shape": 1}
+    attribute = {name: [added[name], *value] if name in added else value for name, value in attribute.items()}
+    if "pads" in attribute:
+        begin, end = attribute["pads"]
+        attribute["pads"] = (0, begin, 0, end)
+    return attribute, [array[:, :, None] if array.ndim == 3 else array for array in arrays]
+
+
 def conv(attribute, x, w, b=None):
     assert tuple(attribute.get("kernel_shape", w.shape[2:])) == w.shape[2:]
     return convx.conv2d(
@@ -172,17 +198,9 @@ def conv_transpose(attribute, x, w, b=None):
 def max_pool(attribute, x, wanted):
     """`wanted` outputs: the values, and the indices within the whole tensor, by rows or by columns of a plane."""
     kernel, dilation = tuple(attribute["kernel_shape"]), tuple(attribute.get("dilations", (1, 1)))
-    padding = padding_of(attribute)
-    if not isinstance(padding, str):
-        # ONNX sets no limit to padding, convx half of the window: what lies beyond becomes part of the image, as -inf.
-        half = [(d * (k - 1) + 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
-        beyond = [tuple(max(0, side - most) for side in sides) for sides, most in zip(padding, half, strict=True)]
-        padding = tuple(tuple(min(side, most) for side in sides) for sides, most in zip(padding, half, strict=True))
-        assert wanted == 1 or not np.any(beyond), "indices would count in the enlarged image"
-        x = np.pad(x, ((0, 0), (0, 0), *beyond), constant_values=-np.inf)
     options = dict(
         stride=tuple(attribute.get("strides", (1, 1))),
-        padding=padding,
+        padding=padding_of(attribute),
         dilation=dilation,
         ceil_mode=bool(attribute.get("ceil_mode", 0)),
     )
@@ -203,8 +221,11 @@ def test_every_case_is_here(kind):
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in CASES.items() for name in names])
 def test_case(kind, name, isa):
     node, data_sets = onnx_cases(kind)[name]
-    attribute = attributes(node)
     for inputs, outputs in data_sets:
+        attribute = attributes(node)
+        if node.op_type != "Relu":
+            attribute, inputs = with_unit_height(attribute, inputs)
+            outputs = with_unit_height({}, outputs)[1]
         if node.op_type in ("Conv", "ConvTranspose"):
             # Both results are float32 sums, each in an order of its own.
             function = conv if node.op_type == "Conv" else conv_transpose

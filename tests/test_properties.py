@@ -90,10 +90,15 @@ def poolings(draw):
     dilation = draw(pairs(1, 3))
     extents = [d * (k - 1) + 1 for d, k in zip(both(dilation), (r, s), strict=True)]
     padding = draw(
-        st.one_of(paddings([extent // 2 for extent in extents]), st.sampled_from(("valid", "same", "same_lower")))
+        st.one_of(paddings([extent - 1 for extent in extents]), st.sampled_from(("valid", "same", "same_lower")))
     )
+    image = []
+    for axis in (0, 1):  # down to one cell, where padding and taps reach over it
+        padded = 0 if isinstance(padding, str) else sum(both(both(padding)[axis]))
+        least = 1 if padding in ("same", "same_lower") else max(1, extents[axis] - padded)
+        image.append(least + draw(sizes) - 1)
     return Pool(
-        draw(st.integers(1, 3)), draw(channels), extents[0] + draw(sizes) - 1, extents[1] + draw(sizes) - 1, (r, s),
+        draw(st.integers(1, 3)), draw(channels), *image, (r, s),
         draw(st.one_of(st.none(), pairs(1, 5))), padding, dilation, draw(flags),
     )  # fmt: skip
 
@@ -209,7 +214,7 @@ def test_conv2d_relu_max_pool2d(data, problem, pooling, isa, dtype, layout, with
     expected = conv_expected(problem, "integer")
     conv = expected.output if with_bias else expected.output - expected.b[:, None, None]
     kernel = tuple(min(size, limit) for size, limit in zip(pooling.kernel_size, conv.shape[2:], strict=True))
-    padding = pooling.padding if isinstance(pooling.padding, str) else data.draw(paddings([k // 2 for k in kernel]))
+    padding = pooling.padding if isinstance(pooling.padding, str) else data.draw(paddings([k - 1 for k in kernel]))
     options = dict(kernel_size=kernel, stride=pooling.stride, padding=padding)
     note(f"{problem} {options} {isa} {dtype} {layout}")
     pooled, codes = reference.max_pool2d(np.maximum(conv, 0), return_codes=True, **options)

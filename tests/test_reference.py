@@ -164,8 +164,7 @@ def test_max_pool2d_equals_loops(layout):
     while tried < 150:
         size, taps, dilation, stride = (tuple(int(v) for v in rng.integers(1, high, 2)) for high in (8, 5, 4, 4))
         sides = tuple(
-            tuple(int(v) for v in rng.integers(0, (d * (r - 1) + 1) // 2 + 1, 2))
-            for d, r in zip(dilation, taps, strict=True)
+            tuple(int(v) for v in rng.integers(0, d * (r - 1) + 1, 2)) for d, r in zip(dilation, taps, strict=True)
         )
         x = rng.integers(-2, 3, size=(2, *size)).astype(float)
         x[rng.random(x.shape) < 0.3] = -np.inf
@@ -197,6 +196,10 @@ def test_max_pool2d_equals_loops(layout):
                 if at >= 0:
                     plane.flat[at] += value
         grad = np.moveaxis(np.stack(planes), 0, channels_at)
+        for wrong in (-1, x[0].size) if (index >= 0).any() else ():
+            broken = np.where(index == index.max(), wrong, index)
+            with pytest.raises(ValueError, match="an index lies outside the plane"):
+                reference.max_pool2d_backward(g, broken, array.shape, taps, **call)
         for chosen in (index, code):
             back = reference.max_pool2d_backward(g, chosen, array.shape, taps, **call)
             np.testing.assert_array_equal(back, grad)

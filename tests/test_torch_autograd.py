@@ -330,6 +330,31 @@ class TestVmap:
         of_weights = torch.func.grad(lambda w, x: ct.conv2d(x, w).sum())
         assert torch.vmap(of_weights, (None, 0))(w, x).shape == (0, *w.shape)
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    @pytest.mark.parametrize("dims", [d for d in itertools.product((None, 0), repeat=3) if any(i == 0 for i in d)])
+    def test_no_models(self, dims):
+        """An ensemble of none gives none, and gradients that are 0 for what all of its members would share."""
+        whole_ones = whole((2, 3, 8, 9)), whole((4, 3, 3, 3), 1), whole((4,), 2)
+        arguments = [t if dim is None else t.new_empty(0, *t.shape) for t, dim in zip(whole_ones, dims, strict=True)]
+        adjoint = whole((4, 2, 3, 3), 3)
+
+        def total(function):
+            return lambda *arguments: function(*arguments).sum()
+
+        for function in (
+            lambda x, w, b: ct.conv2d(x, w, b, padding=1, activation="relu"),
+            lambda x, w, b: ct.conv2d_relu_max_pool2d(x, w, b, pool_kernel_size=2),
+            lambda x, w, b: ct.conv_transpose2d(ct.conv2d(x, w, b), adjoint, stride=2),
+            lambda x, w, b: ct.conv_transpose2d(x, w.transpose(0, 1), b),
+        ):
+            mapped = torch.vmap(function, dims)
+            assert mapped(*arguments).shape == (0, *function(*whole_ones).shape)
+            each = torch.vmap(torch.func.grad(total(function), (0, 1, 2)), dims)(*arguments)
+            of_all = torch.func.grad(total(mapped), (0, 1, 2))(*arguments)
+            for one, grad, summed, argument in zip(whole_ones, each, of_all, arguments, strict=True):
+                assert grad.shape == (0, *one.shape)
+                assert torch.equal(summed, torch.zeros_like(argument))
+
     def test_nested(self):
         x, w = whole((3, 2, 2, 4, 5, 6)), whole((3, 6, 4, 3, 3), 1)
         found = torch.vmap(torch.vmap(ct.conv2d, (0, None)))(x, w)
@@ -362,6 +387,27 @@ def test_gradients_however_they_lie(name, change):
     assert [each is None for each in found] == [each is None for each in expected]
     pairs = [(one, other) for one, other in zip(found, expected, strict=True) if one is not None]
     assert_all_equal([one for one, _ in pairs], [other for _, other in pairs], name)
+
+
+class Stop(torch.autograd.Function):
+    """A function that has no gradient: what is before it gets an undefined one."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d-relu", "conv_transpose2d", "relu", "max_pool2d", "fused", "relu6"])
+def test_no_gradient_stays_none(name):
+    """Zeros in its place would let optimizers decay weights that PyTorch leaves alone."""
+    leaves = [whole(each.shape, i, torch.float64).requires_grad_() for i, each in enumerate(tensors())]
+    function = FUNCTIONS.get(name, lambda x, *_: ct.ReLU6()(x))
+    Stop.apply(function(*(leaf * 1 for leaf in leaves))).sum().backward()
+    assert all(leaf.grad is None for leaf in leaves)
 
 
 class TestCheckpoint:

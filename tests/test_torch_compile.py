@@ -45,6 +45,23 @@ class TestCompile:
         assert_all_equal(gradients(compiled, x, w, b), gradients(network, x, w, b))
         assert compiled(x, w, b).stride() == network(x, w, b).stride()
 
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x, w: convx.conv2d(x, w, groups=2, padding=1),
+            lambda x, w: convx.conv_transpose2d(x, w, groups=2),
+            lambda x, w: convx.relu(x) + w.sum(),
+            lambda x, w: convx.max_pool2d(x, 2) + w.sum(),
+            lambda x, w: convx.max_pool2d(x, 2, return_indices=True)[0] * w.sum(),
+            lambda x, w: convx.conv2d_relu_max_pool2d(x, w, groups=2, pool_kernel_size=2)[0],
+        ],
+        ids=["conv2d", "conv_transpose2d", "relu", "max_pool2d", "indices", "fused"],
+    )
+    def test_functions_of_convx_on_tensors(self, function):
+        x, w, _ = leaves()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert_all_equal(gradients(compiled, x, w), gradients(function, x, w))
+
     def test_inductor(self):
         def block(x, w):
             return ct.max_pool2d(ct.conv2d(x * 2, w, padding=1, activation="relu") + 1, 2)
@@ -226,7 +243,7 @@ class TestMeta:
             (lambda x, w, b: ct.conv2d(x, w, groups=2, algorithm="fast"), "conv2d: algorithm is"),
             (lambda x, w, b: ct.conv2d(x, w, groups=2, padding_mode="mirror"), "conv2d: padding_mode is"),
             (lambda x, w, b: ct.max_pool2d(x, 9), "max_pool2d: the window spans 9 cells"),
-            (lambda x, w, b: ct.max_pool2d(x, 2, padding=2), "max_pool2d: padding is 2 in height"),
+            (lambda x, w, b: ct.max_pool2d(x, 2, padding=2), "max_pool2d: pad should be at most half"),
             (lambda x, w, b: ct.conv2d_relu_max_pool2d(x, w, b[:1], groups=2, pool_kernel_size=2), "bias has shape"),
             (lambda x, w, b: convx.conv2d_backward(x, x, w, groups=2), "conv2d_backward: grad_output has shape"),
             (lambda x, w, b: convx.relu_backward(x, w), "relu_backward: output has shape"),

@@ -1,4 +1,4 @@
-"""Tensors that convx does not work on, mixtures of them, and autocast."""
+"""Tensors that convx does not work on, and mixtures of them."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_quantized():
         (
             lambda: convx.max_pool2d_backward(X, X.long(), None, 2),
             TypeError,
-            "max_pool2d_backward: input_shape has type NoneType, expected a tuple of integers",
+            "max_pool2d_backward: input_shape is a NoneType, expected a tuple of integers",
         ),
         (
             lambda: convx.max_pool2d_backward(X, X.int(), (2, 3, 16, 18), 2),
@@ -247,12 +247,14 @@ class TestUnrecorded:
             torch.vmap(lambda *each: UNRECORDED[name](*each))(*arguments)
 
     def test_autocast(self, name):
-        """Converted as everywhere on the CPU."""
+        """Computed in float32 and rounded to the dtype that came in; norms stay float64, and `out` what it is."""
         with torch.autocast("cpu"):
             found = UNRECORDED[name](*(t.bfloat16() for t in self.arguments))
         expected = UNRECORDED[name](*self.arguments)
         for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one, other)
+            rounded = other.dtype == torch.float32 and name != "conv_transpose2d"
+            assert one.dtype == (torch.bfloat16 if rounded else other.dtype)
+            assert torch.equal(one, other.to(one.dtype))
 
     def test_negations_still_to_be_done(self, name):
         found = UNRECORDED[name](*(torch._neg_view(t) for t in self.arguments))
@@ -347,7 +349,7 @@ def test_arrays_of_other_libraries(kind):
 
 def test_the_same_words_in_every_way():
     """Options that are wrong are named alike where the compiled module reads them and where Python settles them."""
-    for options in (dict(stride=(1, 2, 3)), dict(padding="full"), dict(padding=(1, 2, 3)), dict(dilation=[1])):
+    for options in (dict(stride=(1, 2, 3)), dict(padding="full"), dict(padding=(1, 2, 3)), dict(dilation=[])):
         (name,) = options
         for image in (X, X.to("meta")):
             with pytest.raises(convx.ShapeError, match=f"^conv2d: {name} is .*, expected "):
@@ -432,62 +434,3 @@ def test_lost_graph():
         y = ct.conv2d(x, W)
     with pytest.raises(RuntimeError, match="does not require grad"):
         y.sum().backward()
-
-
-class TestAutocast:
-    """On the CPU everything runs in float32, whatever the dtype of autocast."""
-
-    @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-    def test_converts_to_float32(self, kind):
-        x, w, b = X.to(kind).requires_grad_(), W.clone().requires_grad_(), B.clone().requires_grad_()
-        with torch.autocast("cpu", kind):
-            found = [
-                ct.conv2d(x, w, b),
-                ct.conv_transpose2d(x, w.transpose(0, 1), b),
-                ct.relu(x),
-                ct.max_pool2d(x, 2),
-                *ct.max_pool2d(x, 2, return_indices=True)[:1],
-                ct.conv2d_relu_max_pool2d(x, w, b, pool_kernel_size=2),
-            ]
-        expected = [
-            F.conv2d(X, W, B),
-            F.conv_transpose2d(X, W.transpose(0, 1), B),
-            torch.relu(X),
-            F.max_pool2d(X, 2),
-            F.max_pool2d(X, 2),
-            F.max_pool2d(torch.relu(F.conv2d(X, W, B)), 2),
-        ]
-        for one, other in zip(found, expected, strict=True):
-            assert one.dtype == torch.float32
-            assert torch.equal(one, other)
-        sum(each.sum() for each in found).backward()
-        assert x.grad.dtype == kind
-        assert w.grad.dtype == b.grad.dtype == torch.float32
-
-    def test_between_linear_layers(self):
-        """A network as autocast makes it: 16 bits into convx, float32 out of it, 16 bits in what follows."""
-        weight = torch.ones(9, 9)
-        with torch.autocast("cpu"):
-            y = ct.relu(F.linear(X, weight))
-            assert y.dtype == torch.float32
-            assert F.linear(y, weight).dtype == torch.bfloat16
-
-    def test_float64_stays(self):
-        with torch.autocast("cpu"):
-            assert ct.conv2d(X.double(), W.double()).dtype == torch.float64
-            with pytest.raises(TypeError, match="weight has dtype float32, expected float64"):
-                ct.conv2d(X.double(), W)
-            with pytest.raises(TypeError, match="input has dtype int64"):
-                ct.relu(X.long())
-
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-    def test_compiled(self):
-        torch._dynamo.reset()
-
-        @torch.compile(fullgraph=True, backend="aot_eager")
-        def block(x, w):
-            return ct.max_pool2d(ct.conv2d(x, w), 2)
-
-        with torch.autocast("cpu"):
-            y = block(X.bfloat16(), W)
-        assert torch.equal(y, F.max_pool2d(F.conv2d(X, W), 2))

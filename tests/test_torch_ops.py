@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 import convx
+from convx import reference
+from support import POOL_PROBLEMS
 
 torch = pytest.importorskip("torch")
 
@@ -122,6 +126,70 @@ def test_max_pool2d(seed, last):
     assert_all_equal(
         gradients(lambda x: ct.max_pool2d(x, **indices)[0], x), gradients(lambda x: F.max_pool2d(x, **options), x)
     )
+
+
+SIDES = (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("padding", [*SIDES, *itertools.permutations(SIDES, 2)], ids=str)
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, (2, 3), (4, 1)], ids=str)
+def test_padding_as_pytorch_limits_it(kernel, padding):
+    """At most half of the window, in its words where it says them: in functions, layers and fused runs."""
+    x, w, conv = whole((1, 2, 9, 9)), whole((3, 2, 2, 2), 1), torch.nn.Conv2d(2, 3, 2)
+    plain = torch.nn.MaxPool2d(kernel, 1, padding)
+    converted = ct.convert(torch.nn.Sequential(conv, torch.nn.ReLU(), plain), inplace=False, verbose=False)
+    calls = [
+        lambda: ct.max_pool2d(x, kernel, 1, padding),
+        lambda: ct.max_pool2d(x.clone().requires_grad_(), kernel, 1, padding),
+        lambda: ct.max_pool2d(x.to("meta"), kernel, 1, padding),
+        lambda: ct.conv2d_relu_max_pool2d(x, w, pool_kernel_size=kernel, pool_stride=1, pool_padding=padding),
+        lambda: ct.convert(torch.nn.MaxPool2d(kernel, 1, padding), verbose=False)(x),
+        lambda: converted(x),
+    ]
+    if (2 * np.broadcast_to(padding, 2) <= np.broadcast_to(kernel, 2)).all():
+        expected, behind = plain(x), plain(conv(x)).shape[2:]
+        for call in calls:
+            assert call().shape[2:] in (expected.shape[2:], behind)
+        for call in (*calls[:2], lambda: ct.MaxPool2d(kernel, 1, padding)(x)):
+            assert torch.equal(call(), expected)
+        return
+    words = "pad should be at most half of effective kernel size, but got pad="
+    with pytest.raises(RuntimeError, match=f"^{words}"):
+        plain(x)
+    for call in calls:
+        with pytest.raises(convx.ShapeError, match=rf"^\w+: {words}"):
+            call()
+    with pytest.raises(convx.ShapeError, match=rf"^(MaxPool2d: padding is|max_pool2d: {words})"):
+        ct.MaxPool2d(kernel, 1, padding)
+
+
+@both_formats
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's jvp uses it
+@pytest.mark.parametrize("name", ["gaps", "gaps-ceil", "gaps-stride-over-kernel", "widest-padding-ceil"])
+def test_windows_without_a_cell(name, last):
+    """Which only `convx.max_pool2d` has, on tensors too: -inf, index -1, code 255, and no gradient of any order."""
+    problem = POOL_PROBLEMS[name]
+    x = formatted(whole(problem.input_shape, 1, torch.float64), last)
+    pool = functools.partial(convx.max_pool2d, **problem.options)
+    expected, indices = reference.max_pool2d(x.numpy(), **problem.options, return_indices=True)
+    codes = reference.max_pool2d(x.numpy(), **problem.options, return_codes=True)[1]
+    g = whole(expected.shape, 2, torch.float64)
+    grad_input = reference.max_pool2d_backward(g.numpy(), indices, x.shape, **problem.options)
+    expected, indices, codes, grad_input = map(torch.from_numpy, (expected, indices, codes, grad_input))
+    empty = expected == -torch.inf
+    assert empty.any() == name.startswith("gaps")
+    assert_all_equal(pool(x, return_indices=True), (expected, indices))
+    assert_all_equal(pool(x, return_codes=True), (expected, codes))
+    leaf, direction = x.detach().requires_grad_(), g.clone().requires_grad_()
+    output = pool(leaf)
+    (grad,) = torch.autograd.grad(output, leaf, direction, create_graph=True)
+    assert_all_equal((output.detach(), grad.detach()), (expected, grad_input))
+    assert torch.equal(torch.autograd.grad(grad.sum(), direction)[0], (~empty).double())
+    tangent = torch.func.jvp(pool, (x,), (x,))[1]
+    assert torch.equal(tangent, expected.masked_fill(empty, 0))
+    assert torch.equal(torch.func.vmap(pool)(x[None])[0], expected)
+    assert torch.equal(torch.func.vmap(torch.func.vjp(pool, x)[1])(g[None])[0][0], grad_input)
+    assert pool(x.to("meta")).shape == expected.shape
 
 
 def test_windows_too_large_for_codes():
@@ -309,6 +377,33 @@ class TestWays:
         assert {ops.conv2d.default, ops.max_pool2d_with_choice.default, ops.relu.default} <= set(watcher.seen)
         assert ops.conv2d_grad_weight.default in watcher.seen
         assert ops.conv2d_relu_max_pool2d_backward.default in watcher.seen
+
+    def test_modes_of_torch_function_see_calls(self):
+        """As they see those of torch.nn.functional; what they return is the result."""
+        from torch.overrides import TorchFunctionMode
+
+        functions = [ct.conv2d, ct.relu, ct.max_pool2d, ct.conv_transpose2d, ct.conv2d_relu_max_pool2d]
+        seen = []
+
+        class Tenfold(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                result = function(*args, **(kwargs or {}))
+                if function not in functions:
+                    return result
+                seen.append(function)
+                return 10 * result
+
+        straight = self.step()
+        with Tenfold():
+            changed = self.step()
+        assert seen == functions
+        assert not torch.equal(changed[0], straight[0])
+        seen.clear()
+        layer = ct.MaxPool2d(2)
+        with Tenfold():
+            y = layer(whole((1, 2, 4, 4)))
+        assert seen == [ct.max_pool2d]
+        assert torch.equal(y, 10 * F.max_pool2d(whole((1, 2, 4, 4)), 2))
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
     def test_nothing_recorded(self, mode, monkeypatch):

@@ -189,7 +189,7 @@ def test_an_image_with_inf_nan_or_overflow_is_computed_by_the_direct_method(valu
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_inf_and_nan_weights(value, isa, dtype, layout):
     problem = Conv(n=2, c=17, h=9, w=11, k=18, padding=1)
-    x, w, b = (a.copy() for a in conv_data(problem, "integer"))
+    x, w, b = (a / 2 for a in conv_data(problem, "integer"))  # no whole numbers, which go to the direct sum at once
     w[3, 4, 0, 0] = value
     options = dict(layout=layout, algorithm="winograd", **problem.options)
     y = convx.conv2d(to_layout(x, layout).astype(dtype), w.astype(dtype), b.astype(dtype), **options)
@@ -201,9 +201,10 @@ def test_auto_takes_it_where_it_is_faster(isa):
         problem = Conv(n=1, c=64, h=28, w=28, k=64, padding=1).replace(**changes)
         return convx.explain(op, problem.input_shape, problem.weight_shape, **problem.options)[0].algorithm
 
-    assert {algorithm(), algorithm("conv2d_backward"), algorithm(groups=2), algorithm(h=7, w=7)} == {"winograd"}
+    assert {algorithm(), algorithm("conv2d_backward"), algorithm(groups=2)} == {"winograd-tiles"}
+    assert algorithm(h=7, w=7) == "winograd-channels"
     for changes in (dict(stride=2), dict(dilation=2), dict(r=5, s=5), dict(c=8), dict(groups=32), dict(h=5, w=5)):
-        assert algorithm(**changes) != "winograd", changes
+        assert not algorithm(**changes).startswith("winograd"), changes
 
 
 def test_no_images(isa, dtype):
@@ -224,7 +225,7 @@ def test_the_scratch_is_what_a_call_takes(name, layout, isa):
             *convx.explain("conv2d_backward", x.shape, w.shape, **options)[:2],
         ]
         for plan in plans:
-            assert plan.algorithm == "winograd"
+            assert plan.algorithm.startswith("winograd")
             _cpu.workspace_release()
             if plan.name == "forward":
                 convx.conv2d(x, w, b, **options)

@@ -4,12 +4,24 @@
 #include <cmath>
 #include <vector>
 
+#include "bindings/default_algorithm.h"
+
 namespace convx {
 
 namespace {
 
-bool is_sequence(py::handle object) { return PyTuple_Check(object.ptr()) || PyList_Check(object.ptr()); }
-size_t length(py::handle sequence) { return static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr())); }
+// Of a NumPy array, none of anything else: one without axes is a single number.
+py::ssize_t axes_of(py::handle object) {
+    return py::isinstance<py::array>(object) ? py::reinterpret_borrow<py::array>(object).ndim() : 0;
+}
+bool is_sequence(py::handle object) {
+    return PyTuple_Check(object.ptr()) || PyList_Check(object.ptr()) || axes_of(object) > 0;
+}
+size_t length(py::handle sequence) {
+    const py::ssize_t size = PySequence_Size(sequence.ptr());
+    if (size < 0) throw py::error_already_set();
+    return static_cast<size_t>(size);
+}
 // Owned and checked: a list may change while one of its items is asked for its value.
 py::object item(py::handle sequence, size_t i) {
     PyObject* found = PySequence_GetItem(sequence.ptr(), static_cast<py::ssize_t>(i));
@@ -26,16 +38,20 @@ bool is_word(py::handle text, const char* word) { return PyUnicode_CompareWithAS
 
 [[noreturn]] void wrong_value(const std::string& op, ArgumentName name, py::handle object,
                               const std::string& expected) {
-    throw ShapeError(op + ": " + name.text() + " is " + py::repr(object).cast<std::string>() + ", expected " +
-                     expected);
+    throw ShapeError(op + ": " + name.text() + " is " + repr_of(object) + ", expected " + expected);
 }
 
-bool is_integer(py::handle object) { return PyIndex_Check(object.ptr()) && !PyBool_Check(object.ptr()); }
+// Everything that says that it is one: NumPy's integers, and arrays and tensors without an axis.
+bool is_integer(py::handle object) {
+    if (PyLong_CheckExact(object.ptr())) return true;
+    return PyIndex_Check(object.ptr()) && axes_of(object) == 0 && !PyBool_Check(object.ptr());
+}
 
-// An array looks like an integer and says only when it is asked that it has too many elements, in words that name no
-// argument. Errors of another class are the object's own: JAX's explain why a traced value is none.
+// A tensor looks like an integer and says only when it is asked that it has too many elements or fractions, in words
+// that name no argument. Errors of another class are the object's own: JAX's explain why a traced value is none.
 int64_t to_int64(const std::string& op, ArgumentName name, py::handle object, const char* expected) {
-    const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+    const py::object index =
+        py::reinterpret_steal<py::object>(returned([object] { return PyNumber_Index(object.ptr()); }));
     if (!index) {
         py::error_already_set error;
         if (!error.type().is(py::handle(PyExc_TypeError))) throw error;
@@ -47,10 +63,20 @@ int64_t to_int64(const std::string& op, ArgumentName name, py::handle object, co
     return value;
 }
 
+// NumPy turns bools, complex numbers and arrays with axes into a float too, the last two with no more than a warning.
+bool is_real(py::handle object) {
+    if (PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr())) return !PyBool_Check(object.ptr());
+    const py::object numpy = object_returned([] { return PyImport_ImportModule("numpy"); });
+    if (!py::isinstance<py::array>(object) && !py::isinstance(object, numpy.attr("generic"))) return true;
+    const std::string kind = object.attr("dtype").attr("kind").cast<std::string>();
+    return axes_of(object) == 0 && (kind == "f" || kind == "i" || kind == "u");
+}
+
 py::array numpy_array(const std::string& op, const char* name, py::handle object) {
     if (!py::isinstance<py::array>(object)) wrong_type(op, name, object, "a numpy.ndarray");
     // A mask would be ignored, which loses what it says.
-    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_ && py::hasattr(object, "mask"))
+    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_ &&
+        returned([object] { return PyObject_HasAttrString(object.ptr(), "mask"); }))
         wrong_type(op, name, object, "a numpy.ndarray without a mask");
     return py::reinterpret_borrow<py::array>(object);
 }
@@ -60,8 +86,8 @@ DType float_dtype(const std::string& op, const char* name, const py::array& arra
     const bool native = dtype.byteorder() != '>' && dtype.byteorder() != '!';
     if (native && dtype.num() == py::dtype::num_of<float>()) return DType::float32;
     if (native && dtype.num() == py::dtype::num_of<double>()) return DType::float64;
-    throw TypeError(op + ": " + name + " has dtype " + py::str(dtype).cast<std::string>() +
-                    (native ? "" : " (byte-swapped)") + ", expected float32 or float64");
+    throw TypeError(op + ": " + name + " has dtype " + str_of(dtype) + (native ? "" : " (byte-swapped)") +
+                    ", expected float32 or float64");
 }
 
 // Strides in whole elements and aligned data.
@@ -120,7 +146,7 @@ Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + 
 FloatArray float_array(const std::string& op, const char* name, py::handle object) {
     py::array array = numpy_array(op, name, object);
     const DType dtype = float_dtype(op, name, array);
-    if (!is_addressable(array)) array = array.attr("copy")();
+    if (!is_addressable(array)) array = result_of(array.attr("copy"));
     return {array, {name, dtype, shape_of(array)}};
 }
 
@@ -142,7 +168,8 @@ void check_no_overlap(const std::string& op, const py::array& out, const FloatAr
     if (in_place_legal && out.data() == input.array.data() &&
         std::equal(out.strides(), out.strides() + out.ndim(), input.array.strides()))
         return;
-    if (py::module_::import("numpy").attr("shares_memory")(out, input.array).cast<bool>())
+    const py::object numpy = object_returned([] { return PyImport_ImportModule("numpy"); });
+    if (result_of(numpy.attr("shares_memory"), out, input.array).cast<bool>())
         throw ShapeError(op + ": out shares memory with " + input.info.name + ", expected memory of its own");
 }
 
@@ -152,9 +179,8 @@ py::array integer_array(const std::string& op, const char* name, py::handle obje
     const py::dtype dtype = array.dtype();
     const bool native = dtype.byteorder() != '>' && dtype.byteorder() != '!';
     if (!native || std::find(dtypes.begin(), dtypes.end(), dtype.num()) == dtypes.end())
-        throw TypeError(op + ": " + name + " has dtype " + py::str(dtype).cast<std::string>() + ", expected " +
-                        expected);
-    if (!is_addressable(array)) array = array.attr("copy")();
+        throw TypeError(op + ": " + name + " has dtype " + str_of(dtype) + ", expected " + expected);
+    if (!is_addressable(array)) array = result_of(array.attr("copy"));
     return array;
 }
 
@@ -164,16 +190,19 @@ int64_t integer(const std::string& op, ArgumentName name, py::handle object) {
 }
 
 double number(const std::string& op, ArgumentName name, py::handle object) {
-    const double value = PyBool_Check(object.ptr()) ? -1.0 : PyFloat_AsDouble(object.ptr());
-    if (PyBool_Check(object.ptr()) || (value == -1.0 && PyErr_Occurred())) {
+    if (!is_real(object)) wrong_type(op, name, object, "a number");
+    const double value = returned([object] { return PyFloat_AsDouble(object.ptr()); });
+    if (value == -1.0 && PyErr_Occurred()) {
+        const bool overflow = PyErr_ExceptionMatches(PyExc_OverflowError);
         PyErr_Clear();
+        if (overflow) wrong_value(op, name, object, "a number in the range of float64");
         wrong_type(op, name, object, "a number");
     }
     return value;
 }
 
 Shape sizes(const std::string& op, const char* name, py::handle object) {
-    if (!is_sequence(object)) wrong_type(op, name, object, "a tuple of integers");
+    if (!is_sequence(object) || axes_of(object) > 1) wrong_type(op, name, object, "a tuple of integers");
     int64_t values[Shape::most_axes];
     const size_t count = length(object);
     if (count > Shape::most_axes)
@@ -193,8 +222,15 @@ Pair pair(const std::string& op, ArgumentName name, py::handle object) {
         return {value, value};
     }
     if (!is_sequence(object)) wrong_type(op, name, object, expected);
-    if (length(object) != 2) wrong_value(op, name, object, expected);
-    return {integer(op, name, item(object, 0)), integer(op, name, item(object, 1))};
+    const size_t count = length(object);
+    if (count != 1 && count != 2) wrong_value(op, name, object, expected);
+    const int64_t height = integer(op, name, item(object, 0));
+    return {height, count == 1 ? height : integer(op, name, item(object, 1))};  // one is for both axes, as in PyTorch
+}
+
+std::optional<Pair> optional_pair(const std::string& op, ArgumentName name, py::handle object) {
+    if (object.is_none() || (is_sequence(object) && length(object) == 0)) return std::nullopt;
+    return pair(op, name, object);
 }
 
 PaddingOption padding(const std::string& op, ArgumentName name, py::handle object) {
@@ -213,8 +249,14 @@ PaddingOption padding(const std::string& op, ArgumentName name, py::handle objec
             wrong_value(op, name, object, expected);
     } else {
         if (!is_sequence(object)) wrong_type(op, name, object, expected);
-        if (length(object) != 2) wrong_value(op, name, object, expected);
-        option.sides = {pair(op, name, item(object, 0)), pair(op, name, item(object, 1))};
+        const size_t count = length(object);
+        if (count == 1 && !is_sequence(item(object, 0))) {
+            const int64_t side = integer(op, name, item(object, 0));
+            option.sides = {Pair{side, side}, Pair{side, side}};
+        } else {
+            if (count != 2) wrong_value(op, name, object, expected);
+            option.sides = {pair(op, name, item(object, 0)), pair(op, name, item(object, 1))};
+        }
     }
     return option;
 }
@@ -251,11 +293,19 @@ bool relu_activation(const std::string& op, py::handle activation) {
 }
 
 Algorithm conv_algorithm(const std::string& op, py::handle algorithm) {
-    const char* expected = "\"auto\", \"direct\" or \"winograd\"";
+    const char* expected = "\"auto\", \"direct\", \"winograd\" or a method of convx.explain";
+    if (!is_text(algorithm)) wrong_type(op, "algorithm", algorithm, expected);
+    if (is_word(algorithm, "auto")) return default_algorithm();
+    for (size_t i = 1; i < algorithm_names().size(); ++i)
+        if (is_word(algorithm, algorithm_names()[i])) return static_cast<Algorithm>(i);
+    wrong_value(op, "algorithm", algorithm, expected);
+}
+
+Algorithm default_algorithm_option(const std::string& op, py::handle algorithm) {
+    const char* expected = "\"auto\" or \"direct\"";
     if (!is_text(algorithm)) wrong_type(op, "algorithm", algorithm, expected);
     if (is_word(algorithm, "auto")) return Algorithm::automatic;
     if (is_word(algorithm, "direct")) return Algorithm::direct;
-    if (is_word(algorithm, "winograd")) return Algorithm::winograd;
     wrong_value(op, "algorithm", algorithm, expected);
 }
 

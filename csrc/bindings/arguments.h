@@ -5,8 +5,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <string>
 
+#include "bindings/gil.h"
 #include "common/check.h"
 #include "common/tensor_view.h"
 
@@ -81,11 +83,14 @@ TensorView<T> vector_view(const py::array& array) {
 int64_t integer(const std::string& op, ArgumentName name, py::handle object);
 double number(const std::string& op, ArgumentName name, py::handle object);
 Pair pair(const std::string& op, ArgumentName name, py::handle object);
+// Nothing for None and for an empty sequence.
+std::optional<Pair> optional_pair(const std::string& op, ArgumentName name, py::handle object);
 PaddingOption padding(const std::string& op, ArgumentName name, py::handle object);
 std::array<PaddingMode, 2> padding_mode(const std::string& op, py::handle object);
 bool channels_last(const std::string& op, py::handle layout);
 bool relu_activation(const std::string& op, py::handle activation);
-Algorithm conv_algorithm(const std::string& op, py::handle algorithm);
+Algorithm conv_algorithm(const std::string& op, py::handle algorithm);  // "auto": the default (default_algorithm.h)
+Algorithm default_algorithm_option(const std::string& op, py::handle algorithm);  // "auto" or "direct"
 bool truth(const std::string& op, const char* name, py::handle object);
 std::array<bool, 3> output_mask(const std::string& op, py::handle object);
 Shape sizes(const std::string& op, const char* name, py::handle object);

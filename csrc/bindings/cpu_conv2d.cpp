@@ -11,8 +11,7 @@ int64_t work_of(const ConvProblem& problem) { return problem.flops() / 2 + eleme
 
 }  // namespace
 
-py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
-                    py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
+py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, const ConvHandles& given,
                     py::handle activation, py::handle layout, py::handle algorithm, py::handle out) {
     static const std::string op = "conv2d";
     const FloatArray x = float_array(op, "input", input);
@@ -20,10 +19,10 @@ py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::ha
     const FloatArray w = prepared ? prepared->weight() : float_array(op, "weight", weight);
     std::optional<FloatArray> b;
     if (!bias.is_none()) b = float_array(op, "bias", bias);
-    ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    ConvOptions options = padded_options(op, given, layout, algorithm);
     options.relu = relu_activation(op, activation);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, b ? &b->info : nullptr, options);
+    expect_method(op, problem, ConvPass::forward);
 
     const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);
     py::array y;
@@ -42,31 +41,28 @@ py::array conv2d_op(py::handle input, py::handle weight, py::handle bias, py::ha
         const auto bias_or_none = b ? vector_view<const T>(b->array) : TensorView<const T>{};
         const auto output_view = image_view<T>(y, problem.channels_last);
         without_gil(work_of(problem), [&] {
-            if (prepared)
-                conv2d_forward_packed<T>(problem, input_view, weight_view, bias_or_none, output_view,
-                                         prepared->packed<T>());
-            else
-                conv2d_forward<T>(problem, input_view, weight_view, bias_or_none, output_view);
+            conv2d_forward<T>(problem, input_view, weight_view, bias_or_none, output_view,
+                              prepared ? &prepared->packed<T>() : nullptr);
         });
     });
     return y;
 }
 
-py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handle weight, py::handle stride,
-                             py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
-                             py::handle padding_value, py::handle layout, py::handle algorithm, py::handle mask_option,
+py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handle weight, const ConvHandles& given,
+                             py::handle layout, py::handle algorithm, py::handle mask_option,
                              py::handle per_sample_option) {
     static const std::string op = "conv2d_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
-    const ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    const ConvOptions options = padded_options(op, given, layout, algorithm);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const bool per_sample = truth(op, "per_sample", per_sample_option);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, nullptr, options);
     check_dtype(op, g.info, x.info);
     check_shape(op, g.info, user_shape(problem.output_shape(), problem.channels_last, unbatched));
+    if (mask[0]) expect_method(op, problem, ConvPass::grad_input);
+    if (mask[1]) expect_method(op, problem, ConvPass::grad_weight);
 
     py::object grads[3] = {py::none(), py::none(), py::none()};
     if (mask[0]) grads[0] = new_array(problem.dtype, x.info.shape);
@@ -104,18 +100,17 @@ py::tuple conv2d_backward_op(py::handle grad_output, py::handle input, py::handl
     return py::make_tuple(grads[0], grads[1], grads[2]);
 }
 
-py::tuple conv2d_grad_norms_op(py::handle grad_output, py::handle input, py::handle weight_shape, py::handle stride,
-                               py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
-                               py::handle padding_value, py::handle layout, py::handle algorithm) {
+py::tuple conv2d_grad_norms_op(py::handle grad_output, py::handle input, py::handle weight_shape,
+                               const ConvHandles& given, py::handle layout, py::handle algorithm) {
     static const std::string op = "conv2d_grad_norms";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const ArrayInfo weight{"weight_shape", x.info.dtype, sizes(op, "weight_shape", weight_shape)};
-    const ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    const ConvOptions options = padded_options(op, given, layout, algorithm);
     const auto [problem, unbatched] = check_conv2d(op, x.info, weight, nullptr, options);
     check_dtype(op, g.info, x.info);
     check_shape(op, g.info, user_shape(problem.output_shape(), problem.channels_last, unbatched));
+    expect_method(op, problem, ConvPass::grad_weight);
 
     const Shape shape = per_sample_shape(problem.batch, {}, unbatched);
     py::array weight_norms = new_array(DType::float64, shape), bias_norms = new_array(DType::float64, shape);

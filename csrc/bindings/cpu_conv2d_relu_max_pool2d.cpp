@@ -1,20 +1,16 @@
-#include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/fused/conv2d_relu_max_pool2d.h"
 
 #include "bindings/cpu_ops.h"
 
 namespace convx {
 
-py::tuple conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
-                                    py::handle padding, py::handle dilation, py::handle groups,
-                                    py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
-                                    py::handle layout) {
+py::tuple conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias, const FusedHandles& given) {
     static const std::string op = "conv2d_relu_max_pool2d";
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
     std::optional<FloatArray> b;
     if (!bias.is_none()) b = float_array(op, "bias", bias);
-    const FusedOptions options =
-        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const FusedOptions options = fused_options(op, given);
     const auto fused =
         check_conv2d_relu_max_pool2d(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
     const bool last = options.conv.channels_last;
@@ -28,24 +24,20 @@ py::tuple conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::han
         const auto bias_or_none = b ? vector_view<const T>(b->array) : TensorView<const T>{};
         const auto output_view = image_view<T>(y, last);
         const auto code_view = image_view<uint8_t>(codes, last);
-        const py::gil_scoped_release release;
+        const WithoutGil release;
         conv2d_relu_max_pool2d<T>(fused.problem, input_view, weight_view, bias_or_none, output_view, code_view);
     });
     return py::make_tuple(y, codes);
 }
 
 py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle input, py::handle weight,
-                                             py::handle codes, py::handle stride, py::handle padding,
-                                             py::handle dilation, py::handle groups, py::handle pool_kernel_size,
-                                             py::handle pool_stride, py::handle pool_padding, py::handle layout,
-                                             py::handle mask_option) {
+                                             py::handle codes, const FusedHandles& given, py::handle mask_option) {
     static const std::string op = "conv2d_relu_max_pool2d_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
     const py::array chosen = integer_array(op, "codes", codes, {py::dtype::num_of<uint8_t>()}, "uint8");
-    const FusedOptions options =
-        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const FusedOptions options = fused_options(op, given);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const auto fused = check_conv2d_relu_max_pool2d(op, x.info, w.info, nullptr, options.conv, options.pool);
     const bool last = options.conv.channels_last;
@@ -70,7 +62,7 @@ py::tuple conv2d_relu_max_pool2d_backward_op(py::handle grad_output, py::handle 
         if (mask[0]) grad_input = image_view<T>(grads[0], last);
         if (mask[1]) grad_weight = plain_view<T>(grads[1]);
         if (mask[2]) grad_bias = static_cast<T*>(py::array(grads[2]).mutable_data());
-        const py::gil_scoped_release release;
+        const WithoutGil release;
         inside = conv2d_relu_max_pool2d_backward<T>(fused.problem, grad_view, input_view, weight_view, code_view,
                                                     grad_input, grad_weight, grad_bias);
     });

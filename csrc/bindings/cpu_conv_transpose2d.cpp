@@ -1,3 +1,4 @@
+#include "cpu/conv2d/methods.h"
 #include "cpu/conv_transpose2d.h"
 
 #include "bindings/cpu_ops.h"
@@ -14,17 +15,16 @@ int64_t work_of(const ConvTransposeProblem& problem) {
 
 }  // namespace
 
-py::array conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
-                              py::handle padding, py::handle output_padding, py::handle groups, py::handle dilation,
-                              py::handle layout, py::handle algorithm, py::handle out) {
+py::array conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias, const TransposeHandles& given,
+                              py::handle out) {
     static const std::string op = "conv_transpose2d";
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
     std::optional<FloatArray> b;
     if (!bias.is_none()) b = float_array(op, "bias", bias);
-    const ConvTransposeOptions options =
-        transpose_options(op, stride, padding, output_padding, groups, dilation, layout, algorithm);
+    const ConvTransposeOptions options = transpose_options(op, given);
     const auto [problem, unbatched] = check_conv_transpose2d(op, x.info, w.info, b ? &b->info : nullptr, options);
+    expect_method(op, problem.conv, ConvPass::grad_input);
 
     const bool channels_last = problem.conv.channels_last;
     const Shape shape = user_shape(problem.output_shape(), channels_last, unbatched);
@@ -49,21 +49,20 @@ py::array conv_transpose2d_op(py::handle input, py::handle weight, py::handle bi
     return y;
 }
 
-py::tuple conv_transpose2d_backward_op(py::handle grad_output, py::handle input, py::handle weight, py::handle stride,
-                                       py::handle padding, py::handle output_padding, py::handle groups,
-                                       py::handle dilation, py::handle layout, py::handle algorithm,
-                                       py::handle mask_option) {
+py::tuple conv_transpose2d_backward_op(py::handle grad_output, py::handle input, py::handle weight,
+                                       const TransposeHandles& given, py::handle mask_option) {
     static const std::string op = "conv_transpose2d_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const FloatArray x = float_array(op, "input", input);
     const FloatArray w = float_array(op, "weight", weight);
-    const ConvTransposeOptions options =
-        transpose_options(op, stride, padding, output_padding, groups, dilation, layout, algorithm);
+    const ConvTransposeOptions options = transpose_options(op, given);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const auto [problem, unbatched] = check_conv_transpose2d(op, x.info, w.info, nullptr, options);
     const bool channels_last = problem.conv.channels_last;
     check_dtype(op, g.info, x.info);
     check_shape(op, g.info, user_shape(problem.output_shape(), channels_last, unbatched));
+    if (mask[0]) expect_method(op, problem.conv, ConvPass::forward);
+    if (mask[1]) expect_method(op, problem.conv, ConvPass::grad_weight);
 
     py::object grads[3] = {py::none(), py::none(), py::none()};
     if (mask[0]) grads[0] = new_array(problem.conv.dtype, x.info.shape);

@@ -23,7 +23,8 @@ constexpr CpuPasses<T> passes() {
 
 constexpr CpuEntryPoints entry_points{&check_conv2d,    &check_max_pool2d, &check_conv2d_relu_max_pool2d,
                                       &check_codes_fit, &check_dtype,      &check_shape,
-                                      &user_shape,      passes<float>(),   passes<double>()};
+                                      &user_shape,      &find_algorithm,   passes<float>(),
+                                      passes<double>()};
 
 }  // namespace
 

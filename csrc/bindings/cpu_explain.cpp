@@ -1,11 +1,11 @@
 // convx.explain: the operation's own checks and plans, run without arrays.
 #include "bindings/cpu_ops.h"
 #include "cpu/conv2d/per_sample.h"
-#include "cpu/conv2d_relu_max_pool2d.h"
-#include "cpu/conv2d_relu_max_pool2d_grad_weight.h"
+#include "cpu/fused/conv2d_relu_max_pool2d.h"
+#include "cpu/fused/grad_weight.h"
 #include "cpu/memory_bound.h"
-#include "cpu/registry.h"
-#include "cpu/thread_pool.h"
+#include "cpu/runtime/registry.h"
+#include "cpu/runtime/thread_pool.h"
 
 namespace convx {
 
@@ -24,6 +24,10 @@ py::dict to_dict(const PassPlan& plan) {
     dict["flops"] = plan.flops;
     dict["bytes"] = plan.bytes;
     dict["reason"] = plan.reason;
+    py::list candidates;
+    for (const Candidate& each : plan.candidates)
+        candidates.append(py::make_tuple(each.name, each.supported, each.reason));
+    dict["candidates"] = candidates;
     return dict;
 }
 
@@ -107,15 +111,16 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
         for (const int64_t size : input.shape) elements *= size;
         plans.push_back(plan_relu(type, elements, backward, active_kernels(), num_threads()));
     } else if (forward_op == "max_pool2d") {
-        const PoolOptions pool = dilated_pool_options(op, operand, options["stride"], options["padding"],
-                                                      options["dilation"], options["ceil_mode"], options["layout"]);
+        const PoolOptions pool =
+            dilated_pool_options(op, {operand, options["stride"], options["padding"], options["dilation"],
+                                      options["ceil_mode"], options["layout"]});
         plans.push_back(
             plan_max_pool2d(check_max_pool2d(op, input, pool).problem, backward, active_kernels(), num_threads()));
     } else if (forward_op == "conv_transpose2d") {
         const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
         const ConvTransposeOptions transpose =
-            transpose_options(op, options["stride"], options["padding"], options["output_padding"], options["groups"],
-                              options["dilation"], options["layout"], options["algorithm"]);
+            transpose_options(op, {options["stride"], options["padding"], options["output_padding"], options["groups"],
+                                   options["dilation"], options["layout"], options["algorithm"]});
         plans = transpose_plans(check_conv_transpose2d(op, input, weight, nullptr, transpose).problem, backward,
                                 mask_from(op, options));
     } else {
@@ -145,7 +150,7 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
             }
             const FusedBand band = fused_band({problem, pooling});
             // Where the convolution shares itself out, groups of images go in turn.
-            const bool in_turn = choose_method(problem, ConvPass::forward) == ConvMethod::winograd;
+            const bool in_turn = traits_of(problem, ConvPass::forward).own_parallelism;
             plan.scratch_bytes += (in_turn ? 1 : plan.threads) * band.images * problem.out_channels * band.rows *
                                   problem.out_w() * item_size(type);
             plan.reason += in_turn ? "; the threads share" : "; each thread has";

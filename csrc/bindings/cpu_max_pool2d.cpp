@@ -3,12 +3,11 @@
 
 namespace convx {
 
-py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,
-                         py::handle dilation, py::handle ceil_mode, py::handle layout, py::handle return_indices,
+py::object max_pool2d_op(py::handle input, const PoolHandles& given, py::handle return_indices,
                          py::handle return_codes) {
     static const std::string op = "max_pool2d";
     const FloatArray x = float_array(op, "input", input);
-    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, given);
     const bool want_indices = truth(op, "return_indices", return_indices);
     const bool want_codes = truth(op, "return_codes", return_codes);
     if (want_indices && want_codes)
@@ -40,14 +39,13 @@ py::object max_pool2d_op(py::handle input, py::handle kernel_size, py::handle st
 }
 
 py::array max_pool2d_backward_op(py::handle grad_output, py::handle indices_or_codes, py::handle input_shape,
-                                 py::handle kernel_size, py::handle stride, py::handle padding, py::handle dilation,
-                                 py::handle ceil_mode, py::handle layout) {
+                                 const PoolHandles& given) {
     static const std::string op = "max_pool2d_backward";
     const FloatArray g = float_array(op, "grad_output", grad_output);
     const int index_type = py::dtype::num_of<int64_t>(), code_type = py::dtype::num_of<uint8_t>();
     const py::array chosen = integer_array(op, "indices_or_codes", indices_or_codes, {index_type, code_type},
                                            "int64 (indices) or uint8 (codes)");
-    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, given);
     const ArrayInfo input{"input_shape", g.info.dtype, sizes(op, "input_shape", input_shape)};
     const auto [problem, unbatched] = check_max_pool2d(op, input, options);
     const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);

@@ -3,15 +3,19 @@
 #include <pybind11/stl.h>
 
 #include "bindings/cpu_ops.h"
+#include "bindings/default_algorithm.h"
 #include "bindings/entry_points.h"
 #include "bindings/errors.h"
 #include "bindings/fast_call.h"
+#include "bindings/module.h"
+#include "bindings/options.h"
 #include "bindings/prepared_weight.h"
-#include "cpu/cpuid.h"
-#include "cpu/registry.h"
-#include "cpu/roofline.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/conv2d/methods.h"
+#include "cpu/runtime/cpuid.h"
+#include "cpu/runtime/registry.h"
+#include "cpu/runtime/roofline.h"
+#include "cpu/runtime/thread_pool.h"
+#include "cpu/runtime/workspace.h"
 
 namespace py = pybind11;
 
@@ -22,6 +26,14 @@ void set_num_threads(py::handle n) {
     if (count < 1 || count > 4096)
         throw convx::ShapeError("set_num_threads: n is " + std::to_string(count) + ", expected 1 to 4096");
     convx::set_num_threads(static_cast<int>(count));
+}
+
+std::string get_default_algorithm() {
+    return convx::algorithm_names()[static_cast<size_t>(convx::default_algorithm())];
+}
+
+void set_default_algorithm(py::handle algorithm) {
+    convx::set_default_algorithm(convx::default_algorithm_option("set_default_algorithm", algorithm));
 }
 
 // Addresses of GOMP_parallel, omp_get_thread_num and omp_get_max_threads.
@@ -60,6 +72,8 @@ py::dict config() {
     dict["cache_bytes"] = caches;
     dict["threads"] = convx::num_threads();
     dict["threads_reason"] = convx::num_threads_reason();
+    dict["algorithm"] = get_default_algorithm();
+    dict["algorithm_reason"] = convx::default_algorithm_reason();
     dict["uses_team"] = convx::uses_team();
     dict["spin_us"] = convx::spin_microseconds();
     dict["workspace_cached_bytes"] = convx::workspace_cached_bytes();
@@ -71,37 +85,49 @@ py::dict config() {
     return dict;
 }
 
+PyMethodDef operations[] = {
+    convx::FastCall<&convx::conv2d_op>::named("conv2d"),
+    convx::FastCall<&convx::conv2d_backward_op>::named("conv2d_backward"),
+    convx::FastCall<&convx::conv2d_grad_norms_op>::named("conv2d_grad_norms"),
+    convx::FastCall<&convx::conv_transpose2d_op>::named("conv_transpose2d"),
+    convx::FastCall<&convx::conv_transpose2d_backward_op>::named("conv_transpose2d_backward"),
+    convx::FastCall<&convx::relu_op>::named("relu"),
+    convx::FastCall<&convx::relu_backward_op>::named("relu_backward"),
+    convx::FastCall<&convx::max_pool2d_op>::named("max_pool2d"),
+    convx::FastCall<&convx::max_pool2d_backward_op>::named("max_pool2d_backward"),
+    convx::FastCall<&convx::conv2d_relu_max_pool2d_op>::named("conv2d_relu_max_pool2d"),
+    convx::FastCall<&convx::conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
+    convx::FastCall<&convx::prepare_weight_op>::named("prepare_weight"),
+    convx::FastCall<&convx::settle_conv2d_op>::named("settle_conv2d"),
+    convx::FastCall<&convx::settle_conv_transpose2d_op>::named("settle_conv_transpose2d"),
+    convx::FastCall<&convx::settle_relu_op>::named("settle_relu"),
+    convx::FastCall<&convx::settle_max_pool2d_op>::named("settle_max_pool2d"),
+    convx::FastCall<&convx::settle_conv2d_relu_max_pool2d_op>::named("settle_conv2d_relu_max_pool2d"),
+    convx::FastCall<&convx::settle_conv2d_layer_op>::named("settle_conv2d_layer"),
+    convx::FastCall<&convx::settle_conv_transpose2d_layer_op>::named("settle_conv_transpose2d_layer"),
+    convx::FastCall<&convx::settle_max_pool2d_layer_op>::named("settle_max_pool2d_layer"),
+    convx::FastCall<&convx::settle_linear_layer_op>::named("settle_linear_layer"),
+    convx::FastCall<&convx::truth_op>::named("truth"),
+    convx::FastCall<&convx::integer_op>::named("integer"),
+    convx::FastCall<&convx::array_at_op>::named("array_at"),
+    {nullptr, nullptr, 0, nullptr},
+};
+
 }  // namespace
 
-PYBIND11_MODULE(_cpu, module) {
+CONVX_PYTHON_MODULE(_cpu, module) {
+    convx::add_methods(convx::method_names());
     module.attr("ShapeError") = convx::new_shape_error();
     convx::register_errors(module.attr("ShapeError"));
-    static PyMethodDef operations[] = {
-        convx::FastCall<&convx::conv2d_op>::named("conv2d"),
-        convx::FastCall<&convx::conv2d_backward_op>::named("conv2d_backward"),
-        convx::FastCall<&convx::conv2d_grad_norms_op>::named("conv2d_grad_norms"),
-        convx::FastCall<&convx::conv_transpose2d_op>::named("conv_transpose2d"),
-        convx::FastCall<&convx::conv_transpose2d_backward_op>::named("conv_transpose2d_backward"),
-        convx::FastCall<&convx::relu_op>::named("relu"),
-        convx::FastCall<&convx::relu_backward_op>::named("relu_backward"),
-        convx::FastCall<&convx::max_pool2d_op>::named("max_pool2d"),
-        convx::FastCall<&convx::max_pool2d_backward_op>::named("max_pool2d_backward"),
-        convx::FastCall<&convx::conv2d_relu_max_pool2d_op>::named("conv2d_relu_max_pool2d"),
-        convx::FastCall<&convx::conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
-        convx::FastCall<&convx::prepare_weight_op>::named("prepare_weight"),
-        convx::FastCall<&convx::settle_conv2d_op>::named("settle_conv2d"),
-        convx::FastCall<&convx::settle_conv_transpose2d_op>::named("settle_conv_transpose2d"),
-        convx::FastCall<&convx::settle_relu_op>::named("settle_relu"),
-        convx::FastCall<&convx::settle_max_pool2d_op>::named("settle_max_pool2d"),
-        convx::FastCall<&convx::settle_conv2d_relu_max_pool2d_op>::named("settle_conv2d_relu_max_pool2d"),
-        {nullptr, nullptr, 0, nullptr},
-    };
     convx::add_functions(module, operations);
+    module.def("operations_with", [](py::handle allocate) { return convx::functions_with(allocate, operations); });
     convx::register_prepared_weight(module);
     module.attr(convx::entry_points_attribute) = convx::entry_points_capsule();
     module.def("explain", &convx::explain_op);
     module.def("get_num_threads", &convx::num_threads);
     module.def("set_num_threads", &set_num_threads);
+    module.def("get_default_algorithm", &get_default_algorithm);
+    module.def("set_default_algorithm", &set_default_algorithm);
     module.def("use_team", &use_team);
     module.def("config", &config);
     module.def("set_isa", &convx::set_isa);
@@ -111,6 +137,6 @@ PYBIND11_MODULE(_cpu, module) {
         [](const std::string& dtype, double seconds) {
             return convx::fma_peak(dtype == "float64" ? convx::DType::float64 : convx::DType::float32, seconds);
         },
-        py::call_guard<py::gil_scoped_release>());
-    module.def("copy_bandwidth", &convx::copy_bandwidth, py::call_guard<py::gil_scoped_release>());
+        py::call_guard<convx::WithoutGil>());
+    module.def("copy_bandwidth", &convx::copy_bandwidth, py::call_guard<convx::WithoutGil>());
 }

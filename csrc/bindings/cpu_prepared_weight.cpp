@@ -2,7 +2,7 @@
 
 #include "bindings/cpu_ops.h"
 #include "bindings/prepared_weight.h"
-#include "cpu/registry.h"
+#include "cpu/runtime/registry.h"
 
 namespace convx {
 
@@ -31,7 +31,7 @@ int64_t PreparedWeight::packed_bytes() const {
     return std::visit([](const auto& packed) { return static_cast<int64_t>(packed.data.size()); }, packed_);
 }
 const char* PreparedWeight::isa() const {
-    return std::visit([](const auto& packed) { return packed.form.kernels->name; }, packed_);
+    return std::visit([](const auto& packed) { return packed.kernels->name; }, packed_);
 }
 
 const PreparedWeight* prepared_weight(py::handle object) {
@@ -39,19 +39,19 @@ const PreparedWeight* prepared_weight(py::handle object) {
     return object.cast<const PreparedWeight*>();
 }
 
-py::object prepare_weight_op(py::handle weight, py::handle input_shape, py::handle stride, py::handle padding,
-                             py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
-                             py::handle layout, py::handle algorithm) {
+py::object prepare_weight_op(py::handle weight, py::handle input_shape, const ConvHandles& given, py::handle layout,
+                             py::handle algorithm) {
     static const std::string op = "prepare_weight";
     FloatArray w = float_array(op, "weight", weight);
     const ArrayInfo input{"input_shape", w.info.dtype, sizes(op, "input_shape", input_shape)};
-    const ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    const ConvOptions options = padded_options(op, given, layout, algorithm);
     const ConvProblem problem = check_conv2d(op, input, w.info, nullptr, options).problem;
-    w.array = w.array.attr("copy")();
+    expect_method(op, problem, ConvPass::forward);
+    w.array = result_of(w.array.attr("copy"));
     w.array.attr("setflags")(py::arg("write") = false);
-    py::tuple arguments = py::make_tuple(w.array, py::tuple(py::reinterpret_borrow<py::object>(input_shape)), stride,
-                                         padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    py::tuple arguments =
+        py::make_tuple(w.array, py::tuple(py::reinterpret_borrow<py::object>(input_shape)), given.stride, given.padding,
+                       given.dilation, given.groups, given.padding_mode, given.padding_value, layout, algorithm);
     return py::cast(std::make_unique<PreparedWeight>(std::move(w), problem, std::move(arguments)));
 }
 

@@ -66,7 +66,8 @@ private:
 // A new array with the memory order of `like`.
 py::array new_like(const FloatArray& like) {
     if (like.array.flags() & py::array::c_style) return new_array(like.info.dtype, like.info.shape);
-    return py::module_::import("numpy").attr("empty_like")(like.array, py::arg("subok") = false);
+    const py::object numpy = object_returned([] { return PyImport_ImportModule("numpy"); });
+    return result_of(numpy.attr("empty_like"), like.array, py::none(), "K", false);  // no subclass
 }
 
 // The axes of arrays of one shape, in their order.
@@ -106,7 +107,7 @@ py::tuple relu_mask_op(const FloatArray& x, const py::array& y) {
 py::array relu_mask_backward_op(const std::string& op, const FloatArray& g, py::handle output, py::handle out) {
     py::array mask = py::reinterpret_borrow<py::array>(output);
     check_relu_mask(op, shape_of(mask), g.array.size());
-    if (mask.size() > 1 && mask.strides(0) != 1) mask = mask.attr("copy")();
+    if (mask.size() > 1 && mask.strides(0) != 1) mask = result_of(mask.attr("copy"));
     const py::array result = destination(op, out, g);
     if (!out.is_none()) {
         check_no_overlap(op, result, g, true);

@@ -1,6 +1,7 @@
 // The checks of an operation alone: from shapes, dtypes and options to the shape of the result and the settled problem.
 // For libraries that ask for the shape of a result before there are numbers, as JAX does when it traces a function.
 #include "bindings/cpu_ops.h"
+#include "cpu/conv2d/methods.h"
 
 namespace convx {
 
@@ -8,21 +9,18 @@ namespace {
 
 // Anything with a shape and a NumPy dtype.
 ArrayInfo described(const std::string& op, const char* name, py::handle array) {
-    const std::string dtype = py::str(array.attr("dtype")).cast<std::string>();
+    const auto attribute = [array](const char* of) {
+        return object_returned([=] { return PyObject_GetAttrString(array.ptr(), of); });
+    };
+    const std::string dtype = str_of(attribute("dtype"));
     if (dtype != "float32" && dtype != "float64")
         throw TypeError(op + ": " + name + " has dtype " + dtype + ", expected float32 or float64");
-    return {name, dtype == "float32" ? DType::float32 : DType::float64, sizes(op, name, array.attr("shape"))};
+    return {name, dtype == "float32" ? DType::float32 : DType::float64, sizes(op, name, attribute("shape"))};
 }
 
 std::optional<ArrayInfo> described_bias(const std::string& op, py::handle bias) {
     if (bias.is_none()) return std::nullopt;
     return described(op, "bias", bias);
-}
-
-py::tuple to_tuple(const Shape& shape) {
-    py::tuple result(shape.size());
-    for (size_t axis = 0; axis < shape.size(); ++axis) result[axis] = shape[axis];
-    return result;
 }
 
 template <class Value>
@@ -44,7 +42,8 @@ py::tuple settled(const ConvProblem& problem) {
                           both(h, w, [](const Axis& axis) { return axis.stride; }), paddings(h, w),
                           both(h, w, [](const Axis& axis) { return axis.dilation; }), problem.groups, both(h, w, mode),
                           problem.padding_value, problem.relu ? py::object(py::str("relu")) : py::none(),
-                          layout_name(problem.channels_last), algorithm_names[static_cast<size_t>(problem.algorithm)]);
+                          layout_name(problem.channels_last),
+                          algorithm_names()[static_cast<size_t>(problem.algorithm)]);
 }
 
 // The fields of PoolSpec there.
@@ -60,55 +59,49 @@ py::tuple settled(const PoolProblem& problem) {
 
 }  // namespace
 
-py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride, py::handle padding,
-                           py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
+py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias, const ConvHandles& given,
                            py::handle activation, py::handle layout, py::handle algorithm) {
     static const std::string op = "conv2d";
     const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
-    ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    ConvOptions options = padded_options(op, given, layout, algorithm);
     options.relu = relu_activation(op, activation);
     const auto [problem, unbatched] = check_conv2d(op, x, w, b ? &*b : nullptr, options);
+    expect_method(op, problem, ConvPass::forward);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.channels_last, unbatched)),
                           settled(problem));
 }
 
 // The settled problem is that of the convolution whose adjoint it is: the output has the shape of its input, and beyond
 // that the cells that no window reaches.
-py::tuple settle_conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
-                                     py::handle padding, py::handle output_padding, py::handle groups,
-                                     py::handle dilation, py::handle layout, py::handle algorithm) {
+py::tuple settle_conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias,
+                                     const TransposeHandles& given) {
     static const std::string op = "conv_transpose2d";
     const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
-    const ConvTransposeOptions options =
-        transpose_options(op, stride, padding, output_padding, groups, dilation, layout, algorithm);
+    const ConvTransposeOptions options = transpose_options(op, given);
     const auto [problem, unbatched] = check_conv_transpose2d(op, x, w, b ? &*b : nullptr, options);
+    expect_method(op, problem.conv, ConvPass::grad_input);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.conv.channels_last, unbatched)),
                           settled(problem.conv));
 }
 
 py::tuple settle_relu_op(py::handle input) { return to_tuple(described("relu", "input", input).shape); }
 
-py::tuple settle_max_pool2d_op(py::handle input, py::handle kernel_size, py::handle stride, py::handle padding,
-                               py::handle dilation, py::handle ceil_mode, py::handle layout) {
+py::tuple settle_max_pool2d_op(py::handle input, const PoolHandles& given) {
     static const std::string op = "max_pool2d";
-    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, given);
     const auto [problem, unbatched] = check_max_pool2d(op, described(op, "input", input), options);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.channels_last, unbatched)),
                           settled(problem));
 }
 
-py::tuple settle_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias, py::handle stride,
-                                           py::handle padding, py::handle dilation, py::handle groups,
-                                           py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
-                                           py::handle layout) {
+py::tuple settle_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias,
+                                           const FusedHandles& given) {
     static const std::string op = "conv2d_relu_max_pool2d";
     const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
-    const FusedOptions options =
-        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const FusedOptions options = fused_options(op, given);
     const auto [problem, unbatched] =
         check_conv2d_relu_max_pool2d(op, x, w, b ? &*b : nullptr, options.conv, options.pool);
     const Shape shape = user_shape(problem.pool.output_shape(), problem.pool.channels_last, unbatched);

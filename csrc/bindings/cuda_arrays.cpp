@@ -48,7 +48,7 @@ struct Extent {
 }  // namespace
 
 DeviceArray DeviceArrays::described(const char* name, py::handle object, std::string& dtype) {
-    const py::object description = library_.attr("describe")(object);
+    const py::object description = result_of(library_.attr("describe"), object);
     if (description.is_none())
         throw TypeError(op_ + ": " + name + " is " + type_text(object) + ", expected a " +
                         library_.attr("array_type").cast<std::string>() + " as the first array is");
@@ -128,7 +128,7 @@ void DeviceArrays::check_no_overlap(const DeviceArray& out, const DeviceArray& i
 }
 
 DeviceArray DeviceArrays::empty(DType dtype, const Shape& shape) {
-    return input("output", library_.attr("empty")(shape_tuple(shape), dtype_name(dtype), device_));
+    return input("output", result_of(library_.attr("empty"), shape_tuple(shape), dtype_name(dtype), device_));
 }
 
 DeviceArray DeviceArrays::empty_like(const DeviceArray& like) {
@@ -138,7 +138,7 @@ DeviceArray DeviceArrays::empty_like(const DeviceArray& like) {
     for (size_t axis = shape.size(); axis-- > 0; dense *= shape[axis])
         row_major = row_major && (shape[axis] == 1 || like.stride[axis] == dense);
     if (row_major || !py::hasattr(library_, "empty_like")) return empty(like.info.dtype, shape);
-    return input("output", library_.attr("empty_like")(like.array));
+    return input("output", result_of(library_.attr("empty_like"), like.array));
 }
 
 DeviceArray DeviceArrays::integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes,
@@ -154,7 +154,7 @@ DeviceArray DeviceArrays::integers(const char* name, py::handle object, std::ini
 }
 
 DeviceArray DeviceArrays::empty_integers(const char* dtype, const Shape& shape) {
-    return integers("output", library_.attr("empty")(shape_tuple(shape), dtype, device_), {dtype}, dtype);
+    return integers("output", result_of(library_.attr("empty"), shape_tuple(shape), dtype, device_), {dtype}, dtype);
 }
 
 void* DeviceArrays::workspace(int64_t bytes) {
@@ -171,7 +171,7 @@ py::tuple DeviceArrays::shape_tuple(const Shape& shape) {
 }
 
 cuda::Stream DeviceArrays::stream() const {
-    return reinterpret_cast<void*>(library_.attr("stream")(device_).cast<uintptr_t>());
+    return reinterpret_cast<void*>(result_of(library_.attr("stream"), device_).cast<uintptr_t>());
 }
 
 cuda::DeviceTensor image_tensor(const DeviceArray& array, bool channels_last) {

@@ -1,5 +1,4 @@
 #include "bindings/cuda_ops.h"
-#include "bindings/options.h"
 #include "cuda/conv2d/per_sample.h"
 #include "cuda/runtime.h"
 
@@ -10,19 +9,18 @@ cuda::Precision precision_option(const std::string& op, py::handle precision) {
         for (int i = 0; i < 3; ++i)
             if (PyUnicode_CompareWithASCIIString(precision.ptr(), cuda::precision_names[i]) == 0)
                 return static_cast<cuda::Precision>(i);
-    throw ShapeError(op + ": precision is " + py::repr(precision).cast<std::string>() +
-                     ", expected 'ieee', 'tf32x3' or 'tf32'");
+    throw ShapeError(op + ": precision is " + repr_of(precision) + ", expected 'ieee', 'tf32x3' or 'tf32'");
 }
 
 // The direct sum is what CUDA has; "winograd" is asked for by name only where it exists.
 void check_cuda_algorithm(const std::string& op, const ConvOptions& options) {
-    if (options.algorithm == Algorithm::winograd)
-        throw ShapeError(op + ": algorithm is 'winograd', expected 'auto' or 'direct' on CUDA");
+    if (options.algorithm != Algorithm::automatic && options.algorithm != Algorithm::direct)
+        throw ShapeError(op + ": algorithm is '" + algorithm_names()[static_cast<size_t>(options.algorithm)] +
+                         "', expected 'auto' or 'direct' on CUDA");
 }
 
-py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias, py::handle stride,
-                          py::handle padding, py::handle dilation, py::handle groups, py::handle padding_mode,
-                          py::handle padding_value, py::handle activation, py::handle layout, py::handle algorithm,
+py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
+                          const ConvHandles& given, py::handle activation, py::handle layout, py::handle algorithm,
                           py::handle precision, py::handle out) {
     static const std::string op = "conv2d";
     DeviceArrays arrays(op, library);
@@ -30,8 +28,7 @@ py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weigh
     const DeviceArray w = arrays.input("weight", weight);
     std::optional<DeviceArray> b;
     if (!bias.is_none()) b = arrays.input("bias", bias);
-    ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    ConvOptions options = padded_options(op, given, layout, algorithm);
     options.relu = relu_activation(op, activation);
     const cuda::Precision exactness = precision_option(op, precision);
     const auto [problem, unbatched] = check_conv2d(op, x.info, w.info, b ? &b->info : nullptr, options);
@@ -53,17 +50,14 @@ py::object cuda_conv2d_op(py::handle library, py::handle input, py::handle weigh
 }
 
 py::tuple cuda_conv2d_backward_op(py::handle library, py::handle grad_output, py::handle input, py::handle weight,
-                                  py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
-                                  py::handle padding_mode, py::handle padding_value, py::handle layout,
-                                  py::handle algorithm, py::handle precision, py::handle mask_option,
-                                  py::handle per_sample_option) {
+                                  const ConvHandles& given, py::handle layout, py::handle algorithm,
+                                  py::handle precision, py::handle mask_option, py::handle per_sample_option) {
     static const std::string op = "conv2d_backward";
     DeviceArrays arrays(op, library);
     const DeviceArray g = arrays.input("grad_output", grad_output);
     const DeviceArray x = arrays.input("input", input);
     const DeviceArray w = arrays.input("weight", weight);
-    const ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    const ConvOptions options = padded_options(op, given, layout, algorithm);
     const cuda::Precision exactness = precision_option(op, precision);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const bool per_sample = truth(op, "per_sample", per_sample_option);
@@ -119,16 +113,14 @@ py::tuple cuda_conv2d_backward_op(py::handle library, py::handle grad_output, py
 }
 
 py::tuple cuda_conv2d_grad_norms_op(py::handle library, py::handle grad_output, py::handle input,
-                                    py::handle weight_shape, py::handle stride, py::handle padding, py::handle dilation,
-                                    py::handle groups, py::handle padding_mode, py::handle padding_value,
-                                    py::handle layout, py::handle algorithm, py::handle precision) {
+                                    py::handle weight_shape, const ConvHandles& given, py::handle layout,
+                                    py::handle algorithm, py::handle precision) {
     static const std::string op = "conv2d_grad_norms";
     DeviceArrays arrays(op, library);
     const DeviceArray g = arrays.input("grad_output", grad_output);
     const DeviceArray x = arrays.input("input", input);
     const ArrayInfo weight{"weight_shape", x.info.dtype, sizes(op, "weight_shape", weight_shape)};
-    const ConvOptions options =
-        padded_options(op, stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm);
+    const ConvOptions options = padded_options(op, given, layout, algorithm);
     const cuda::Precision exactness = precision_option(op, precision);
     const auto [problem, unbatched] = check_conv2d(op, x.info, weight, nullptr, options);
     check_cuda_algorithm(op, options);

@@ -1,23 +1,19 @@
 #include "cuda/conv2d_relu_max_pool2d.h"
 
 #include "bindings/cuda_ops.h"
-#include "bindings/options.h"
 #include "cuda/runtime.h"
 
 namespace convx {
 
 py::tuple cuda_conv2d_relu_max_pool2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
-                                         py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
-                                         py::handle pool_kernel_size, py::handle pool_stride, py::handle pool_padding,
-                                         py::handle layout, py::handle precision) {
+                                         const FusedHandles& given, py::handle precision) {
     static const std::string op = "conv2d_relu_max_pool2d";
     DeviceArrays arrays(op, library);
     const DeviceArray x = arrays.input("input", input);
     const DeviceArray w = arrays.input("weight", weight);
     std::optional<DeviceArray> b;
     if (!bias.is_none()) b = arrays.input("bias", bias);
-    const FusedOptions options =
-        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const FusedOptions options = fused_options(op, given);
     const cuda::Precision exactness = precision_option(op, precision);
     const auto fused =
         check_conv2d_relu_max_pool2d(op, x.info, w.info, b ? &b->info : nullptr, options.conv, options.pool);
@@ -35,19 +31,15 @@ py::tuple cuda_conv2d_relu_max_pool2d_op(py::handle library, py::handle input, p
 }
 
 py::tuple cuda_conv2d_relu_max_pool2d_backward_op(py::handle library, py::handle grad_output, py::handle input,
-                                                  py::handle weight, py::handle codes, py::handle stride,
-                                                  py::handle padding, py::handle dilation, py::handle groups,
-                                                  py::handle pool_kernel_size, py::handle pool_stride,
-                                                  py::handle pool_padding, py::handle layout, py::handle precision,
-                                                  py::handle mask_option) {
+                                                  py::handle weight, py::handle codes, const FusedHandles& given,
+                                                  py::handle precision, py::handle mask_option) {
     static const std::string op = "conv2d_relu_max_pool2d_backward";
     DeviceArrays arrays(op, library);
     const DeviceArray g = arrays.input("grad_output", grad_output);
     const DeviceArray x = arrays.input("input", input);
     const DeviceArray w = arrays.input("weight", weight);
     const DeviceArray chosen = arrays.integers("codes", codes, {"uint8"}, "uint8");
-    const FusedOptions options =
-        fused_options(op, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout);
+    const FusedOptions options = fused_options(op, given);
     const cuda::Precision exactness = precision_option(op, precision);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const auto fused = check_conv2d_relu_max_pool2d(op, x.info, w.info, nullptr, options.conv, options.pool);

@@ -1,5 +1,4 @@
 #include "bindings/cuda_ops.h"
-#include "bindings/options.h"
 #include "cuda/conv_transpose2d.h"
 #include "cuda/runtime.h"
 
@@ -21,17 +20,14 @@ struct Planned {
 }  // namespace
 
 py::object cuda_conv_transpose2d_op(py::handle library, py::handle input, py::handle weight, py::handle bias,
-                                    py::handle stride, py::handle padding, py::handle output_padding, py::handle groups,
-                                    py::handle dilation, py::handle layout, py::handle algorithm, py::handle precision,
-                                    py::handle out) {
+                                    const TransposeHandles& given, py::handle precision, py::handle out) {
     static const std::string op = "conv_transpose2d";
     DeviceArrays arrays(op, library);
     const DeviceArray x = arrays.input("input", input);
     const DeviceArray w = arrays.input("weight", weight);
     std::optional<DeviceArray> b;
     if (!bias.is_none()) b = arrays.input("bias", bias);
-    const ConvTransposeOptions options =
-        transpose_options(op, stride, padding, output_padding, groups, dilation, layout, algorithm);
+    const ConvTransposeOptions options = transpose_options(op, given);
     const cuda::Precision exactness = precision_option(op, precision);
     const auto [problem, unbatched] = check_conv_transpose2d(op, x.info, w.info, b ? &b->info : nullptr, options);
     check_cuda_algorithm(op, options.conv);
@@ -53,17 +49,14 @@ py::object cuda_conv_transpose2d_op(py::handle library, py::handle input, py::ha
 }
 
 py::tuple cuda_conv_transpose2d_backward_op(py::handle library, py::handle grad_output, py::handle input,
-                                            py::handle weight, py::handle stride, py::handle padding,
-                                            py::handle output_padding, py::handle groups, py::handle dilation,
-                                            py::handle layout, py::handle algorithm, py::handle precision,
+                                            py::handle weight, const TransposeHandles& given, py::handle precision,
                                             py::handle mask_option) {
     static const std::string op = "conv_transpose2d_backward";
     DeviceArrays arrays(op, library);
     const DeviceArray g = arrays.input("grad_output", grad_output);
     const DeviceArray x = arrays.input("input", input);
     const DeviceArray w = arrays.input("weight", weight);
-    const ConvTransposeOptions options =
-        transpose_options(op, stride, padding, output_padding, groups, dilation, layout, algorithm);
+    const ConvTransposeOptions options = transpose_options(op, given);
     const cuda::Precision exactness = precision_option(op, precision);
     const std::array<bool, 3> mask = output_mask(op, mask_option);
     const auto [problem, unbatched] = check_conv_transpose2d(op, x.info, w.info, nullptr, options);

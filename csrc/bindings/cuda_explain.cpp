@@ -100,9 +100,10 @@ Entry memory_entry(const std::string& pass, DType dtype, int64_t bytes, int64_t 
 
 ConvOptions conv_options_from(const std::string& op, const py::dict& options) {
     if (options.contains("padding_mode"))
-        return padded_options(op, options["stride"], options["padding"], options["dilation"], options["groups"],
-                              options["padding_mode"], options["padding_value"], options["layout"],
-                              options["algorithm"]);
+        return padded_options(op,
+                              {options["stride"], options["padding"], options["dilation"], options["groups"],
+                               options["padding_mode"], options["padding_value"]},
+                              options["layout"], options["algorithm"]);
     return conv_options(op, options["stride"], options["padding"], options["dilation"], options["groups"],
                         options["layout"]);
 }
@@ -156,8 +157,9 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
         for (const int64_t size : input.shape) elements *= size;
         entries.push_back(memory_entry(pass, type, elements * item * (backward ? 3 : 2), 0));
     } else if (forward_op == "max_pool2d") {
-        const PoolOptions pool = dilated_pool_options(op, operand, options["stride"], options["padding"],
-                                                      options["dilation"], options["ceil_mode"], options["layout"]);
+        const PoolOptions pool =
+            dilated_pool_options(op, {operand, options["stride"], options["padding"], options["dilation"],
+                                      options["ceil_mode"], options["layout"]});
         const PoolProblem problem = check_max_pool2d(op, input, pool).problem;
         cuda::check_planes(op, problem);
         const int64_t out = volume(problem.output_shape());
@@ -166,8 +168,8 @@ py::list cuda_explain_op(const std::string& op, py::handle input_shape, py::hand
     } else if (forward_op == "conv_transpose2d") {
         const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
         const ConvTransposeOptions transpose =
-            transpose_options(op, options["stride"], options["padding"], options["output_padding"], options["groups"],
-                              options["dilation"], options["layout"], options["algorithm"]);
+            transpose_options(op, {options["stride"], options["padding"], options["output_padding"], options["groups"],
+                                   options["dilation"], options["layout"], options["algorithm"]});
         const std::array<bool, 3> mask = backward ? output_mask(op, options["output_mask"]) : std::array<bool, 3>{};
         entries = transpose_entries(check_conv_transpose2d(op, input, weight, nullptr, transpose).problem, backward,
                                     mask, precision_option(op, options["precision"]));

@@ -1,17 +1,15 @@
 #include "bindings/cuda_ops.h"
-#include "bindings/options.h"
 #include "cuda/max_pool2d/max_pool2d.h"
 #include "cuda/runtime.h"
 
 namespace convx {
 
-py::object cuda_max_pool2d_op(py::handle library, py::handle input, py::handle kernel_size, py::handle stride,
-                              py::handle padding, py::handle dilation, py::handle ceil_mode, py::handle layout,
-                              py::handle return_indices, py::handle return_codes) {
+py::object cuda_max_pool2d_op(py::handle library, py::handle input, const PoolHandles& given, py::handle return_indices,
+                              py::handle return_codes) {
     static const std::string op = "max_pool2d";
     DeviceArrays arrays(op, library);
     const DeviceArray x = arrays.input("input", input);
-    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, given);
     const bool want_indices = truth(op, "return_indices", return_indices);
     const bool want_codes = truth(op, "return_codes", return_codes);
     if (want_indices && want_codes)
@@ -35,15 +33,13 @@ py::object cuda_max_pool2d_op(py::handle library, py::handle input, py::handle k
 }
 
 py::object cuda_max_pool2d_backward_op(py::handle library, py::handle grad_output, py::handle indices_or_codes,
-                                       py::handle input_shape, py::handle kernel_size, py::handle stride,
-                                       py::handle padding, py::handle dilation, py::handle ceil_mode,
-                                       py::handle layout) {
+                                       py::handle input_shape, const PoolHandles& given) {
     static const std::string op = "max_pool2d_backward";
     DeviceArrays arrays(op, library);
     const DeviceArray g = arrays.input("grad_output", grad_output);
     const DeviceArray chosen =
         arrays.integers("indices_or_codes", indices_or_codes, {"int64", "uint8"}, "int64 (indices) or uint8 (codes)");
-    const PoolOptions options = dilated_pool_options(op, kernel_size, stride, padding, dilation, ceil_mode, layout);
+    const PoolOptions options = dilated_pool_options(op, given);
     const ArrayInfo input{"input_shape", g.info.dtype, sizes(op, "input_shape", input_shape)};
     const auto [problem, unbatched] = check_max_pool2d(op, input, options);
     const Shape shape = user_shape(problem.output_shape(), problem.channels_last, unbatched);

@@ -2,12 +2,13 @@
 #include "bindings/cuda_ops.h"
 #include "bindings/errors.h"
 #include "bindings/fast_call.h"
+#include "bindings/module.h"
 #include "cuda/runtime.h"
 
 namespace py = pybind11;
 using namespace convx;
 
-PYBIND11_MODULE(CONVX_MODULE, module) {
+CONVX_PYTHON_MODULE(CONVX_MODULE, module) {
     register_errors(py::module_::import("convx._cpu").attr("ShapeError"));
     static PyMethodDef functions[] = {
         FastCall<&cuda_conv2d_op>::named("conv2d"),

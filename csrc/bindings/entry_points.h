@@ -5,7 +5,7 @@
 
 #include "common/check.h"
 #include "cpu/conv2d/conv2d.h"
-#include "cpu/conv2d_relu_max_pool2d.h"
+#include "cpu/fused/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/relu.h"
 
@@ -36,6 +36,7 @@ struct CpuEntryPoints {
     decltype(&convx::check_dtype) check_dtype;
     decltype(&convx::check_shape) check_shape;
     decltype(&convx::user_shape) user_shape;
+    decltype(&convx::find_algorithm) find_algorithm;
     CpuPasses<float> float32;
     CpuPasses<double> float64;
 };

@@ -72,7 +72,8 @@ ConvOptions Call::conv_options() const {
     options.padding_value = attribute<double>("padding_value");
     options.relu = attribute<bool>("relu");
     options.channels_last = attribute<bool>("channels_last");
-    options.algorithm = static_cast<Algorithm>(index_of(algorithm_names, attribute<std::string_view>("algorithm")));
+    if (!cpu->find_algorithm(attribute<std::string_view>("algorithm"), options.algorithm))
+        throw ShapeError("algorithm: unknown");
     return options;
 }
 

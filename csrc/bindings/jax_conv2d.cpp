@@ -23,7 +23,7 @@ void conv2d(const Call& call) {
         using T = decltype(zero);
         passes<T>().conv2d_forward(problem, image_view<const T>(x, problem.channels_last), plain_view<const T>(w),
                                    biased ? vector_view<const T>(b) : TensorView<const T>{},
-                                   image_view<T>(y, problem.channels_last));
+                                   image_view<T>(y, problem.channels_last), nullptr);
     });
 }
 

@@ -1,7 +1,6 @@
 // convx._jax: the operations as handlers of XLA's foreign function interface, for python/convx/jax.
-#include <pybind11/pybind11.h>
-
 #include "bindings/jax_calls.h"
+#include "bindings/module.h"
 
 namespace py = pybind11;
 using namespace convx;
@@ -17,7 +16,7 @@ void add(py::dict& handlers, const char* name) {
 
 }  // namespace
 
-PYBIND11_MODULE(_jax, module) {
+CONVX_PYTHON_MODULE(_jax, module) {
     const py::object capsule = py::module_::import("convx._cpu").attr(entry_points_attribute);
     jax::cpu = static_cast<const CpuEntryPoints*>(PyCapsule_GetPointer(capsule.ptr(), entry_points_name));
     if (!jax::cpu) throw py::error_already_set();

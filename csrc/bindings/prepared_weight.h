@@ -3,8 +3,8 @@
 
 #include <variant>
 
-#include "bindings/arguments.h"
-#include "cpu/conv2d/packed_weight.h"
+#include "bindings/options.h"
+#include "cpu/conv2d/methods.h"
 
 namespace convx {
 
@@ -32,9 +32,8 @@ private:
 // Null for anything else.
 const PreparedWeight* prepared_weight(py::handle object);
 
-py::object prepare_weight_op(py::handle weight, py::handle input_shape, py::handle stride, py::handle padding,
-                             py::handle dilation, py::handle groups, py::handle padding_mode, py::handle padding_value,
-                             py::handle layout, py::handle algorithm);
+py::object prepare_weight_op(py::handle weight, py::handle input_shape, const ConvHandles& given, py::handle layout,
+                             py::handle algorithm);
 void register_prepared_weight(py::module_& module);
 
 }  // namespace convx

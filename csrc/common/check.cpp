@@ -25,11 +25,6 @@ void check_size(const std::string& op, const char* what, const std::array<int64_
         if (size != 0) bytes = checked_product(op, what, bytes, size);
 }
 
-void check_positive(const std::string& op, const char* prefix, const char* name, const Pair& pair) {
-    if (pair[0] < 1 || pair[1] < 1)
-        throw ShapeError(op + ": " + prefix + name + " is " + pair_text(pair) + ", expected positive numbers");
-}
-
 std::array<int64_t, 4> nchw_shape(const std::string& op, const ArrayInfo& array, bool channels_last) {
     const Shape& s = array.shape;
     if (s.size() != 3 && s.size() != 4)
@@ -40,8 +35,6 @@ std::array<int64_t, 4> nchw_shape(const std::string& op, const ArrayInfo& array,
     if (channels_last) return {n, s[first + 2], s[first], s[first + 1]};
     return {n, s[first], s[first + 1], s[first + 2]};
 }
-
-constexpr int64_t size_limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
 
 void check_size_limit(const std::string& op, int axis, int64_t size) {
     if (size > size_limit)
@@ -154,6 +147,21 @@ void check_winograd(const std::string& op, const Axis& h, const Axis& w, const C
 
 }  // namespace
 
+void check_positive(const std::string& op, const char* prefix, const char* name, const Pair& pair) {
+    if (pair[0] < 1 || pair[1] < 1)
+        throw ShapeError(op + ": " + prefix + name + " is " + pair_text(pair) + ", expected positive numbers");
+}
+
+void check_groups(const std::string& op, int64_t groups, int64_t in_channels, int64_t out_channels) {
+    if (groups < 1) throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a positive number");
+    if (in_channels % groups != 0)
+        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
+                         std::to_string(in_channels) + " input channels");
+    if (out_channels % groups != 0)
+        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
+                         std::to_string(out_channels) + " output channels");
+}
+
 Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
                                   const ArrayInfo* bias, const ConvOptions& options) {
     const auto [n, c, h, w] = nchw_shape(op, input, options.channels_last);
@@ -164,13 +172,7 @@ Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input,
     const int64_t k = weight.shape[0], groups = options.groups;
     check_positive(op, "", "stride", options.stride);
     check_positive(op, "", "dilation", options.dilation);
-    if (groups < 1) throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a positive number");
-    if (c % groups != 0)
-        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
-                         std::to_string(c) + " input channels");
-    if (k % groups != 0)
-        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
-                         std::to_string(k) + " output channels");
+    check_groups(op, groups, c, k);
     if (weight.shape[1] != c / groups)
         throw ShapeError(op + ": weight has " + std::to_string(weight.shape[1]) +
                          " input channels per group, expected " + std::to_string(c / groups) + " (input channels " +
@@ -225,10 +227,7 @@ Checked<ConvTransposeProblem> check_conv_transpose2d(const std::string& op, cons
     const int64_t groups = options.groups;
     check_positive(op, "", "stride", options.stride);
     check_positive(op, "", "dilation", options.dilation);
-    if (groups < 1) throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a positive number");
-    if (c % groups != 0)
-        throw ShapeError(op + ": groups is " + std::to_string(groups) + ", expected a divisor of the " +
-                         std::to_string(c) + " input channels");
+    check_groups(op, groups, c, groups);  // the weight has its output channels by groups
     if (weight.shape[0] != c)
         throw ShapeError(op + ": weight has " + std::to_string(weight.shape[0]) + " input channels, expected " +
                          std::to_string(c) + " as input has");
@@ -295,15 +294,16 @@ Checked<PoolProblem> check_max_pool2d(const std::string& op, const ArrayInfo& in
         result.dilation = options.dilation[i];
         result.ceil_mode = options.ceil_mode;
         result = check_axis(op, axis, result, options.padding, options.prefix);
-        const int64_t most = result.extent() / 2;
+        const int64_t most = result.extent() - 1;
         const int64_t pad = std::max(result.pad_before, result.pad_after);
         if (pad > most)
             throw ShapeError(op + ": " + options.prefix + "padding is " + std::to_string(pad) + " in " +
                              axis_word(axis) + ", expected at most " + std::to_string(most) +
-                             " (half of the window's " + std::to_string(result.extent()) + " cells)");
+                             " (one less than the window's " + std::to_string(result.extent()) + " cells)");
         (axis == 0 ? problem.h : problem.w) = result;
     }
-    check_size(op, "input", problem.input_shape(), problem.dtype);
+    check_size(op, "padded input", {n, c, problem.h.covered(), problem.w.covered()}, problem.dtype);
+    check_size(op, "output", problem.output_shape(), DType::float64);  // its indices have 8 bytes each
     checked_product(op, "window", problem.h.kernel, problem.w.kernel);
     return checked;
 }

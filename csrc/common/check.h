@@ -29,6 +29,8 @@ struct ArrayInfo {
 
 using Pair = std::array<int64_t, 2>;  // height, width
 
+constexpr int64_t size_limit = int64_t{1} << 40;  // keeps every sum and product of an axis far from overflow
+
 struct PaddingOption {
     enum class Rule { explicit_sides, same, same_lower };
     Rule rule = Rule::explicit_sides;
@@ -80,6 +82,10 @@ PoolProblem check_pool_behind(const std::string& op, const Checked<ConvProblem>&
 Checked<FusedProblem> check_conv2d_relu_max_pool2d(const std::string& op, const ArrayInfo& input,
                                                    const ArrayInfo& weight, const ArrayInfo* bias,
                                                    const ConvOptions& conv, const PoolOptions& pool);
+
+// Parts of the above that a layer asks for before it has a weight.
+void check_positive(const std::string& op, const char* prefix, const char* name, const Pair& pair);
+void check_groups(const std::string& op, int64_t groups, int64_t in_channels, int64_t out_channels);
 
 // The mask of ReLU: one bit for each of `elements`.
 void check_relu_mask(const std::string& op, const Shape& mask, int64_t elements);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/algorithm.h"
 #include "common/tensor_view.h"
 
 namespace convx {
@@ -14,10 +15,6 @@ namespace convx {
 enum class PaddingMode { zeros, constant, reflect, replicate, circular };
 
 constexpr const char* padding_mode_names[] = {"zeros", "constant", "reflect", "replicate", "circular"};
-
-// What the caller asks for; `automatic` is settled by choose_method (cpu/conv2d/plan.h), from the per-image problem
-// alone.
-enum class Algorithm { automatic, direct, winograd };
 
 // One spatial axis of a sliding window.
 struct Axis {
@@ -32,6 +29,8 @@ struct Axis {
 
     int64_t extent() const { return dilation * (kernel - 1) + 1; }
     int64_t padded() const { return input + pad_before + pad_after; }
+    // Cells from the first that a window may cover to the last: with ceil_mode one may reach beyond the padding.
+    int64_t covered() const { return padded() > extent() ? padded() : extent(); }
 
     // The number of window positions: P or Q. The only place where this formula stands.
     int64_t output() const {
@@ -121,6 +120,8 @@ struct PoolProblem {
     int64_t taps() const { return h.kernel * w.kernel; }
     int64_t out_h() const { return h.output(); }
     int64_t out_w() const { return w.output(); }
+    // No index of a cell under a window, inside the image or not, is farther than this from that of another.
+    int64_t covered_cells() const { return h.covered() * w.covered(); }
     std::array<int64_t, 4> input_shape() const { return {batch, channels, h.input, w.input}; }
     std::array<int64_t, 4> output_shape() const { return {batch, channels, out_h(), out_w()}; }
 };

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "common/problem.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernel_set.h"
 #include "cpu/pass_plan.h"
 
 namespace convx {

@@ -3,8 +3,16 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace convx {
+
+// One of the methods of a pass.
+struct Candidate {
+    std::string name;
+    bool supported;
+    std::string reason;  // why it was chosen, or why not
+};
 
 struct PassPlan {
     std::string pass;  // forward, grad_input, ...
@@ -18,6 +26,7 @@ struct PassPlan {
     int64_t scratch_bytes = 0;
     int64_t flops = 0;
     int64_t bytes = 0;  // arrays, each read or written once
+    std::vector<Candidate> candidates;
 };
 
 }  // namespace convx

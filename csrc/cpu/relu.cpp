@@ -7,8 +7,8 @@
 
 #include "common/rounding.h"
 #include "cpu/memory_bound.h"
-#include "cpu/registry.h"
-#include "cpu/thread_pool.h"
+#include "cpu/runtime/registry.h"
+#include "cpu/runtime/thread_pool.h"
 
 namespace convx {
 

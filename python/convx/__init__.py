@@ -1,8 +1,8 @@
 """Convolution, ReLU and max-pooling for people who write their own training loops: arrays in, arrays out.
 
-The functions take and return NumPy arrays and run on hand-written kernels chosen for this machine; given arrays of CuPy
-or PyTorch on a CUDA device they run there, where convx was built with CUDA (`convx.cuda` tells). PyTorch's tensors work
-on the CPU too, and are recorded by autograd.
+The functions take and return NumPy arrays and run on hand-written kernels for this machine's instruction set. Arrays of
+CuPy or PyTorch on a CUDA device run on that device, if convx was built with CUDA (see `convx.cuda`). PyTorch's tensors
+work on the CPU too and are recorded by autograd.
 
 >>> import numpy as np
 >>> import convx
@@ -12,8 +12,8 @@ on the CPU too, and are recorded by autograd.
 >>> convx.max_pool2d(y, 2).shape
 (8, 16, 16, 16)
 
-`convx.nn` has layers, `convx.optim` optimizers, `convx.reference` the same functions in plain NumPy; `convx.torch`, to
-be imported by name, the operations for PyTorch.
+`convx.nn` has layers, `convx.optim` optimizers, `convx.reference` the same functions in plain NumPy. `convx.torch` has
+the operations for PyTorch; import it by name.
 """
 
 from . import cuda, nn, optim, reference
@@ -33,7 +33,19 @@ from .ops import (
     relu,
     relu_backward,
 )
-from .runtime import CudaPlan, Explanation, Plan, explain, get_num_threads, set_num_threads, show_config, threads
+from .runtime import (
+    CudaPlan,
+    Explanation,
+    Plan,
+    default_algorithm,
+    explain,
+    get_default_algorithm,
+    get_num_threads,
+    set_default_algorithm,
+    set_num_threads,
+    show_config,
+    threads,
+)
 
 __version__ = "0.1.0"
 
@@ -53,7 +65,9 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose2d_backward",
     "cuda",
+    "default_algorithm",
     "explain",
+    "get_default_algorithm",
     "get_num_threads",
     "max_pool2d",
     "max_pool2d_backward",
@@ -63,6 +77,7 @@ __all__ = [
     "reference",
     "relu",
     "relu_backward",
+    "set_default_algorithm",
     "set_num_threads",
     "show_config",
     "threads",

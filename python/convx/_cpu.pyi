@@ -1,6 +1,7 @@
 """The compiled module: positional arguments, and every check of shapes, options and dtypes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, TypedDict, final
 
 import numpy as np
@@ -230,9 +231,61 @@ def settle_conv2d_relu_max_pool2d(
     layout: Layout,
     /,
 ) -> tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]: ...
+def settle_conv2d_layer(
+    layer: str,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Pair,
+    bias: bool,
+    dtype: object,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+    padding_mode: PaddingMode,
+    padding_value: float,
+    layout: Layout,
+    algorithm: str,
+    /,
+) -> tuple[int, int, int, int]: ...
+def settle_conv_transpose2d_layer(
+    layer: str,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Pair,
+    bias: bool,
+    dtype: object,
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    layout: Layout,
+    algorithm: str,
+    /,
+) -> tuple[int, int, int, int]: ...
+def settle_max_pool2d_layer(
+    layer: str,
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Padding,
+    dilation: Pair,
+    ceil_mode: bool,
+    layout: Layout,
+    /,
+) -> tuple[int, int]: ...
+def settle_linear_layer(
+    layer: str, in_features: int, out_features: int, bias: bool, dtype: object, /
+) -> tuple[int, int]: ...
+def truth(owner: str, name: str, value: object, /) -> bool: ...
+def integer(owner: str, name: str, value: object, /) -> int: ...
+def array_at(
+    address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], owner: object, /
+) -> npt.NDArray[Any]: ...
 
 entry_points: object
 
+def operations_with(allocate: Callable[[tuple[int, ...], np.dtype[Any]], Any], /) -> SimpleNamespace: ...
 def explain(
     op: str,
     input_shape: Sequence[int],
@@ -243,6 +296,8 @@ def explain(
 ) -> list[dict[str, Any]]: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int, /) -> None: ...
+def get_default_algorithm() -> str: ...
+def set_default_algorithm(algorithm: str, /) -> None: ...
 def use_team(parallel: int, thread_number: int, most_threads: int, /) -> None: ...
 def set_isa(name: str, /) -> None: ...
 
@@ -256,6 +311,8 @@ class _Config(TypedDict):
     cache_bytes: dict[str, int]
     threads: int
     threads_reason: str
+    algorithm: str
+    algorithm_reason: str
     uses_team: bool
     spin_us: int
     workspace_cached_bytes: int

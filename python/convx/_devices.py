@@ -1,14 +1,13 @@
-"""Arrays on a CUDA device: whose they are, and how that library allocates and orders work.
+"""Arrays on a CUDA device: their library, its allocator and its current stream.
 
-C++ never owns device memory. For every call it is handed one of the objects below, which says where an array lies and
-makes new ones, so that the library's memory pool and current stream stay in charge. CuPy and PyTorch are only ever
-looked up among the modules that are already loaded: whoever passes an array of theirs has imported them.
+C++ never owns device memory. Every call passes it one of the objects below, which describes arrays and allocates new
+ones from the library's memory pool, in the order of its current stream. CuPy and PyTorch are looked up among the loaded
+modules only: a caller who passes their arrays has imported them.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
@@ -19,17 +18,17 @@ from . import cuda
 from ._cpu import ShapeError
 
 Description: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...], str, int, bool]
-"""Address, shape, strides in elements, name of the dtype, device, and whether the array may be written."""
+"""Address, shape, strides in elements, name of the dtype, device, and whether the array is writeable."""
 
 
 class Library(Protocol):
-    """What csrc/bindings/cuda_arrays.h asks of an array library."""
+    """The interface that csrc/bindings/cuda_arrays.h needs of an array library."""
 
     array_type: str
-    """How an error message names the arrays that are accepted."""
+    """The name of the accepted arrays in error messages."""
 
     def describe(self, array: Any) -> Description | None:
-        """Tell where `array` lies; None where it is not an array of this library on a CUDA device."""
+        """Describe `array`; None where it is not an array of this library on a CUDA device."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
         """Allocate a new array, in the order of the current stream."""
@@ -39,7 +38,7 @@ class Library(Protocol):
 
 
 class CuPy:
-    """CuPy's arrays, and those that say no more of themselves than ``__cuda_array_interface__``."""
+    """CuPy's arrays, and other objects with ``__cuda_array_interface__``."""
 
     array_type = "cupy.ndarray"
 
@@ -71,12 +70,12 @@ class CuPy:
 
     @staticmethod
     def _dtype(name: str) -> Any:
-        # NumPy knows this dtype by object alone; an array that has it was made with ml_dtypes.
+        # NumPy knows this dtype by object only; an array of it was made with ml_dtypes.
         return sys.modules["ml_dtypes"].bfloat16 if name == "bfloat16" else name
 
 
 class PyTorch:
-    """PyTorch's tensors on CUDA. Gradients are the business of convx.torch, through which all of them come."""
+    """PyTorch's tensors on CUDA. convx.torch, which calls this class, computes the gradients."""
 
     array_type = "torch.Tensor on a CUDA device"
 
@@ -102,14 +101,14 @@ class PyTorch:
 
 
 _libraries: dict[type, Library] = {}
-# What convx.jax.__all__ has; importing it here would import JAX.
+# convx.jax.__all__, copied since an import would import JAX.
 _IN_JAX = ("conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu")
 
 
 def operation(op: str, argument: str, value: Any) -> Callable[..., Any]:
     """Return the function that computes `op` for arrays of the library of `value`, which is not NumPy.
 
-    It takes what those of `convx._cuda` take behind the library.
+    It takes the arguments of those of `convx._cuda` after the library.
 
     Raises
     ------
@@ -118,8 +117,9 @@ def operation(op: str, argument: str, value: Any) -> Callable[..., Any]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        routes = importlib.import_module("convx.torch._routes")
-        return getattr(routes, op)  # type: ignore[no-any-return]
+        from .torch import _routes  # a statement, which torch.compile follows; importlib's functions it does not
+
+        return getattr(_routes, op)  # type: ignore[no-any-return]
     library, module = dispatch(op, argument, value)
     return functools.partial(getattr(module, op), library)
 
@@ -130,9 +130,9 @@ def dispatch(op: str, argument: str, value: Any) -> tuple[Library, Any]:
     Raises
     ------
     TypeError
-        Where `value` is no array on a CUDA device.
+        Where `value` is not an array on a CUDA device.
     RuntimeError
-        Where it is one and nothing here can work on it; the message has the reason.
+        Where it is one and CUDA cannot be used; the message has the reason.
     """
     library = _libraries.get(type(value)) or _recognise(value)
     if library is None or not _on_cuda(value):
@@ -153,7 +153,7 @@ def _recognise(value: Any) -> Library | None:
 
 
 def _has_interface(value: Any) -> bool:
-    """Look at the type alone: a tensor's attribute raises for what it cannot export."""
+    """Test the type only: a tensor's attribute raises where the tensor cannot be exported."""
     torch = sys.modules.get("torch")
     return hasattr(type(value), "__cuda_array_interface__") and not (torch and isinstance(value, torch.Tensor))
 
@@ -170,13 +170,13 @@ def _elements(strides: tuple[int, ...], item: int) -> tuple[int, ...]:
 
 
 def described(kind: type) -> str:
-    """Name a type as messages do: "a list", "a torch.Tensor"."""
+    """Return the name of a type for messages: "a list", "a torch.Tensor"."""
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def unsupported(op: str, argument: str, value: object, *, numpy_alone: bool = False) -> TypeError:
-    """Make the error for a first argument that the operation does not work on; `numpy_alone`: it knows no others."""
+    """Make the error for an unsupported first argument; `numpy_alone`: the operation takes only NumPy arrays."""
     kind = type(value)
     expected = f"{op}: {argument} is {described(kind)}, expected a numpy.ndarray of float32 or float64"
     module = kind.__module__.partition(".")[0]
@@ -187,25 +187,27 @@ def unsupported(op: str, argument: str, value: object, *, numpy_alone: bool = Fa
         return TypeError(f"{expected}; convx.jax has no {op}: outside of jit pass numpy.asarray({argument})")
     if numpy_alone:
         return TypeError(f"{expected}: weights of other libraries are packed in every call")
+    if kind.__module__.startswith("torch.fx."):
+        return TypeError(f"{expected}, or an array of CuPy or PyTorch; programs that torch.fx traces call convx.torch")
     if hasattr(kind, "__cuda_array_interface__") and not hasattr(value, "is_cuda"):
         return TypeError(f"{expected}, or a cupy.ndarray: import cupy, which then allocates the results")
     return TypeError(f"{expected}, or an array of CuPy or PyTorch")
 
 
 def namespace_of(array: Any) -> Any:
-    """Return the module whose functions work on `array`: NumPy, or the loaded CuPy."""
+    """Return the module whose functions take `array`: NumPy, or the loaded CuPy."""
     if isinstance(array, (np.ndarray, np.generic)):
         return np
     return sys.modules.get(type(array).__module__.partition(".")[0], np)
 
 
 def moved(array: Any, xp: Any) -> Any:
-    """Return `array` as one of the module `xp`: itself where it is one already."""
-    if xp is np and hasattr(array, "get"):  # CuPy never copies to the host unasked
+    """Return `array` as an array of the module `xp`, without a copy where it is one."""
+    if xp is np and hasattr(array, "get"):  # CuPy copies to the host only on request
         return array.get()
     return xp.asarray(array)
 
 
 def moved_like(array: Any, like: Any) -> Any:
-    """Return `array` as one of the library of `like`."""
+    """Return `array` as an array of the library of `like`."""
     return array if type(array) is type(like) else moved(array, namespace_of(like))

@@ -1,8 +1,11 @@
-"""The words of the options, written once, and what the fused operation keeps for its backward pass."""
+"""The types of the options, and what the fused operation keeps for its backward pass."""
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,19 +24,53 @@ Padding: TypeAlias = (
 
 Mode: TypeAlias = Literal["zeros", "constant", "reflect", "replicate", "circular"]
 PaddingMode: TypeAlias = Mode | tuple[Mode, Mode]
-"""What lies outside the image: one mode for both axes, or (h, w)."""
+"""The values outside the image: one mode for both axes, or (h, w)."""
 
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
 Activation: TypeAlias = Literal["relu"] | None
 
 Precision: TypeAlias = Literal["ieee", "tf32x3", "tf32"]
-"""How exactly float32 is multiplied on CUDA."""
+"""The precision of float32 products on CUDA."""
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 OutputMask: TypeAlias = tuple[bool, bool, bool]
 """Which of grad_input, grad_weight and grad_bias to compute."""
 
 Gradients: TypeAlias = tuple[npt.NDArray[FloatT] | None, npt.NDArray[FloatT] | None, npt.NDArray[FloatT] | None]
+
+
+def plain(option: Any) -> Any:
+    """Return a checked option as immutable numbers, strings and tuples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx._types import plain
+    >>> plain([np.int8(1), np.array(2)]), plain("same"), plain(None)
+    ((1, 2), 'same', None)
+    """
+    if isinstance(option, (tuple, list)) or (isinstance(option, np.ndarray) and option.ndim):
+        return tuple(map(plain, option))
+    return operator.index(option) if hasattr(option, "__index__") and not isinstance(option, bool) else option
+
+
+def real(value: Any) -> float | None:
+    """Return a number of Python or NumPy as a float (inf on overflow), None for everything else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx._types import real
+    >>> real(np.float32(0.5)), real(np.array(2)), real(10**400), real(True), real("0.5"), real(1j)
+    (0.5, 2.0, inf, None, None, None)
+    """
+    scalar: Any = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(scalar, bool) or not isinstance(scalar, Real):  # NumPy's numbers are registered as such
+        return None
+    try:
+        return float(scalar)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,9 +80,9 @@ class SavedConv2dReluMaxPool2d(Generic[FloatT]):
     Attributes
     ----------
     input, weight : ndarray
-        The arrays of the forward pass themselves, not copies.
+        The arrays of the forward pass, not copies.
     codes : ndarray of uint8, the shape of the output
-        The tap ``r*S + s`` of the pooling window whose value was chosen, 255 where the ReLU is dead.
+        Argmax codes: the selected tap ``r*S + s`` of each pooling window, 255 where the ReLU is dead.
     stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout, precision
         The options of the forward pass.
 

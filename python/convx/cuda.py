@@ -1,6 +1,6 @@
-"""Whether operations on CUDA arrays run here, and on what.
+"""Whether operations on CUDA arrays run on this machine, and on which devices.
 
-The operations themselves are those of :mod:`convx`: they work where their first argument lies.
+The operations are those of :mod:`convx`: they run on the device of their first argument.
 
 >>> import convx
 >>> if not convx.cuda.is_available():
@@ -22,7 +22,7 @@ _ready = False
 
 
 def is_available() -> bool:
-    """Return whether convx was built with CUDA, and a driver and a device are there.
+    """Return whether convx was built with CUDA, and a driver and a device are available.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def is_available() -> bool:
 
 
 def unavailable_reason() -> str:
-    """Say why CUDA cannot be used; an empty text where it can.
+    """Return why CUDA cannot be used; an empty string where it can.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def unavailable_reason() -> str:
 
 
 def device_count() -> int:
-    """Return how many CUDA devices convx can use; 0 where it cannot use any, for whatever reason.
+    """Return how many CUDA devices convx can use; 0 where it cannot use any, for any reason.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def device_name(device: int = 0) -> str:
     RuntimeError
         Where CUDA cannot be used; the message has the reason.
     ShapeError
-        Where there is no such device.
+        Where `device` does not exist.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def device_name(device: int = 0) -> str:
 
 
 def module() -> Any:
-    """Return the compiled module, loaded when it is first asked for.
+    """Return the compiled module; the first call loads it.
 
     Raises
     ------

@@ -1,12 +1,12 @@
 """The operations as functions: arrays in, arrays out.
 
-The first argument decides which library's arrays an operation works on: NumPy's run on the CPU, CuPy's on their CUDA
-device, PyTorch's where they lie, recorded by autograd (`convx.torch`); on CUDA in the order of the library's current
-stream. All others must be of the same library and on the same device; results are too. Wherever an ndarray stands
-below, CuPy's and PyTorch's are meant as well; on CUDA they may also be float16 and bfloat16, which are summed in
-float32. Shapes, options and dtypes are checked once, behind this module, before anything is computed or written.
+The first argument selects the library and the device: NumPy arrays run on the CPU, CuPy arrays on their CUDA device,
+PyTorch tensors on theirs, recorded by autograd (`convx.torch`). Work on CUDA follows the library's current stream. All
+other arguments must be of the same library and on the same device, and so are the results. An ndarray below is also an
+array of CuPy or PyTorch; on CUDA it may also be float16 or bfloat16, which are summed in float32. Shapes, options and
+dtypes are checked once, in C++, before anything is computed or written.
 
-Letters: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
+Notation: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def conv2d(
     precision: Precision = "ieee",
     out: npt.NDArray[FloatT] | None = None,
 ) -> npt.NDArray[FloatT]:
-    r"""Convolve images with kernels: cross-correlation, the kernel is not flipped.
+    r"""Convolve images with kernels: cross-correlation (the kernel is not flipped).
 
     .. math::
         \begin{aligned}
@@ -83,21 +83,21 @@ def conv2d(
     Parameters
     ----------
     input : ndarray of float32 or float64, shape (N, C, H, W) or (C, H, W)
-        The images, (N, H, W, C) or (H, W, C) with ``layout="NHWC"``. Any strides; nothing is copied as a whole. N may
+        The images, (N, H, W, C) or (H, W, C) with ``layout="NHWC"``. Any strides; no array is copied as a whole. N may
         be 0; C may be 0, which gives the bias alone.
     weight : ndarray or PreparedWeight, shape (K, C/G, R, S)
-        The kernels, in this order for both layouts; from `prepare_weight` for inference, with the same result.
+        The kernels, in this order for both layouts. A `PreparedWeight` is for inference; the result is the same.
     bias : ndarray, shape (K,), optional
         Added to every pixel of an output channel.
     stride, dilation : int or (int, int), default 1
         Distance between windows, and between the taps of a window: one number or (h, w).
     padding : int, (int, int), ((int, int), (int, int)) or str, default 0
         One number, (h, w), ((top, bottom), (left, right)), or a rule: ``"valid"`` pads nothing, ``"same"`` pads so that
-        ``P = ceil(H / stride)`` with an odd cell at the bottom/right, ``"same_lower"`` with it at the top/left.
+        ``P = ceil(H / stride)`` with an odd pixel at the bottom/right, ``"same_lower"`` with it at the top/left.
     groups : int, default 1
-        G: output channel k sees only the C/G input channels of its group.
+        G: output channel k reads only the C/G input channels of its group.
     padding_mode : {"zeros", "constant", "reflect", "replicate", "circular"} or a pair of them, default "zeros"
-        What lies outside the image; a pair is (h, w).
+        The values outside the image; a pair is (h, w).
     padding_value : float, default 0.0
         The value outside the image under ``"constant"``.
     activation : {None, "relu"}, default None
@@ -105,15 +105,17 @@ def conv2d(
     layout : {"NCHW", "NHWC"}, default "NCHW"
         Order of the axes of `input` and of the output. It is never guessed.
     algorithm : str, default "auto"
-        ``"auto"`` takes the fastest for an image of this size, `convx.explain` tells which; ``"direct"`` multiplies
-        every tap as the formula has it; ``"winograd"``, for 3x3 kernels with stride and dilation 1, computes 4x4
-        outputs at a time by F(4x4, 3x3) with a quarter of the multiplications. Its error, 5e-6 of the largest output
-        (float64: 1e-14) for normal data and 512 input channels, follows the largest value that a tile of 6x6 inputs
-        sees: ask for ``"direct"`` where values of very different size lie side by side and the small ones matter.
+        ``"auto"``: the fastest method for an image of this size (`convx.explain` tells which; in float64 always a
+        direct sum), or what `convx.set_default_algorithm` selects. ``"direct"``: every tap is multiplied, as in the
+        formula. ``"winograd"``, for 3x3 kernels with stride and dilation 1: 4x4 outputs at a time by F(4x4, 3x3), with
+        a quarter of the multiplications. Its error is 5e-6 of the largest output (float64: 1e-14) for normal data and
+        512 input channels. It follows the largest value in a tile of 6x6 inputs: use ``"direct"`` where small values
+        beside large ones matter. On the CPU also the name of any method among the candidates of `convx.explain`; a
+        pass without a method of that name takes the fastest one of its family.
     precision : {"ieee", "tf32x3", "tf32"}, default "ieee"
-        How exactly float32 is multiplied on CUDA: ``"ieee"`` as float32 is, on the CUDA cores; on the tensor cores,
-        ``"tf32x3"`` as three products of TF32 numbers (10 bits of mantissa each), which keep about 21 of float32's 23
-        bits, and ``"tf32"`` as one, which keeps 10. It allows less exactness, so other dtypes and the CPU ignore it.
+        The precision of float32 products on CUDA. ``"ieee"``: float32 on the CUDA cores. ``"tf32x3"``: three products
+        of TF32 numbers (10 bits of mantissa each) on the tensor cores, which keep about 21 of float32's 23 bits.
+        ``"tf32"``: one such product, which keeps 10. Other dtypes and the CPU ignore it.
     out : ndarray, optional
         Written and returned instead of a new array: of the exact shape and dtype, writeable, overlapping no input.
 
@@ -126,7 +128,7 @@ def conv2d(
     Raises
     ------
     ShapeError
-        For shapes that do not fit each other, and for options out of range.
+        For inconsistent shapes and for options out of range.
     TypeError
         For arrays of another library, dtypes other than float32 and float64, and dtypes that differ.
     MemoryError
@@ -200,35 +202,34 @@ def prepare_weight(
     layout: Layout = "NCHW",
     algorithm: str = "auto",
 ) -> PreparedWeight:
-    """Make a weight ready for many calls of `conv2d`: for inference, where it does not change.
+    """Pack a weight once for many calls of `conv2d`: for inference, where it does not change.
 
-    `conv2d` rearranges the weight in every call, which is nothing beside the arithmetic of a large batch but takes a
-    quarter to half of the time where one small image meets many channels. What this returns holds the weight as
-    `conv2d` reads it, and is passed to `conv2d` in place of the weight. Results have the same bits.
+    `conv2d` packs the weight in every call. That is cheap in a large batch but takes a quarter to half of the time
+    where one small image meets many channels. The result holds the weight in its packed form; pass it to `conv2d` in
+    place of the weight. Results have the same bits.
 
-    It holds the weight twice: once as given, for all other uses, and once made ready. For the direct algorithm that is
-    about the same size again; for Winograd's, the transformed weights take 36/9, four times the weight's size
-    (9 MiB for 256 channels, 36 MiB for 512 in float32), and serve any batch. One image gains 1.1 to 1.4 times, a batch
-    of 8 up to 1.1 times. Layers of few channels, grouped ones included, keep nothing: making their weights
-    ready takes 1 to 2 % of a call, 15 % where the call takes less than 50 us.
+    It holds the weight twice: as given, for all other uses, and packed. The packed form of implicit GEMM has about the
+    weight's size. Winograd's transformed weights take 36/9, four times the weight's size (9 MiB for 256 channels,
+    36 MiB for 512 in float32), for any batch: one image gains 1.1 to 1.4 times, a batch of 8 up to 1.1 times. Layers of
+    few channels, grouped ones included, keep no packed form: packing takes 1 to 2 % of their calls, 15 % of a call of
+    less than 50 us.
 
     Parameters
     ----------
     weight : ndarray of float32 or float64, shape (K, C/G, R, S)
-        Copied: later changes of it do not show.
+        Copied: later changes of it have no effect.
     input_shape : sequence of int
-        The shape of the input to come, in the order of `layout`. It decides which algorithm the weight is made ready
-        for; the batch size plays no part in that.
+        The shape of later inputs, in the order of `layout`. It determines the method, and so the packed form; the batch
+        size has no influence.
     stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
-        As they will be given to `conv2d`.
+        As in the later calls of `conv2d`.
 
     Returns
     -------
     PreparedWeight
-        It serves every call of `conv2d`: one that reads its weight in another form, because the options, the algorithm
-        or the instruction set are others, takes the copy of the weight. So does every call by an algorithm that has
-        nothing to make ready; ``repr`` tells how many bytes were. It can be pickled, and is then made anew on the
-        machine that loads it.
+        Valid for every call of `conv2d`: a call with another packed form (other options, algorithm or instruction set)
+        or without one uses the copy of the weight. ``repr`` tells how many bytes are packed. It can be pickled; the
+        machine that loads it packs the weight anew.
 
     Raises
     ------
@@ -246,8 +247,8 @@ def prepare_weight(
     >>> rng = np.random.default_rng(0)
     >>> x = rng.standard_normal((1, 512, 7, 7), dtype=np.float32)
     >>> w = rng.standard_normal((512, 512, 1, 1), dtype=np.float32)
-    >>> ready = convx.prepare_weight(w, x.shape)
-    >>> np.array_equal(convx.conv2d(x, ready), convx.conv2d(x, w))
+    >>> prepared = convx.prepare_weight(w, x.shape)
+    >>> np.array_equal(convx.conv2d(x, prepared), convx.conv2d(x, w))
     True
     """
     if not isinstance(weight, np.ndarray):
@@ -314,22 +315,22 @@ def conv2d_backward(
     output_mask: OutputMask = _ALL,
     per_sample: bool = False,
 ) -> Gradients[FloatT]:
-    """Compute the gradients of `conv2d` with respect to its input, its weight and its bias: its exact adjoint.
+    """Compute the gradients of `conv2d` with respect to its input, weight and bias: its exact adjoint.
 
     Parameters
     ----------
     grad_output : ndarray of float32 or float64, shape (N, K, P, Q) or (K, P, Q)
         The gradient of the loss with respect to the output of `conv2d`, in the same layout.
     input, weight : ndarray
-        What `conv2d` was given.
+        The arguments of `conv2d`.
     stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm, precision
         As given to `conv2d`. With ``activation="relu"``, pass `grad_output` through `relu_backward` first.
     output_mask : (bool, bool, bool), default (True, True, True)
         Which of the three gradients to compute; the others cost nothing.
     per_sample : bool, default False
-        Keep the gradients of weight and bias of every image apart instead of adding them up, as differentially private
-        training and influence functions need them. Each has the bits of a call for its image alone. Where only their
-        norms are needed, `conv2d_grad_norms` takes less memory.
+        Return the gradients of weight and bias of every image instead of their sum, for differentially private
+        training and influence functions. Each has the bits of a call for its image alone. `conv2d_grad_norms` computes
+        their norms in less memory.
 
     Returns
     -------
@@ -421,29 +422,29 @@ def conv2d_grad_norms(
         \sum_{k,c,r,s} \left( \sum_{p,q} g_{nkpq} \, x_{n,c,h,w} \right)^2
         \quad \text{and} \quad \sum_k \left( \sum_{p,q} g_{nkpq} \right)^2
 
-    What differentially private training clips by: the sums of squares of `conv2d_backward` with ``per_sample=True``.
-    Each thread has one gradient at a time; or none: where an image has fewer pixels than channels, the norm is summed
-    over pairs of pixels, ``sum over i, j of (g_i . g_j) (x_i . x_j)``, which takes fewer multiplications than the
-    gradient (`convx.explain` tells which runs). On CUDA the gradients of some images lie in the workspace, 64 MiB of
-    them at most unless one is larger.
+    These are the sums of squares of `conv2d_backward` with ``per_sample=True``, by which differentially private
+    training clips. Each thread holds one gradient at a time. Where an image has fewer pixels than channels, the ghost
+    norm replaces it: a sum over pairs of pixels, ``sum over i, j of (g_i . g_j) (x_i . x_j)``, with fewer
+    multiplications than the gradient and without it (`convx.explain` tells which one runs). On CUDA the gradients of
+    some images lie in the workspace, at most 64 MiB unless one is larger.
 
     Parameters
     ----------
     grad_output : ndarray of float32 or float64, shape (N, K, P, Q) or (K, P, Q)
         The gradient of the loss with respect to the output of `conv2d`, in the same layout.
     input : ndarray
-        What `conv2d` was given.
+        The argument of `conv2d`.
     weight_shape : sequence of int
-        The shape of the weight, (K, C/G, R, S); its values play no part.
+        The shape of the weight, (K, C/G, R, S); its values are not needed.
     stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm, precision
-        As given to `conv2d`. ``"direct"`` and ``"winograd"`` take the norm of a gradient computed in that way.
+        As given to `conv2d`. ``"direct"`` and ``"winograd"`` take the norm of a gradient computed by that algorithm.
 
     Returns
     -------
     weight_norms, bias_norms : ndarray of float64, shape (N,), or () for a 3-D `input`
-        Squares are summed in float64. Those of a gradient have its error; those over pairs of pixels, in float64
-        throughout, one of at most ``2**-53 * n * |g|**2 * |x|**2`` for sums of n terms: with float32 arrays far below
-        their own rounding. The same bits for any number of threads, and for an image alone or in a batch.
+        Squares are summed in float64. The norm of a gradient has the error of that gradient. The ghost norm is in
+        float64 throughout; its error is at most ``2**-53 * n * |g|**2 * |x|**2`` for sums of n terms, far below the
+        rounding of float32 arrays. The same bits for any number of threads, and for an image alone or in a batch.
 
     Raises
     ------
@@ -454,7 +455,7 @@ def conv2d_grad_norms(
     ----------
     Goodfellow, "Efficient per-example gradient computations" (arXiv:1510.01799); Rochette, Manoel, Tramel, "Efficient
     per-example gradient computations in convolutional neural networks" (arXiv:1912.06015); Bu, Wang, Zha, Karypis,
-    "Differentially private optimization on large model at small cost" (ICML 2023), for the sum over pairs of pixels.
+    "Differentially private optimization on large model at small cost" (ICML 2023), for the ghost norm.
 
     Examples
     --------
@@ -492,15 +493,15 @@ def conv_transpose2d(
     precision: Precision = "ieee",
     out: npt.NDArray[FloatT] | None = None,
 ) -> npt.NDArray[FloatT]:
-    r"""Spread every pixel over a window of the output: the adjoint of `conv2d` (its input gradient), plus a bias.
+    r"""Transposed convolution: the adjoint of `conv2d` (its input gradient), plus a bias.
 
     .. math::
         y_{n,\;gK/G+k,\;h,\;w} = b_{gK/G+k} + \sum_{c,p,q,r,s} x_{ncpq} \, w_{ckrs}
         \quad\text{over}\quad h = p \, stride_h + r \, dilation_h - top, \;
         w = q \, stride_w + s \, dilation_w - left, \quad g = \lfloor c / (C/G) \rfloor
 
-    Where no window reaches, the output is the bias alone; nothing is multiplied there, nor where the padding cuts
-    windows off.
+    Where no window reaches, the output is the bias alone. Nothing is multiplied there, nor where the padding crops a
+    window.
 
     Parameters
     ----------
@@ -514,14 +515,14 @@ def conv_transpose2d(
     stride, dilation : int or (int, int), default 1
         Distance between the windows of adjacent pixels, and between the taps of a window: one number or (h, w).
     padding : int, (int, int), ((int, int), (int, int)) or str, default 0
-        How many rows and columns of the output are cut off: the padding of the `conv2d` whose adjoint this is. One
-        number, (h, w), ((top, bottom), (left, right)); ``"valid"`` cuts nothing; ``"same"`` and ``"same_lower"`` make
-        the output ``stride * H``, as large as an input that `conv2d` with this padding takes to (H, W).
+        How many rows and columns of the output are cropped: the padding of the `conv2d` whose adjoint this is. One
+        number, (h, w), ((top, bottom), (left, right)); ``"valid"`` crops nothing; ``"same"`` and ``"same_lower"`` make
+        the output ``stride * H``, the size of an input that `conv2d` with this padding maps to (H, W).
     output_padding : int or (int, int), default 0
-        Rows and columns more at the bottom and on the right, less than the larger of stride and dilation: inputs of
-        different sizes have the same size behind a strided `conv2d`, and this says which one is meant.
+        Additional rows at the bottom and columns on the right, fewer than the larger of stride and dilation. A strided
+        `conv2d` maps inputs of several sizes to one output size; this selects one of them.
     groups : int, default 1
-        G: input and output channels fall into this many groups of neighbours that do not mix.
+        G: input and output channels are split into this many groups of adjacent channels that do not mix.
     layout : {"NCHW", "NHWC"}, default "NCHW"
         Order of the axes of `input` and of the output.
     algorithm, precision
@@ -538,7 +539,7 @@ def conv_transpose2d(
     Raises
     ------
     ShapeError
-        For shapes that do not fit each other, and for options out of range.
+        For inconsistent shapes and for options out of range.
     TypeError
         For arrays of another library, dtypes other than float32 and float64, and dtypes that differ.
     MemoryError
@@ -619,9 +620,9 @@ def conv_transpose2d_backward(
     precision: Precision = "ieee",
     output_mask: OutputMask = _ALL,
 ) -> Gradients[FloatT]:
-    """Compute the gradients of `conv_transpose2d` with respect to its input, its weight and its bias.
+    """Compute the gradients of `conv_transpose2d` with respect to its input, weight and bias.
 
-    The gradient of the input is the `conv2d` of `grad_output`, that of the weight is the weight gradient of that
+    The gradient of the input is a `conv2d` of `grad_output`; the gradient of the weight is the weight gradient of that
     `conv2d`.
 
     Parameters
@@ -629,7 +630,7 @@ def conv_transpose2d_backward(
     grad_output : ndarray of float32 or float64, shape (N, K, P, Q) or (K, P, Q)
         The gradient of the loss with respect to the output of `conv_transpose2d`, in the same layout.
     input, weight : ndarray
-        What `conv_transpose2d` was given.
+        The arguments of `conv_transpose2d`.
     stride, padding, output_padding, groups, dilation, layout, algorithm, precision
         As given to `conv_transpose2d`.
     output_mask : (bool, bool, bool), default (True, True, True)
@@ -698,18 +699,18 @@ def relu(input: npt.NDArray[FloatT], *, return_mask: bool = False, out: npt.NDAr
     ----------
     input : ndarray of float32 or float64, any shape and strides
     return_mask : bool, default False
-        Return one bit an element too, 1 where the gradient passes: all that `relu_backward` needs, 1/32 of a float32
-        output.
+        Also return one bit an element, 1 where the gradient passes. It is all that `relu_backward` needs: 1/32 of a
+        float32 output.
     out : ndarray, optional
-        Written and returned instead of a new array, of the same shape and dtype; `input` itself for work in place.
+        Written and returned instead of a new array, of the same shape and dtype; `input` itself for an in-place call.
 
     Returns
     -------
     output : ndarray of the shape and dtype of `input`
     mask : ndarray of uint8, shape (ceil(size / 8),)
-        Only with `return_mask`; then the result is a pair. Element i, in row-major order whatever the strides, is bit
+        Only with `return_mask`; then the result is a pair. Element i, in row-major order for any strides, is bit
         ``i % 8``, counted from the lowest, of byte ``i // 8``: ``np.unpackbits(mask, count=size, bitorder="little")``
-        is ``~(output <= 0)``. Bits past the last element are 0.
+        is ``~(output <= 0)``. Bits after the last element are 0.
 
     Raises
     ------
@@ -753,8 +754,8 @@ def relu_backward(
     grad_output : ndarray of float32 or float64, any shape and strides
         The gradient of the loss with respect to `output`.
     output : ndarray of the same shape and dtype; or of uint8, shape (ceil(size / 8),)
-        What `relu` returned: its output, or the mask, which its dtype tells from an output. From a mask two arrays are
-        read and written instead of three.
+        A result of `relu`: its output or its mask, distinguished by dtype. With a mask, two full arrays are read and
+        written instead of three.
     out : ndarray, optional
         Written and returned instead of a new array, of the same shape and dtype; may be `grad_output`, or the output.
 
@@ -863,8 +864,9 @@ def max_pool2d(
 ) -> Any:
     """Take the largest value of each window; padding is -inf and is never selected.
 
-    Ties go to the first tap in row-major order. Where a window holds a NaN the output is NaN and the last NaN is the
-    one selected. A window of nothing but -inf gives -inf and its first tap inside the image.
+    Ties go to the first tap in row-major order. A window with NaN gives NaN and selects the last NaN. A window of -inf
+    alone gives -inf and selects its first tap inside the image. A window whose taps all fall outside the image (by
+    dilation) gives -inf, index -1 and code 255.
 
     Parameters
     ----------
@@ -875,17 +877,18 @@ def max_pool2d(
     stride : int or (int, int), optional
         Distance between windows, by default `kernel_size`.
     padding : int, (int, int), ((int, int), (int, int)) or str, default 0
-        The forms of `conv2d`; at most half of the window's extent, ``(dilation*(R-1) + 1) // 2``, on each side.
+        The forms of `conv2d`; at most ``dilation*(R-1)`` on each side, so that a window at the border still has its
+        last or first tap inside the image.
     dilation : int or (int, int), default 1
         Distance between the taps of a window.
     ceil_mode : bool, default False
-        Round the output size up, so that the last window may hang over the end; no window starts beyond the image.
+        Round the output size up, so that the last window may exceed the image; no window starts beyond it.
     layout : {"NCHW", "NHWC"}, default "NCHW"
         Order of the axes of `input` and of the results.
     return_indices : bool, default False
-        Return int64 indices too: ``h*W + w`` of the selected cell, the same number in both layouts.
+        Also return int64 indices: ``h*W + w`` of the selected pixel, the same number in both layouts.
     return_codes : bool, default False
-        Return window codes too, one byte for each output: tap ``r*S + s`` of the window. R*S is at most 255; code 255
+        Also return argmax codes, one byte for each output: tap ``r*S + s`` of the window. R*S is at most 255; code 255
         means that no gradient flows back.
 
     Returns
@@ -893,12 +896,12 @@ def max_pool2d(
     output : ndarray, shape (N, C, P, Q), or (N, P, Q, C) with ``layout="NHWC"``; 3-D for a 3-D input
         P and Q by the formula of `conv2d`, rounded up with `ceil_mode`.
     indices or codes : ndarray of int64 or uint8, the shape of `output`
-        Only when asked for; then the result is a pair. Either can be passed to `max_pool2d_backward`.
+        Only on request; then the result is a pair. Either can be passed to `max_pool2d_backward`.
 
     Raises
     ------
     ShapeError
-        For options out of range, windows that do not fit, and sizes of 0 other than N.
+        For options out of range, windows larger than the padded image, and sizes of 0 other than N.
     TypeError
         For arrays of another library and dtypes other than float32 and float64.
     MemoryError
@@ -940,16 +943,16 @@ def max_pool2d_backward(
     ceil_mode: bool = False,
     layout: Layout = "NCHW",
 ) -> npt.NDArray[FloatT]:
-    """Send every gradient to the cell that `max_pool2d` selected: ``grad_input[index] += grad_output``.
+    """Add every gradient to the pixel that `max_pool2d` selected: ``grad_input[index] += grad_output``.
 
-    Overlapping windows add in row-major order of the windows, always the same one.
+    Overlapping windows add in row-major order of the windows.
 
     Parameters
     ----------
     grad_output : ndarray of float32 or float64, shape (N, C, P, Q) or (C, P, Q)
         The gradient of the loss with respect to the output of `max_pool2d`, in the same layout.
     indices_or_codes : ndarray of int64 or uint8, the shape of `grad_output`
-        The second result of `max_pool2d`; its dtype tells indices from codes.
+        The second result of `max_pool2d`: indices or argmax codes, distinguished by dtype.
     input_shape : sequence of int
         The shape of the input of `max_pool2d`, in the order of `layout`.
     kernel_size, stride, padding, dilation, ceil_mode, layout
@@ -962,7 +965,7 @@ def max_pool2d_backward(
     Raises
     ------
     ShapeError
-        For shapes and options that do not fit, an index outside the plane, and a code outside its window.
+        For inconsistent shapes and options, an index outside the plane, and a code outside its window.
     TypeError
         For arrays of another library and wrong dtypes.
     MemoryError
@@ -970,7 +973,7 @@ def max_pool2d_backward(
 
     References
     ----------
-    The adjoint of `max_pool2d` for the selected cells.
+    The adjoint of `max_pool2d` for the selected pixels.
 
     Examples
     --------
@@ -1007,13 +1010,13 @@ def conv2d_relu_max_pool2d(
 ) -> tuple[npt.NDArray[FloatT], SavedConv2dReluMaxPool2d[FloatT]]:
     """Compute ``max_pool2d(relu(conv2d(input, weight, bias)))`` as one operation for training.
 
-    The output of the convolution is not kept. What the backward pass needs is the input, the weight and one byte for
-    each pooled element.
+    The output of the convolution is not kept. The backward pass needs the input, the weight and one byte for each
+    pooled element.
 
     Parameters
     ----------
     input, weight, bias, stride, padding, dilation, groups, layout, precision
-        As in `conv2d`; outside the image are zeros.
+        As in `conv2d`; the border is zero.
     pool_kernel_size, pool_stride, pool_padding
         `kernel_size`, `stride` and `padding` of `max_pool2d`; the window has at most 255 taps.
 
@@ -1022,7 +1025,8 @@ def conv2d_relu_max_pool2d(
     output : ndarray, shape (N, K, P', Q'), or (N, P', Q', K) with ``layout="NHWC"``; 3-D for a 3-D input
         P' and Q' are the pooled P and Q.
     saved : SavedConv2dReluMaxPool2d
-        For `conv2d_relu_max_pool2d_backward`. It refers to `input` and `weight` without a copy: change neither before.
+        For `conv2d_relu_max_pool2d_backward`. It refers to `input` and `weight` without a copy: change neither before
+        the backward pass.
 
     Raises
     ------
@@ -1146,6 +1150,6 @@ def conv2d_relu_max_pool2d_backward(
 
 
 def check_precision(op: str, precision: object) -> None:
-    """Refuse on the CPU, where `precision` changes nothing, the words that CUDA refuses."""
+    """Refuse on the CPU, where `precision` has no effect, the same values as on CUDA."""
     if precision not in PRECISIONS:
         raise ShapeError(f"{op}: precision is {precision!r}, expected 'ieee', 'tf32x3' or 'tf32'")

@@ -1,9 +1,9 @@
 """Optimisers: :class:`SGD` and :class:`Adam`, with the formulas of PyTorch.
 
-An optimiser changes the parameters' values in place and never looks at how the gradients came about: hand it any
-:class:`convx.nn.Parameter` whose ``grad`` is set. Parameters without a gradient are skipped. The hyperparameters are
-plain attributes, so a learning-rate schedule is an assignment: ``optimizer.lr *= 0.1``. What is kept for a parameter is
-made from its first gradient, by the library of that array: see :meth:`convx.nn.Module.to`.
+An optimiser changes the parameters' values in place. It takes any :class:`convx.nn.Parameter` and skips those without a
+gradient. The hyperparameters are plain attributes, so a learning-rate schedule is an assignment, ``optimizer.lr *=
+0.1``, which the next step checks. The state of a parameter is made at its first step, in the array library of its
+value: see :meth:`convx.nn.Module.to`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from . import _cpu
 from ._cpu import ShapeError
 from ._devices import described, moved_like
-from ._types import FloatArray
+from ._quiet import quiet
+from ._types import FloatArray, real
 from .nn.module import Parameter
 
 __all__ = ["SGD", "Adam", "Optimizer"]
@@ -24,35 +26,39 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 
 def _in_range(owner: str, name: str, value: Any, below: float = math.inf) -> float:
     """Return `value` as a float where ``0 <= value < below``, or raise the error that names the argument."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+    number = real(value)
+    if number is None:
         raise TypeError(f"{owner}: {name} is {value!r}, expected a number")
-    if not 0 <= value < below:
+    if not 0 <= number < below:
         raise ValueError(f"{owner}: {name} is {value}, expected 0 <= {name} < {below:g}")
-    return float(value)
+    return number
 
 
 class Optimizer:
-    """What the optimisers share: the parameters, and the arrays that are kept for each between steps.
+    """The base class of the optimisers: the parameters, and the state of each between steps.
 
     Parameters
     ----------
     parameters : iterable of Parameter
-        Each at most once, as ``network.parameters()`` gives them.
+        Each at most once, as from ``network.parameters()``.
 
     Raises
     ------
     ValueError
-        Where there is no parameter, one stands twice, or a hyperparameter is out of its range.
+        Where there is no parameter, one occurs twice, or a hyperparameter is out of its range.
     TypeError
-        Where something is not a Parameter, or a hyperparameter is not a number.
+        Where an item is not a Parameter, or a hyperparameter is not a number.
     """
 
     lr: float
     hyperparameters: ClassVar[tuple[str, ...]]
     entries: ClassVar[tuple[str, ...]]
-    """What is kept for a parameter from its first step on; ``"step"`` is a count, all others are arrays."""
+    """The state of a parameter from its first step on; ``"step"`` is a count, all others are arrays."""
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
+        if not isinstance(parameters, Iterable):
+            found = described(type(parameters))
+            raise TypeError(f"{type(self).__name__}: parameters is {found}, expected an iterable of convx.nn.Parameter")
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError(f"{type(self).__name__}: there are no parameters")
@@ -67,12 +73,20 @@ class Optimizer:
         self.state: list[dict[str, Any]] = [{} for _ in self.parameters]
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters:
             parameter.zero_grad()
 
+    @quiet
     def step(self) -> None:
-        """Change every parameter that has a gradient, once."""
+        """Update every parameter that has a gradient, once.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the constructor does, for a hyperparameter assigned since; then no parameter has changed.
+        """
+        self._configure(**self._hyperparameters())
         for parameter, state in zip(self.parameters, self.state, strict=True):
             if parameter.grad is not None:
                 self._update(parameter.value, parameter.grad, state)
@@ -80,22 +94,23 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return the hyperparameters and copies of all arrays, under flat names such as ``"0.momentum_buffer"``.
 
-        Parameters are named by their position. ``numpy.savez(path, **optimizer.state_dict())`` stores it, and what
-        ``numpy.load`` gives back fits :meth:`load_state_dict`.
+        Parameters are named by their position. ``numpy.savez(path, **optimizer.state_dict())`` stores it;
+        :meth:`load_state_dict` takes the result of ``numpy.load``.
         """
-        state = {name: getattr(self, name) for name in self.hyperparameters}
+        state = self._hyperparameters()
         for position, kept in enumerate(self.state):
             for name, entry in kept.items():
                 state[f"{position}.{name}"] = entry if name == "step" else entry.copy()
         return state
 
+    @quiet
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` of an optimiser of the same kind and parameters gave. All or nothing.
+        """Load the :meth:`state_dict` of an optimiser of the same class and parameters; nothing in case of an error.
 
         Raises
         ------
         ShapeError
-            Where names are missing or unexpected or a shape is not that of the parameter; the message lists every one.
+            Where names are missing or unexpected or a shape is not that of the parameter; the message lists them all.
         """
         problems = [f"missing {name!r}" for name in self.hyperparameters if name not in state_dict]
         loaded: list[dict[str, Any]] = [{} for _ in self.parameters]
@@ -121,6 +136,9 @@ class Optimizer:
         self._configure(**{name: np.asarray(state_dict[name]).tolist() for name in self.hyperparameters})
         self.state = loaded
 
+    def _hyperparameters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.hyperparameters}
+
     def _configure(self, *args: Any, **kwargs: Any) -> None:
         """Check the hyperparameters and set them."""
         raise NotImplementedError
@@ -140,7 +158,7 @@ class SGD(Optimizer):
     Parameters
     ----------
     parameters : iterable of Parameter
-        What to train.
+        The parameters to train.
     lr : float
         The learning rate.
     momentum : float
@@ -176,12 +194,15 @@ class SGD(Optimizer):
         self._configure(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
     def _configure(self, *, lr: Any, momentum: Any, weight_decay: Any, nesterov: Any) -> None:
+        checked = (
+            _in_range("SGD", "lr", lr),
+            _in_range("SGD", "momentum", momentum, 1),
+            _in_range("SGD", "weight_decay", weight_decay),
+            _cpu.truth("SGD", "nesterov", nesterov),
+        )
         if nesterov and not momentum:
             raise ValueError("SGD: nesterov needs a momentum above 0")
-        self.lr = _in_range("SGD", "lr", lr)
-        self.momentum = _in_range("SGD", "momentum", momentum, 1)
-        self.weight_decay = _in_range("SGD", "weight_decay", weight_decay)
-        self.nesterov = bool(nesterov)
+        self.lr, self.momentum, self.weight_decay, self.nesterov = checked
 
     def _update(self, value: FloatArray, grad: FloatArray, state: dict[str, Any]) -> None:
         if self.weight_decay:
@@ -209,11 +230,11 @@ class Adam(Optimizer):
     Parameters
     ----------
     parameters : iterable of Parameter
-        What to train.
+        The parameters to train.
     lr : float
         The learning rate.
     betas : (float, float)
-        How slowly the two means forget, each from 0 to below 1.
+        The decay rates of the two means, each from 0 to below 1.
     eps : float
         Added to the divisor.
     weight_decay : float
@@ -237,10 +258,13 @@ class Adam(Optimizer):
     def _configure(self, *, lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"Adam: betas is {betas!r}, expected a pair of numbers")
-        self.lr = _in_range("Adam", "lr", lr)
-        self.betas = _in_range("Adam", "betas[0]", betas[0], 1), _in_range("Adam", "betas[1]", betas[1], 1)
-        self.eps = _in_range("Adam", "eps", eps)
-        self.weight_decay = _in_range("Adam", "weight_decay", weight_decay)
+        checked = (
+            _in_range("Adam", "lr", lr),
+            (_in_range("Adam", "betas[0]", betas[0], 1), _in_range("Adam", "betas[1]", betas[1], 1)),
+            _in_range("Adam", "eps", eps),
+            _in_range("Adam", "weight_decay", weight_decay),
+        )
+        self.lr, self.betas, self.eps, self.weight_decay = checked
 
     def _update(self, value: FloatArray, grad: FloatArray, state: dict[str, Any]) -> None:
         if not state:

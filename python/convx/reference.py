@@ -9,14 +9,15 @@ Bad shapes and options raise ValueError, wrong dtypes TypeError.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from convx._quiet import quiet
 from convx._types import (
     Activation,
     FloatArray,
@@ -28,6 +29,7 @@ from convx._types import (
     Pair,
     Precision,
     SavedConv2dReluMaxPool2d,
+    real,
 )
 
 __all__ = [
@@ -45,21 +47,8 @@ __all__ = [
 ]
 
 _MODES = ("zeros", "constant", "reflect", "replicate", "circular")
+_RULES = ("same", "same_lower")
 _NO_GRADIENT = 255
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _quiet(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run without floating point warnings: inf - inf and 0 * inf are results like any other here."""
-
-    @functools.wraps(function)
-    def quiet(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            return function(*args, **kwargs)
-
-    return quiet
 
 
 @dataclass(frozen=True)
@@ -97,6 +86,13 @@ class _Axis:
         first = max(0, -(offset // self.stride))
         stop = min(self.out, (self.size - 1 - offset) // self.stride + 1)
         return slice(first, max(first, stop))
+
+    def taps_inside(self) -> npt.NDArray[np.intp]:
+        """Return for each output the number of taps that fall inside the image."""
+        count = np.zeros(self.out, np.intp)
+        for tap in range(self.taps):
+            count[self.outputs(tap)] += 1
+        return count
 
     def reads(self, tap: int) -> slice:
         """Return the cells of the padded image that this tap reads, one for each of `outputs`."""
@@ -138,7 +134,7 @@ class _TransposedAxis:
         return slice(first, last + 1), slice(start, last * self.stride + offset + 1, self.stride)
 
 
-@_quiet
+@quiet
 def conv2d(
     input: FloatArray,
     weight: FloatArray,
@@ -163,6 +159,7 @@ def conv2d(
     ``algorithm`` and ``precision`` are accepted and ignored.
     """
     x, unbatched = _to_nchw("conv2d", input, layout)
+    groups = _integer("conv2d", "groups", groups)
     rows, cols = _conv_axes("conv2d", x, weight, stride, padding, dilation, groups, padding_mode)
     _expect_dtypes("conv2d", input, weight=weight, bias=bias, out=out)
     n, k = len(x), len(weight)
@@ -187,7 +184,7 @@ def conv2d(
     return _store("conv2d", _from_nchw(y, layout, unbatched), out)
 
 
-@_quiet
+@quiet
 def conv2d_backward(
     grad_output: FloatArray,
     input: FloatArray,
@@ -211,6 +208,7 @@ def conv2d_backward(
     in front, unless the input has none. ``algorithm`` and ``precision`` are accepted and ignored.
     """
     x, unbatched = _to_nchw("conv2d_backward", input, layout)
+    groups = _integer("conv2d_backward", "groups", groups)
     rows, cols = _conv_axes("conv2d_backward", x, weight, stride, padding, dilation, groups, padding_mode)
     _expect_dtypes("conv2d_backward", input, weight=weight, grad_output=grad_output)
     g = _to_nchw_like("conv2d_backward", "grad_output", grad_output, input.ndim, layout)
@@ -242,7 +240,7 @@ def conv2d_backward(
     return grad_input, grad_weight if output_mask[1] else None, grad_bias if output_mask[2] else None
 
 
-@_quiet
+@quiet
 def conv2d_grad_norms(
     grad_output: FloatArray,
     input: FloatArray,
@@ -281,7 +279,7 @@ def conv2d_grad_norms(
     return weight_norms, bias_norms
 
 
-@_quiet
+@quiet
 def conv_transpose2d(
     input: FloatArray,
     weight: FloatArray,
@@ -303,6 +301,7 @@ def conv_transpose2d(
     """
     op = "conv_transpose2d"
     x, unbatched = _to_nchw(op, input, layout)
+    groups = _integer(op, "groups", groups)
     rows, cols = _transposed_axes(op, x, weight, stride, padding, output_padding, groups, dilation)
     _expect_dtypes(op, input, weight=weight, bias=bias, out=out)
     n, k = len(x), weight.shape[1] * groups
@@ -323,7 +322,7 @@ def conv_transpose2d(
     return _store(op, _from_nchw(y, layout, unbatched), out)
 
 
-@_quiet
+@quiet
 def conv_transpose2d_backward(
     grad_output: FloatArray,
     input: FloatArray,
@@ -342,6 +341,7 @@ def conv_transpose2d_backward(
     """Return the gradients of `conv_transpose2d`: (grad_input, grad_weight, grad_bias), None where masked."""
     op = "conv_transpose2d_backward"
     x, unbatched = _to_nchw(op, input, layout)
+    groups = _integer(op, "groups", groups)
     rows, cols = _transposed_axes(op, x, weight, stride, padding, output_padding, groups, dilation)
     _expect_dtypes(op, input, weight=weight, grad_output=grad_output)
     g = _to_nchw_like(op, "grad_output", grad_output, input.ndim, layout)
@@ -367,7 +367,7 @@ def conv_transpose2d_backward(
     )
 
 
-@_quiet
+@quiet
 def relu(input: FloatArray, *, return_mask: bool = False, out: FloatArray | None = None) -> Any:
     """Compute ``x if not (x <= 0) else 0``: NaN stays NaN. With ``return_mask`` also the bits of ``not (y <= 0)``."""
     _expect_dtypes("relu", input, out=out)
@@ -375,7 +375,7 @@ def relu(input: FloatArray, *, return_mask: bool = False, out: FloatArray | None
     return (output, np.packbits(~(output <= 0), bitorder="little")) if return_mask else output
 
 
-@_quiet
+@quiet
 def relu_backward(
     grad_output: FloatArray,
     output: FloatArray | npt.NDArray[np.uint8],
@@ -396,7 +396,7 @@ def relu_backward(
     return _store("relu_backward", np.where(stops, zero, grad_output), out)
 
 
-@_quiet
+@quiet
 def max_pool2d(
     input: FloatArray,
     kernel_size: Pair,
@@ -439,7 +439,7 @@ def max_pool2d(
     return output
 
 
-@_quiet
+@quiet
 def max_pool2d_backward(
     grad_output: FloatArray,
     indices_or_codes: npt.NDArray[Any],
@@ -452,8 +452,12 @@ def max_pool2d_backward(
     ceil_mode: bool = False,
     layout: Layout = "NCHW",
 ) -> FloatArray:
-    """Compute ``grad_input[index] += grad_output``, windows in row-major order; index -1 and code 255 add nothing."""
+    """Compute ``grad_input[index] += grad_output``, windows in row-major order; code 255 adds nothing.
+
+    Index -1 adds nothing either and stands for a window without a tap inside the image; elsewhere it is an error.
+    """
     op = "max_pool2d_backward"
+    input_shape = tuple(_integer(op, "input_shape", size) for size in input_shape)
     n, c, h, w = _nchw_shape(op, input_shape, layout)
     g = _to_nchw_like(op, "grad_output", grad_output, len(input_shape), layout)
     chosen = _to_nchw_like(op, "indices_or_codes", indices_or_codes, len(input_shape), layout)
@@ -472,7 +476,9 @@ def max_pool2d_backward(
         index = chosen
     else:
         raise TypeError(f"{op}: indices_or_codes has dtype {chosen.dtype}, expected int64 (indices) or uint8 (codes)")
-    if (index < -1).any() or (index >= h * w).any():
+    empty = (rows.taps_inside() == 0)[:, None] | (cols.taps_inside() == 0)
+    absent = (index == -1) & (empty | (chosen.dtype == np.uint8))
+    if ((index < 0) & ~absent).any() or (index >= h * w).any():
         raise ValueError(f"{op}: an index lies outside the plane of {h} x {w} cells")
 
     has_gradient = index >= 0
@@ -482,7 +488,7 @@ def max_pool2d_backward(
     return _from_nchw(grad_x.reshape(n, c, h, w), layout, len(input_shape) == 3)
 
 
-@_quiet
+@quiet
 def conv2d_relu_max_pool2d(
     input: FloatArray,
     weight: FloatArray,
@@ -515,7 +521,8 @@ def conv2d_relu_max_pool2d_backward(
     """Return the gradients of the three operations in sequence; takes what either forward pass of convx saved."""
     op = "conv2d_relu_max_pool2d_backward"
     x, _ = _to_nchw(op, saved.input, saved.layout)
-    rows, cols = _conv_axes(op, x, saved.weight, saved.stride, saved.padding, saved.dilation, saved.groups, "zeros")
+    groups = _integer(op, "groups", saved.groups)
+    rows, cols = _conv_axes(op, x, saved.weight, saved.stride, saved.padding, saved.dilation, groups, "zeros")
     k, p, q = len(saved.weight), rows.out, cols.out
     conv_shape = (*saved.input.shape[:-3], *((k, p, q) if saved.layout == "NCHW" else (p, q, k)))
     grad_conv = max_pool2d_backward(
@@ -563,6 +570,8 @@ def _flatten_plane(array: FloatArray) -> FloatArray:
 
 
 def _pad(x: FloatArray, rows: _Axis, cols: _Axis, value: float) -> FloatArray:
+    if real(value) is None:
+        raise TypeError(f"padding_value is {value!r}, expected a number")
     for axis, line in ((2, rows), (3, cols)):
         sources = line.sources()
         x = np.take(x, sources.clip(min=0), axis)
@@ -672,13 +681,13 @@ def _transposed_axes(
     if min(h, w, *weight.shape[1:]) < 1:
         raise ValueError(f"{op}: input {x.shape} and weight {weight.shape} have a size of zero other than N or C")
     strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
-    extra = (output_padding,) * 2 if isinstance(output_padding, (int, np.integer)) else tuple(output_padding)
+    extra = _numbers(op, "output_padding", output_padding)
 
     def axis(i: int) -> _TransposedAxis:
         size, extent = x.shape[2 + i], dilations[i] * (weight.shape[2 + i] - 1) + 1
-        if len(extra) != 2 or not 0 <= extra[i] < max(strides[i], dilations[i]):
+        if not 0 <= extra[i] < max(strides[i], dilations[i]):
             raise ValueError(f"{op}: output_padding is {output_padding}, expected less than stride or dilation")
-        if padding in ("same", "same_lower"):
+        if isinstance(padding, str) and padding in _RULES:
             if extra[i]:
                 raise ValueError(f"{op}: output_padding is {output_padding}, expected 0 with padding {padding!r}")
             before, _ = _sides(op, padding, i, size * strides[i], extent, strides[i])
@@ -704,12 +713,13 @@ def _pool_axes(
     if min(nchw[1:]) < 1:
         raise ValueError(f"{op}: input {nchw} (NCHW) has a size of zero other than N")
     taps = _pair(op, "kernel_size", kernel_size)
-    axes = _axes(op, nchw[2:], taps, taps if stride is None else stride, padding, dilation, ("zeros",) * 2, ceil_mode)
+    steps = taps if stride is None or _entries(stride) == () else stride
+    axes = _axes(op, nchw[2:], taps, steps, padding, dilation, ("zeros",) * 2, ceil_mode)
     for axis in axes:
-        if max(axis.before, axis.after) > axis.extent // 2:
+        if max(axis.before, axis.after) > axis.extent - 1:
             raise ValueError(
                 f"{op}: padding is {max(axis.before, axis.after)}, "
-                f"expected at most {axis.extent // 2} (half of the window's extent {axis.extent})"
+                f"expected at most {axis.extent - 1} (one less than the window's extent {axis.extent})"
             )
     return axes
 
@@ -742,30 +752,56 @@ def _axes(
 
 def _sides(op: str, padding: Padding, axis: int, size: int, extent: int, stride: int) -> tuple[int, int]:
     """Return (top, bottom) for axis 0, (left, right) for axis 1."""
-    if padding == "valid":
-        return 0, 0
-    if padding in ("same", "same_lower"):
+    if isinstance(padding, str):
+        if padding == "valid":
+            return 0, 0
+        if padding not in _RULES:
+            raise ValueError(f'{op}: padding is {padding!r}, expected numbers, "valid", "same" or "same_lower"')
         out = -(-size // stride)
         total = max(0, (out - 1) * stride + extent - size)
         small, large = total // 2, total - total // 2
         return (small, large) if padding == "same" else (large, small)
-    if isinstance(padding, str):
-        raise ValueError(f'{op}: padding is {padding!r}, expected numbers, "valid", "same" or "same_lower"')
-    pair: Any = (padding, padding) if isinstance(padding, (int, np.integer)) else padding
-    sides = [(side, side) if isinstance(side, (int, np.integer)) else tuple(side) for side in pair]
-    if len(sides) != 2 or any(len(side) != 2 or min(side) < 0 for side in sides):
+    sides = _entries(padding)
+    if sides is None or (len(sides) == 1 and _entries(sides[0]) is None):
+        sides = _numbers(op, "padding", padding)
+    if len(sides) != 2 or any(min(_numbers(op, "padding", side)) < 0 for side in sides):
         raise ValueError(
             f"{op}: padding is {padding!r}, expected n, (h, w) or ((top, bottom), (left, right)), each >= 0"
         )
-    before, after = sides[axis]
-    return int(before), int(after)
+    return _numbers(op, "padding", sides[axis])
 
 
 def _pair(op: str, name: str, value: Pair) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
-    if len(pair) != 2 or min(pair) < 1:
+    pair = _numbers(op, name, value)
+    if min(pair) < 1:
         raise ValueError(f"{op}: {name} is {value!r}, expected a positive number or a pair of them")
-    return int(pair[0]), int(pair[1])
+    return pair
+
+
+def _numbers(op: str, name: str, value: Any) -> tuple[int, int]:
+    """Return one number for both axes or a pair of them as a pair."""
+    entries = _entries(value)
+    entries = (value,) if entries is None else entries
+    if len(entries) not in (1, 2):
+        raise ValueError(f"{op}: {name} is {value!r}, expected a number or a pair of them")
+    return _integer(op, name, entries[0]), _integer(op, name, entries[-1])
+
+
+def _entries(value: Any) -> tuple[Any, ...] | None:
+    """Return what a tuple, a list or an array with axes holds, None for everything else."""
+    if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim):
+        return tuple(value)
+    return None
+
+
+def _integer(op: str, name: str, value: Any) -> int:
+    """Return `value` as an int: Python's, NumPy's, an array or a tensor of one integer."""
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{op}: {name} is {value!r}, expected an integer")
 
 
 def _store(op: str, result: FloatArray, out: FloatArray | None) -> FloatArray:

@@ -1,4 +1,4 @@
-"""What this machine runs, and why: threads, instruction set, and the plan of every operation."""
+"""Settings and plans: threads, default algorithm, instruction set, and how every operation would run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ __all__ = [
     "CudaPlan",
     "Explanation",
     "Plan",
+    "default_algorithm",
     "explain",
+    "get_default_algorithm",
     "get_num_threads",
+    "set_default_algorithm",
     "set_num_threads",
     "show_config",
     "threads",
@@ -31,10 +34,10 @@ __all__ = [
 def get_num_threads() -> int:
     """Return how many threads an operation may use.
 
-    The first of these that says something decides: `set_num_threads`, the environment variables ``CONVX_NUM_THREADS``
-    and ``OMP_NUM_THREADS``, the processors that this process may run on and their quota. Small problems use fewer
-    threads, and a forked child uses one until it calls `set_num_threads`. Results do not depend on the number, not in a
-    single bit.
+    The first of these that is set determines the number: `set_num_threads`, the environment variables
+    ``CONVX_NUM_THREADS`` and ``OMP_NUM_THREADS``, the processors that this process may run on and their quota. Small
+    problems use fewer threads. A forked child uses one until it calls `set_num_threads`. Results have the same bits for
+    any number.
 
     Examples
     --------
@@ -46,7 +49,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Let every operation of this process use up to `n` threads.
+    """Set the largest number of threads that an operation of this process uses.
 
     Parameters
     ----------
@@ -74,9 +77,9 @@ def set_num_threads(n: int) -> None:
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Use up to `n` threads inside a ``with`` block, then as many as before.
+    """Use up to `n` threads inside a ``with`` block, then the previous number.
 
-    The number belongs to the process: blocks in several Python threads at once overwrite each other's.
+    The number belongs to the process: concurrent blocks in several Python threads overwrite each other's.
 
     Parameters
     ----------
@@ -103,11 +106,96 @@ def threads(n: int) -> Iterator[None]:
         _cpu.set_num_threads(before)
 
 
-def show_config() -> None:
-    """Print what runs here and why: versions, instruction set, processor, threads, compiler, CUDA devices.
+def get_default_algorithm() -> str:
+    """Return what ``algorithm="auto"`` means in this process: ``"auto"`` or ``"direct"``.
 
-    The instruction set is the best one that the processor has, or the one that the environment variable ``CONVX_ISA``
-    names.
+    The first of these that is set determines it: `set_default_algorithm`, the environment variable
+    ``CONVX_ALGORITHM``, and ``"auto"``.
+
+    Raises
+    ------
+    RuntimeError
+        Where ``CONVX_ALGORITHM`` is neither ``auto`` nor ``direct``.
+
+    Examples
+    --------
+    >>> import convx
+    >>> convx.get_default_algorithm()
+    'auto'
+    """
+    return _cpu.get_default_algorithm()
+
+
+def set_default_algorithm(algorithm: Literal["auto", "direct"]) -> None:
+    """Set what ``algorithm="auto"`` means in this process: the direct sum, or again the fastest method.
+
+    It applies to every call that names no other algorithm: functions, layers, the fused operation, `convx.torch` and
+    converted models, `convx.jax`. A pass reads the setting when it runs. A backward pass therefore uses the setting at
+    that time, and so does a compiled graph of PyTorch; a function that `jax.jit` has traced keeps the setting at the
+    time of its tracing.
+
+    Parameters
+    ----------
+    algorithm : {"auto", "direct"}
+        ``"direct"`` turns off Winograd's method, whose error follows the largest values of a tile of 6x6 pixels; the
+        page on accuracy tells who needs that. 3x3 convolutions with stride 1 then take two to three times as long.
+
+    Raises
+    ------
+    ShapeError
+        Where `algorithm` is another string.
+    TypeError
+        Where it is not a string.
+
+    Examples
+    --------
+    >>> import convx
+    >>> convx.set_default_algorithm("direct")
+    >>> convx.explain("conv2d", (8, 64, 56, 56), (64, 64, 3, 3), padding=1)[0].algorithm
+    'implicit-gemm'
+    >>> convx.set_default_algorithm("auto")
+    >>> convx.explain("conv2d", (8, 64, 56, 56), (64, 64, 3, 3), padding=1)[0].algorithm
+    'winograd-tiles'
+    """
+    _cpu.set_default_algorithm(algorithm)
+
+
+@contextmanager
+def default_algorithm(algorithm: Literal["auto", "direct"]) -> Iterator[None]:
+    """Set what ``algorithm="auto"`` means inside a ``with`` block, then restore the previous setting.
+
+    The setting belongs to the process: concurrent blocks in several Python threads overwrite each other's.
+
+    Parameters
+    ----------
+    algorithm : {"auto", "direct"}
+        As of `set_default_algorithm`.
+
+    Raises
+    ------
+    ShapeError, TypeError
+        As `set_default_algorithm` does.
+
+    Examples
+    --------
+    >>> import convx
+    >>> with convx.default_algorithm("direct"):
+    ...     convx.get_default_algorithm()
+    'direct'
+    """
+    before = _cpu.get_default_algorithm()
+    _cpu.set_default_algorithm(algorithm)
+    try:
+        yield
+    finally:
+        _cpu.set_default_algorithm(before)
+
+
+def show_config() -> None:
+    """Print versions, instruction set, processor, threads, compiler and CUDA devices, with reasons.
+
+    The instruction set is the best one of the processor, or the one that the environment variable ``CONVX_ISA`` names;
+    the algorithm is what ``"auto"`` means (`set_default_algorithm`).
 
     Examples
     --------
@@ -126,6 +214,7 @@ def show_config() -> None:
         "processor": f"{config['cpu']}; {', '.join(features) or 'nothing beyond the baseline'}",
         "caches": ", ".join(caches),
         "threads": f"{config['threads']} ({config['threads_reason']}), {idle}",
+        "algorithm": f"{config['algorithm']} ({config['algorithm_reason']})",
         "compiler": config["compiler"],
     }
     devices = [f"{index}: {cuda.device_name(index)}" for index in range(cuda.device_count())]
@@ -133,6 +222,35 @@ def show_config() -> None:
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the methods of a pass.
+
+    Attributes
+    ----------
+    name : str
+        The value of ``algorithm=`` that selects it.
+    supported : bool
+        Whether it can compute the problem.
+    reason : str
+        ``"chosen"``, or why it was not.
+
+    Examples
+    --------
+    >>> import convx
+    >>> plan, = convx.explain("conv2d", (8, 64, 56, 56), (64, 64, 5, 5), padding=2)
+    >>> print(next(each for each in plan.candidates if each.name == "winograd-tiles"))
+    winograd-tiles: needs a window of 3 x 3 without stride and dilation
+    """
+
+    name: str
+    supported: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -144,17 +262,19 @@ class Plan:
     name : str
         The pass: ``"forward"``, ``"grad_input"``, ...
     algorithm, isa : str
-        The loop nest, and the instruction set of its kernels.
+        The method, and the instruction set of its kernels.
     tile, block : str
-        What stays in registers, and what stays in cache.
+        The register tile, and the block in cache.
     tasks, threads : int
-        Independent parts of the work, and the threads that would take them.
+        Independent tasks, and the threads that would run them.
     scratch_bytes : int
-        Memory beside the arrays.
+        Scratch memory.
     flops, bytes : int
-        Multiplications and additions of the direct sum, and array bytes read and written once.
+        Multiplications and additions of the direct sum; array bytes, each read or written once.
     reason : str
-        Why this algorithm.
+        Why this method.
+    candidates : tuple of Candidate
+        Every method of the pass, for convolutions.
 
     Examples
     --------
@@ -175,6 +295,7 @@ class Plan:
     flops: int
     bytes: int
     reason: str
+    candidates: tuple[Candidate, ...] = ()
 
     def __str__(self) -> str:
         lines = {
@@ -185,30 +306,34 @@ class Plan:
             "work": f"{_si(self.flops)}FLOP, {_si(self.bytes)}B",
             "reason": self.reason,
         }
-        body = (f"    {name:<8} {value}" for name, value in lines.items() if value)
-        return "\n".join([f"{self.name}: {self.algorithm}, {self.isa}", *body])
+        body = [f"    {name:<8} {value}" for name, value in lines.items() if value]
+        others = [f"    {'not' if i == 0 else '':<8} {each}" for i, each in enumerate(self._others())]
+        return "\n".join([f"{self.name}: {self.algorithm}, {self.isa}", *body, *others])
+
+    def _others(self) -> list[Candidate]:
+        return [each for each in self.candidates if each.name != self.algorithm]
 
 
 @dataclass(frozen=True)
 class CudaPlan:
-    """How one pass of an operation would run on a CUDA device, the same on every one.
+    """How one pass of an operation would run on a CUDA device; the plan is the same for all devices.
 
     Attributes
     ----------
     name : str
         The pass: ``"forward"``, ``"grad_input"``, ...
     algorithm, precision : str
-        The method, and how its numbers are multiplied and summed.
+        The method, and the precision of its products and sums.
     tile : str
-        What one block of threads computes.
+        The tile of one thread block.
     parts, blocks : int
-        Into how many parts a sum is cut, and the blocks of the largest launch.
+        The slices of a reduction (split-K), and the thread blocks of the largest launch.
     workspace_bytes : int
-        Memory beside the arrays, from the allocator of the arrays' library.
+        Scratch memory from the allocator of the arrays' library.
     flops, bytes : int
-        Multiplications and additions of the direct sum, and array bytes read and written once.
+        Multiplications and additions of the direct sum; array bytes, each read or written once.
     reason : str
-        Why this tile and these parts.
+        Why this tile and this split-K.
     """
 
     name: str
@@ -225,7 +350,7 @@ class CudaPlan:
     def __str__(self) -> str:
         lines = {
             "tile": self.tile,
-            "blocks": f"{self.blocks} in the largest launch, {self.parts} part{'s' * (self.parts != 1)} of a sum",
+            "blocks": f"{self.blocks} in the largest launch, split-K {self.parts}",
             "workspace": f"{_si(self.workspace_bytes)}B",
             "work": f"{_si(self.flops)}FLOP, {_si(self.bytes)}B",
             "reason": self.reason,
@@ -238,7 +363,7 @@ PlanT = TypeVar("PlanT", Plan, CudaPlan)
 
 
 class Explanation(tuple[PlanT, ...]):
-    """The plans of an operation, one `Plan` or `CudaPlan` for each pass; it prints as text.
+    """The plans of an operation: a tuple of one `Plan` or `CudaPlan` for each pass, printed as text.
 
     Examples
     --------
@@ -287,7 +412,7 @@ def explain(
     device: str = "cpu",
     **options: Any,
 ) -> Explanation[Any]:
-    """Tell what an operation would run on this machine with the present settings, and why; nothing is computed.
+    """Describe how an operation would run on this machine with the present settings, and why; nothing is computed.
 
     Parameters
     ----------
@@ -300,11 +425,11 @@ def explain(
         The shape of `weight`, (K, C/G, R, S), for the operations that have one; (C, K/G, R, S) for a transposed
         convolution. Pooling takes its `kernel_size` here.
     *args, **options
-        The options of the function itself, in its order and with its defaults: ``stride, padding, ...``.
+        The options of the function, in its order and with its defaults: ``stride, padding, ...``.
     dtype : dtype, default float32
-        Of all arrays; with ``device="cuda"`` also ``"float16"`` and ``"bfloat16"``.
+        The dtype of all arrays; with ``device="cuda"`` also ``"float16"`` and ``"bfloat16"``.
     device : {"cpu", "cuda"}, default "cpu"
-        Where the arrays would lie. Plans for CUDA need convx built with it, but no GPU.
+        The device of the arrays. Plans for CUDA need convx built with CUDA, but no GPU.
 
     Returns
     -------
@@ -316,7 +441,7 @@ def explain(
     ShapeError, TypeError
         As the function itself does for such shapes and options.
     RuntimeError
-        Where plans for CUDA are asked for and convx was built without it.
+        Where `device` is ``"cuda"`` and convx was built without CUDA.
 
     Examples
     --------
@@ -337,7 +462,7 @@ def explain(
     if device == "cpu":
         ops.check_precision(op, values.get("precision", "ieee"))
         plans = _cpu.explain(op, input_shape, operand, values, name)
-        return Explanation(Plan(name=plan.pop("pass"), **plan) for plan in plans)
+        return Explanation(_plan(**plan) for plan in plans)
     if device != "cuda":
         raise _cpu.ShapeError(f"explain: device is {device!r}, expected 'cpu' or 'cuda'")
     try:
@@ -348,8 +473,12 @@ def explain(
     return Explanation(CudaPlan(name=plan.pop("pass"), **plan) for plan in plans)
 
 
+def _plan(candidates: list[tuple[str, bool, str]], **plan: Any) -> Plan:
+    return Plan(name=plan.pop("pass"), **plan, candidates=tuple(Candidate(*each) for each in candidates))
+
+
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {name: (getattr(ops, name),) for name in ops.__all__}
-# The options of this forward pass travel to its backward pass in `saved`.
+# `saved` carries the options of this forward pass to its backward pass.
 _FUNCTIONS["conv2d_relu_max_pool2d_backward"] = (ops.conv2d_relu_max_pool2d, ops.conv2d_relu_max_pool2d_backward)
 
 _ARRAYS = {
@@ -369,7 +498,7 @@ _ARRAYS = {
 def _bind(
     op: str, functions: tuple[Callable[..., Any], ...], args: tuple[Any, ...], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return every option of these functions: what is given, otherwise the default."""
+    """Return every option of these functions, with defaults for those not given."""
     parameters = [parameter for function in functions for parameter in inspect.signature(function).parameters.values()]
     signature = inspect.Signature([parameter for parameter in parameters if parameter.name not in _ARRAYS])
     try:
@@ -390,9 +519,9 @@ def _si(number: float) -> str:
 
 
 def _register_with_threadpoolctl() -> None:
-    """Let ``threadpoolctl.threadpool_limits`` govern convx too, where threadpoolctl is imported before convx.
+    """Make ``threadpoolctl.threadpool_limits`` control convx too, where threadpoolctl is imported before convx.
 
-    Importing it from here would cost every other user 3 ms.
+    An import from here would cost every other user 3 ms.
     """
     threadpoolctl = sys.modules.get("threadpoolctl")
     if threadpoolctl is None:

@@ -1,10 +1,10 @@
-// Tests of csrc/cpu/thread_pool.cpp as a program of its own, so that ThreadSanitizer sees nothing but the pool:
+// Tests of csrc/cpu/runtime/thread_pool.cpp as a program of its own, so that ThreadSanitizer sees nothing but the pool:
 //
 //     g++ -std=c++17 -g -O1 -fsanitize=thread -Icsrc tests/native/test_thread_pool.cpp
-//         csrc/cpu/thread_pool.cpp -pthread
+//         csrc/cpu/runtime/thread_pool.cpp -pthread
 //
 // Exit status 0: all passed. `setarch -R ./a.out` where an old ThreadSanitizer finds its shadow memory taken.
-#include "cpu/thread_pool.h"
+#include "cpu/runtime/thread_pool.h"
 
 #include "testing.h"
 

@@ -1,7 +1,8 @@
-// Tests of csrc/cpu/workspace.cpp as a program of its own, for ThreadSanitizer and AddressSanitizer:
+// Tests of csrc/cpu/runtime/workspace.cpp as a program of its own, for ThreadSanitizer and AddressSanitizer:
 //
-//     g++ -std=c++17 -g -O1 -fsanitize=thread -Icsrc tests/native/test_workspace.cpp csrc/cpu/workspace.cpp -pthread
-#include "cpu/workspace.h"
+//     g++ -std=c++17 -g -O1 -fsanitize=thread -Icsrc tests/native/test_workspace.cpp csrc/cpu/runtime/workspace.cpp
+//     -pthread
+#include "cpu/runtime/workspace.h"
 
 #include "testing.h"
 

@@ -62,18 +62,33 @@ AxisTable adjoint_table(const Axis& axis, int64_t residue) {
     return table;
 }
 
-std::vector<AxisTable> residue_classes(const Axis& axis) {
-    std::vector<AxisTable> classes;
-    classes.reserve(static_cast<size_t>(std::min(axis.stride, axis.input)));
-    for (int64_t residue = 0; residue < std::min(axis.stride, axis.input); ++residue)
-        classes.push_back(adjoint_table(axis, residue));
-    return classes;
+PhaseTables::PhaseTables(const Axis& axis, bool forward)
+    : first_(forward ? forward_table(axis) : adjoint_table(axis, 0)) {
+    for (int64_t residue = 1; !forward && residue < std::min(axis.stride, axis.input); ++residue)
+        others_.push_back(adjoint_table(axis, residue));
 }
 
-Border border_of(const ConvProblem& problem, const AxisTable& h, const AxisTable& w) {
-    const auto finds = [&](PaddingMode mode) {
-        return (problem.h.mode == mode && h.reads_outside()) || (problem.w.mode == mode && w.reads_outside());
+size_t PhaseTables::densest() const {
+    size_t best = 0;
+    for (size_t i = 1; i < size(); ++i)
+        if ((*this)[i].taps.size() > (*this)[best].taps.size()) best = i;
+    return best;
+}
+
+bool PhaseTables::has_empty() const {
+    for (size_t i = 0; i < size(); ++i)
+        if ((*this)[i].taps.empty()) return true;
+    return false;
+}
+
+Border forward_border(const ConvProblem& problem) {
+    // The first tap of the first window, or the last one of the last window.
+    const auto finds_in = [](const Axis& axis, PaddingMode mode) {
+        const int64_t windows = axis.output();
+        return axis.mode == mode && windows > 0 &&
+               (axis.pad_before > 0 || axis.position(windows - 1, axis.kernel - 1) >= axis.input);
     };
+    const auto finds = [&](PaddingMode mode) { return finds_in(problem.h, mode) || finds_in(problem.w, mode); };
     Border border;
     border.skips = finds(PaddingMode::zeros);
     border.value = finds(PaddingMode::constant) ? problem.padding_value : 0.0;

@@ -36,8 +36,21 @@ AxisTable forward_table(const Axis& axis);
 // strided gradient multiplies no zeros. Borders other than zeros are folded by the caller (grad_input.cpp).
 AxisTable adjoint_table(const Axis& axis, int64_t residue);
 
-// The adjoint tables of all classes that have an input.
-std::vector<AxisTable> residue_classes(const Axis& axis);
+// The tables of all phases of an axis: one in the forward pass, in the adjoint one for each residue that has an input.
+// The first lies in place, since most axes have no other.
+class PhaseTables {
+public:
+    PhaseTables(const Axis& axis, bool forward);
+
+    size_t size() const { return 1 + others_.size(); }
+    const AxisTable& operator[](size_t i) const { return i == 0 ? first_ : others_[i - 1]; }
+    size_t densest() const;  // the index of the one with the most taps
+    bool has_empty() const;  // whether one has no tap
+
+private:
+    AxisTable first_;
+    std::vector<AxisTable> others_;
+};
 
 // What the forward pass of a problem finds outside the image.
 struct Border {
@@ -45,6 +58,6 @@ struct Border {
     bool mixed;    // some taps are left out and others read a padding value other than zero
     double value;  // what the other taps outside read
 };
-Border border_of(const ConvProblem& problem, const AxisTable& h, const AxisTable& w);
+Border forward_border(const ConvProblem& problem);
 
 }  // namespace convx

@@ -2,15 +2,15 @@
 #pragma once
 
 #include "common/problem.h"
-#include "cpu/kernels.h"
+#include "cpu/conv2d/packed_weight.h"
 
 namespace convx {
 
 // Views in logical N, C, H, W order with any strides; bias is a 4-D view of shape (1, K, 1, 1) with data null for none.
-// Outputs are overwritten.
+// Outputs are overwritten. `packed`: the weight once more, as pack_weight made it, or null.
 template <class T>
 void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                    TensorView<const T> bias, TensorView<T> output);
+                    TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>* packed = nullptr);
 
 // With a bias for each input channel, as a transposed convolution has it; problems that fold (problem.h) take none.
 template <class T>

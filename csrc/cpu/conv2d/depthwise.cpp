@@ -1,15 +1,135 @@
+// Depthwise convolutions, forward and input gradient: in NCHW vectors of columns straight out of the arrays, masked at
+// the borders, sums rolling down the rows; in NHWC vectors of channels through pointers to pixels; staged rows
+// (grouped_staged.cpp) for other windows and memory orders. The order of every sum is the same: channel by channel, row
+// by row.
 #include "cpu/conv2d/depthwise.h"
 
 #include <algorithm>
 
-#include "common/rounding.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/conv2d/finite.h"
+#include "cpu/conv2d/grouped_staged.h"
 
 namespace convx {
 
+bool depthwise_planes_take(const ConvProblem& problem) {
+    const auto fits = [&](const Axis& axis) {
+        return axis.stride <= 2 && axis.dilation == 1 && axis.pad_before < axis.kernel &&
+               (axis.mode == PaddingMode::zeros || (axis.pad_before == 0 && axis.pad_after == 0));
+    };
+    const int64_t kernel = problem.h.kernel;
+    return problem.group_in() == 1 && problem.group_out() == 1 && fits(problem.h) && fits(problem.w) &&
+           problem.w.kernel == kernel && (kernel == 3 || kernel == 5) && problem.w.stride == problem.h.stride;
+}
+
 namespace {
+
+// The window of a sum over planes.
+struct Window {
+    int64_t kernel, stride;  // of both axes
+    int64_t pad_top, pad_left;
+    bool flipped;  // weights from the last to the first
+    bool adjoint;  // of a window with stride 2: the padding is that of the forward pass
+
+    Window(const ConvProblem& problem, bool forward)
+        : kernel(problem.h.kernel), stride(problem.h.stride), pad_top(problem.h.pad_before),
+          pad_left(problem.w.pad_before), flipped(!forward && stride == 1), adjoint(!forward && stride > 1) {
+        if (!flipped) return;
+        pad_top = kernel - 1 - pad_top;
+        pad_left = kernel - 1 - pad_left;
+    }
+};
+
+struct Blocks {
+    int64_t block_rows = 1;  // rows of the result of one plane
+    int64_t task_units = 1;  // such blocks of one task
+};
+Blocks plan_blocks(int64_t kernel, int64_t stride, int64_t planes, int64_t rows, int64_t columns,
+                   int64_t source_columns, int64_t item_bytes) {
+    Blocks blocks;
+    const int64_t fit = std::max<int64_t>((depthwise_rows_bytes / (source_columns * item_bytes) - kernel) / stride, 4);
+    const int64_t wanted = std::max(ceil_div(grouped_wanted_tasks, std::max<int64_t>(planes, 1)), ceil_div(rows, fit));
+    const int64_t parts = std::clamp(wanted, int64_t{1}, std::max<int64_t>(ceil_div(rows, 4), 1));
+    blocks.block_rows = std::min(round_up(ceil_div(rows, parts), 4), std::max<int64_t>(rows, 1));
+    const int64_t units = planes * ceil_div(rows, blocks.block_rows);
+    const int64_t unit_flops = std::max<int64_t>(2 * kernel * kernel * columns * blocks.block_rows, 1);
+    blocks.task_units =
+        std::clamp(grouped_task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / grouped_wanted_tasks, 1));
+    return blocks;
+}
+
+template <class T>
+class PlaneDriver {
+public:
+    PlaneDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
+        : sum_(sum), kernels_(kernels), window_(*sum.problem, sum.forward()),
+          blocks_(plan_blocks(window_.kernel, window_.adjoint ? 1 : window_.stride,
+                              sum.dest.shape[0] * sum.dest.shape[1], sum.dest.shape[2], sum.dest.shape[3],
+                              sum.source.shape[3], sizeof(T))) {}
+
+    const Blocks& blocks() const { return blocks_; }
+
+    TaskPlan tasks() const {
+        return {ceil_div(units(), blocks_.task_units),
+                depthwise_work(sum_.flops(), sum_.source.size() + sum_.dest.size()),
+                cache_lines((sum_.source.shape[3] + 2 * masked_elements) * int64_t{sizeof(T)}), 0};
+    }
+
+    void run(const TaskPlan& plan) const {
+        const auto [batch, channels, height, width] = sum_.dest.shape;
+        (void)batch;
+        const int64_t source_width = sum_.source.shape[3], units = this->units();
+        const int64_t row_blocks = ceil_div(height, blocks_.block_rows);
+        const TaskRunner runner(plan);
+        T* const zeros = static_cast<T*>(runner.shared()) + masked_elements;
+        std::fill_n(zeros, source_width, T(0));
+        const int64_t last_tap = window_.flipped ? window_.kernel - 1 : 0, step = window_.flipped ? -1 : 1;
+        runner.run(plan.tasks, [&, channels = channels, height = height, width = width](int64_t task, ScratchParts) {
+            DepthwisePlanes<T> job;
+            job.source_plane = sum_.source.stride[1];
+            job.source_row = sum_.source.stride[2];
+            job.height = sum_.source.shape[2];
+            job.width = source_width;
+            job.pad_top = window_.pad_top;
+            job.pad_left = window_.pad_left;
+            job.zeros = zeros;
+            job.weights_plane = sum_.weight_group;
+            job.weights_row = step * sum_.weight_h;
+            job.weights_column = step * sum_.weight_w;
+            job.bias_plane = sum_.bias_stride;
+            job.relu = sum_.relu;
+            job.dest_plane = sum_.dest.stride[1];
+            job.dest_row = sum_.dest.stride[2];
+            job.columns = width;
+            const int64_t last = std::min(units, (task + 1) * blocks_.task_units);
+            for (int64_t unit = task * blocks_.task_units; unit < last;) {
+                const int64_t plane = unit / row_blocks, n = plane / channels, c = plane % channels;
+                // Whole planes of an image go together.
+                job.planes = row_blocks == 1 ? std::min(last - unit, channels - c) : 1;
+                job.first_row = unit % row_blocks * blocks_.block_rows;
+                job.rows = std::min(blocks_.block_rows, height - job.first_row);
+                job.source = sum_.source.at(n, c, 0, 0);
+                job.weights = sum_.weight + c * sum_.weight_group + last_tap * (sum_.weight_h + sum_.weight_w);
+                job.bias = sum_.bias ? sum_.bias + c * sum_.bias_stride : nullptr;
+                job.dest = sum_.dest.at(n, c, 0, 0);
+                if (window_.adjoint)
+                    kernels_.depthwise_planes_adjoint(static_cast<int>(window_.kernel), job);
+                else
+                    kernels_.depthwise_planes(static_cast<int>(window_.kernel), static_cast<int>(window_.stride), job);
+                unit += job.planes;
+            }
+        });
+    }
+
+private:
+    int64_t units() const {
+        return sum_.dest.shape[0] * sum_.dest.shape[1] * ceil_div(sum_.dest.shape[2], blocks_.block_rows);
+    }
+
+    const WindowSum<T>& sum_;
+    const KernelSet<T>& kernels_;
+    const Window window_;
+    const Blocks blocks_;
+};
 
 // What the channel's kernel needs beside the arrays: weights by tap, the bias, a row of border values.
 template <class T>
@@ -23,17 +143,6 @@ struct PixelScratch {
     int64_t bytes;
 };
 
-template <class T>
-int depthwise_width(const GroupedConv<T>& conv) {
-    int64_t taps = 1;
-    for (const StagedAxis* axis : {conv.h, conv.w}) {
-        int64_t pairs = 0;
-        for (const StagedAxis::Class& of : axis->classes) pairs += of.positions * static_cast<int64_t>(of.taps.size());
-        taps *= pairs;
-    }
-    return parallel_width(depthwise_work(2 * conv.batch * conv.groups * taps, conv.source.size() + conv.dest.size()));
-}
-
 int64_t all_taps(const StagedAxis& axis) {
     int64_t count = 0;
     for (const StagedAxis::Class& of : axis.classes) count += static_cast<int64_t>(of.taps.size());
@@ -41,49 +150,57 @@ int64_t all_taps(const StagedAxis& axis) {
 }
 
 template <class T>
-class PixelNest {
+class PixelDriver {
 public:
-    PixelNest(const GroupedConv<T>& conv, const KernelSet<T>& kernels)
-        : conv_(conv), kernels_(kernels), channels_(conv.groups), taps_(all_taps(*conv.h) * all_taps(*conv.w)) {}
+    PixelDriver(const WindowSum<T>& sum, const StagedAxis& h, const StagedAxis& w, const KernelSet<T>& kernels)
+        : sum_(sum), h_(h), w_(w), kernels_(kernels), channels_(sum.groups), taps_(all_taps(h) * all_taps(w)) {}
 
-    void run() {
-        const int64_t rows = conv_.h->most_positions(), columns = conv_.w->most_positions();
-        const int64_t row_flops = 2 * taps_ * columns * channels_;
-        const int64_t task_rows = depthwise_task_rows(row_flops, conv_.batch * rows);
-        const int64_t tasks = ceil_div(conv_.batch * rows, task_rows);
-        const int width = static_cast<int>(std::min<int64_t>({depthwise_width(conv_), num_threads(), tasks}));
-        const Workspace workspace(static_cast<size_t>(PixelScratch<T>(ScratchParts(), channels_, taps_).bytes));
-        const PixelScratch<T> scratch(ScratchParts(workspace.data()), channels_, taps_);
+    int64_t task_rows() const {
+        const int64_t row_flops = 2 * taps_ * w_.most_positions() * channels_;
+        return std::clamp(grouped_task_flops / std::max<int64_t>(row_flops, 1), int64_t{1},
+                          std::max<int64_t>(rows() / grouped_wanted_tasks, 1));
+    }
+
+    TaskPlan tasks() const {
+        return {ceil_div(rows(), task_rows()), depthwise_work(sum_.flops(), sum_.source.size() + sum_.dest.size()),
+                PixelScratch<T>(ScratchParts(), channels_, taps_).bytes, 0};
+    }
+
+    void run(const TaskPlan& plan) const {
+        const int64_t rows = h_.most_positions(), task_rows = this->task_rows();
+        const TaskRunner runner(plan);
+        const PixelScratch<T> scratch(ScratchParts(runner.shared()), channels_, taps_);
         prepare(scratch);
-        parallel_for(tasks, width, [&](int64_t task, int) {
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts) {
             std::vector<const T*> sources(static_cast<size_t>(taps_ * depthwise_pixels));
-            const int64_t last = std::min(conv_.batch * rows, (task + 1) * task_rows);
+            const int64_t last = std::min(sum_.batch * rows, (task + 1) * task_rows);
             for (int64_t row = task * task_rows; row < last; ++row)
                 run_row(row / rows, row % rows, scratch, sources.data());
         });
     }
 
 private:
+    int64_t rows() const { return sum_.batch * h_.most_positions(); }
+
     void prepare(const PixelScratch<T>& scratch) const {
         T* to = scratch.weights;
-        for (const StagedAxis::Class& h : conv_.h->classes)
-            for (const StagedAxis::Class& w : conv_.w->classes)
+        for (const StagedAxis::Class& h : h_.classes)
+            for (const StagedAxis::Class& w : w_.classes)
                 for (const StagedAxis::Tap& r : h.taps)
                     for (const StagedAxis::Tap& s : w.taps) {
-                        const T* from =
-                            conv_.weight + r.kernel_index * conv_.weight_h + s.kernel_index * conv_.weight_w;
-                        for (int64_t c = 0; c < channels_; ++c) *to++ = from[c * conv_.weight_group];
+                        const T* from = sum_.weight + r.kernel_index * sum_.weight_h + s.kernel_index * sum_.weight_w;
+                        for (int64_t c = 0; c < channels_; ++c) *to++ = from[c * sum_.weight_group];
                     }
-        if (conv_.bias)
-            for (int64_t c = 0; c < channels_; ++c) scratch.bias[c] = conv_.bias[c * conv_.bias_stride];
-        std::fill_n(scratch.border, channels_, conv_.pad);
+        if (sum_.bias)
+            for (int64_t c = 0; c < channels_; ++c) scratch.bias[c] = sum_.bias[c * sum_.bias_stride];
+        std::fill_n(scratch.border, channels_, sum_.pad());
     }
 
     // Row `i` of every class of rows.
     void run_row(int64_t n, int64_t i, const PixelScratch<T>& scratch, const T** sources) const {
         const T* weights = scratch.weights;
-        for (const StagedAxis::Class& h : conv_.h->classes)
-            for (const StagedAxis::Class& w : conv_.w->classes) {
+        for (const StagedAxis::Class& h : h_.classes)
+            for (const StagedAxis::Class& w : w_.classes) {
                 const int64_t taps = static_cast<int64_t>(h.taps.size() * w.taps.size());
                 for (int64_t j = 0; i < h.positions && j < w.positions; j += depthwise_pixels) {
                     DepthwisePixels<T> job;
@@ -93,10 +210,10 @@ private:
                     job.sources = sources;
                     job.weights = weights;
                     job.channels = channels_;
-                    job.bias = conv_.bias ? scratch.bias : nullptr;
-                    job.relu = conv_.relu;
-                    job.dest = conv_.dest.at(n, 0, h.first + i * h.step, w.first + j * w.step);
-                    job.dest_pixel = w.step * conv_.dest.stride[3];
+                    job.bias = sum_.bias ? scratch.bias : nullptr;
+                    job.relu = sum_.relu;
+                    job.dest = sum_.dest.at(n, 0, h.first + i * h.step, w.first + j * w.step);
+                    job.dest_pixel = w.step * sum_.dest.stride[3];
                     kernels_.depthwise_pixels(job);
                 }
                 weights += taps * channels_;
@@ -105,14 +222,13 @@ private:
 
     void find_sources(int64_t n, const StagedAxis::Class& h, const StagedAxis::Class& w, int64_t i, int64_t j,
                       int pixels, const T* border, const T** to) const {
-        const int64_t step = conv_.source.stride[3];
+        const int64_t step = sum_.source.stride[3];
         for (const StagedAxis::Tap& r : h.taps) {
-            const int64_t row = conv_.h->source[static_cast<size_t>(i * conv_.h->advance + r.offset)];
-            const T* from = row == AxisTable::outside ? nullptr : conv_.source.at(n, 0, row, 0);
+            const int64_t row = h_.source[static_cast<size_t>(i * h_.advance + r.offset)];
+            const T* from = row == AxisTable::outside ? nullptr : sum_.source.at(n, 0, row, 0);
             for (const StagedAxis::Tap& s : w.taps) {
                 for (int pixel = 0; pixel < pixels; ++pixel) {
-                    const int64_t column =
-                        conv_.w->source[static_cast<size_t>((j + pixel) * conv_.w->advance + s.offset)];
+                    const int64_t column = w_.source[static_cast<size_t>((j + pixel) * w_.advance + s.offset)];
                     to[pixel] = from && column != AxisTable::outside ? from + column * step : border;
                 }
                 to += depthwise_pixels;
@@ -120,81 +236,80 @@ private:
         }
     }
 
-    const GroupedConv<T>& conv_;
+    const WindowSum<T>& sum_;
+    const StagedAxis &h_, &w_;
     const KernelSet<T>& kernels_;
     const int64_t channels_, taps_;
 };
 
 }  // namespace
 
-template <class T>
-bool run_depthwise_planes(const DepthwiseWindow& window, const GroupedConv<T>& conv, const KernelSet<T>& kernels) {
-    if (conv.source.stride[3] != 1 || conv.dest.stride[3] != 1) return false;
-    const auto [batch, channels, height, width] = conv.dest.shape;
-    const int64_t source_width = conv.source.shape[3];
-    const DepthwiseBlocks blocks = plan_depthwise_blocks(window.kernel, window.adjoint ? 1 : window.stride,
-                                                         batch * channels, height, width, source_width, sizeof(T));
-    const int64_t row_blocks = ceil_div(height, blocks.block_rows);
-    const int64_t units = batch * channels * row_blocks, tasks = ceil_div(units, blocks.task_units);
-    const int threads = static_cast<int>(std::min<int64_t>({depthwise_width(conv), num_threads(), tasks}));
-    const Workspace workspace(static_cast<size_t>(depthwise_planes_scratch(source_width, sizeof(T))));
-    T* const zeros = static_cast<T*>(workspace.data()) + masked_elements;
-    std::fill_n(zeros, source_width, T(0));
-    const int64_t last_tap = window.flipped ? window.kernel - 1 : 0, step = window.flipped ? -1 : 1;
-    parallel_for(tasks, threads, [&, channels = channels, height = height, width = width](int64_t task, int) {
-        DepthwisePlanes<T> job;
-        job.source_plane = conv.source.stride[1];
-        job.source_row = conv.source.stride[2];
-        job.height = conv.source.shape[2];
-        job.width = source_width;
-        job.pad_top = window.pad_top;
-        job.pad_left = window.pad_left;
-        job.zeros = zeros;
-        job.weights_plane = conv.weight_group;
-        job.weights_row = step * conv.weight_h;
-        job.weights_column = step * conv.weight_w;
-        job.bias_plane = conv.bias_stride;
-        job.relu = conv.relu;
-        job.dest_plane = conv.dest.stride[1];
-        job.dest_row = conv.dest.stride[2];
-        job.columns = width;
-        const int64_t last = std::min(units, (task + 1) * blocks.task_units);
-        for (int64_t unit = task * blocks.task_units; unit < last;) {
-            const int64_t plane = unit / row_blocks, n = plane / channels, c = plane % channels;
-            // Whole planes of an image go together.
-            job.planes = row_blocks == 1 ? std::min(last - unit, channels - c) : 1;
-            job.first_row = unit % row_blocks * blocks.block_rows;
-            job.rows = std::min(blocks.block_rows, height - job.first_row);
-            job.source = conv.source.at(n, c, 0, 0);
-            job.weights = conv.weight + c * conv.weight_group + last_tap * (conv.weight_h + conv.weight_w);
-            job.bias = conv.bias ? conv.bias + c * conv.bias_stride : nullptr;
-            job.dest = conv.dest.at(n, c, 0, 0);
-            if (window.adjoint)
-                kernels.depthwise_planes_adjoint(static_cast<int>(window.kernel), job);
-            else
-                kernels.depthwise_planes(static_cast<int>(window.kernel), static_cast<int>(window.stride), job);
-            unit += job.planes;
+struct DepthwiseMethod {
+    static constexpr const char* name = "depthwise";
+    static constexpr Traits traits{};
+
+    // By the memory of the arrays: the order of the sums is the same.
+    enum class Driver { planes, pixels, staged };
+    struct Plan {
+        Driver driver;
+        StagedAxis h, w;  // of pixels and staged rows
+        TaskPlan task_plan;
+
+        const TaskPlan& tasks() const { return task_plan; }
+    };
+
+    static Verdict supports(const ConvProblem& problem, ConvPass) {
+        if (!is_depthwise(problem)) return {"needs one channel a group"};
+        return supports_groups(problem);
+    }
+    static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
+
+    template <class T>
+    static Plan plan(const WindowSum<T>& sum, const KernelSet<T>& kernels) {
+        const ConvProblem& problem = *sum.problem;
+        if (depthwise_planes_take(problem) && sum.source.stride[3] == 1 && sum.dest.stride[3] == 1)
+            return {Driver::planes, {}, {}, PlaneDriver<T>(sum, kernels).tasks()};
+        Plan plan{Driver::staged, staged_axis(problem.h, sum.forward()), staged_axis(problem.w, sum.forward()), {}};
+        if (sum.groups > 1 && sum.source.stride[1] == 1 && sum.dest.stride[1] == 1) {
+            plan.driver = Driver::pixels;
+            plan.task_plan = PixelDriver<T>(sum, plan.h, plan.w, kernels).tasks();
+        } else {
+            plan.task_plan = grouped_staged_tasks(sum, plan.h, plan.w, kernels);
         }
-    });
-    return true;
-}
+        return plan;
+    }
 
-template <class T>
-bool run_depthwise_pixels(const GroupedConv<T>& conv, const KernelSet<T>& kernels) {
-    if (conv.groups == 1 || conv.source.stride[1] != 1 || conv.dest.stride[1] != 1) return false;
-    PixelNest<T>(conv, kernels).run();
-    return true;
-}
+    template <class T>
+    static bool run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
+        if (sum.border.skips && !all_finite(sum.weight_view)) return false;
+        if (plan.driver == Driver::planes)
+            PlaneDriver<T>(sum, kernels).run(plan.task_plan);
+        else if (plan.driver == Driver::pixels)
+            PixelDriver<T>(sum, plan.h, plan.w, kernels).run(plan.task_plan);
+        else
+            run_grouped_staged(sum, plan.h, plan.w, plan.task_plan, kernels);
+        return true;
+    }
 
-int64_t depthwise_pixels_scratch(const StagedAxis& h, const StagedAxis& w, int64_t channels, DType dtype) {
-    const int64_t taps = all_taps(h) * all_taps(w);
-    return dtype == DType::float32 ? PixelScratch<float>(ScratchParts(), channels, taps).bytes
-                                   : PixelScratch<double>(ScratchParts(), channels, taps).bytes;
-}
+    template <class T>
+    static void describe(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels, PassPlan& text) {
+        if (plan.driver == Driver::staged) return describe_grouped_staged(sum, plan.h, plan.w, kernels, text);
+        const std::string sums = ", sums of 1 channel x " + std::to_string(sum.problem->taps()) + " taps";
+        if (plan.driver == Driver::planes) {
+            text.tile = "2 x " + std::to_string(kernels.lanes) + " pixels";
+            text.block = std::to_string(PlaneDriver<T>(sum, kernels).blocks().block_rows) + " rows of one plane" + sums;
+            text.reason = "one channel a group, vectors over pixels because the layout is NCHW";
+            return;
+        }
+        text.tile = std::to_string(depthwise_pixels) + " pixels x " + std::to_string(2 * kernels.lanes) + " channels";
+        text.block =
+            std::to_string(PixelDriver<T>(sum, plan.h, plan.w, kernels).task_rows()) + " rows of all channels" + sums;
+        text.reason = "one channel a group, vectors over channels because the layout is NHWC" +
+                      phases_note(plan.h.classes.size() * plan.w.classes.size());
+    }
+};
 
-template bool run_depthwise_planes(const DepthwiseWindow&, const GroupedConv<float>&, const KernelSet<float>&);
-template bool run_depthwise_planes(const DepthwiseWindow&, const GroupedConv<double>&, const KernelSet<double>&);
-template bool run_depthwise_pixels(const GroupedConv<float>&, const KernelSet<float>&);
-template bool run_depthwise_pixels(const GroupedConv<double>&, const KernelSet<double>&);
+template const Method<WindowSum<float>>& method_row<DepthwiseMethod, WindowSum<float>>();
+template const Method<WindowSum<double>>& method_row<DepthwiseMethod, WindowSum<double>>();
 
 }  // namespace convx

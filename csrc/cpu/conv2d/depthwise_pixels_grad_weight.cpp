@@ -10,14 +10,36 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/depthwise.h"
-#include "cpu/conv2d/plan.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/runtime/split_sum.h"
 
 namespace convx {
 
 namespace {
+
+// What a task reads of a pixel, and of the gradient before the next row of the window goes over it.
+constexpr int64_t task_channel_bytes = 512;
+constexpr int64_t stretch_bytes = 8 * 1024;
+
+struct Blocks {
+    int64_t stretch = 1;        // pixels of a row that all rows of the window go over in turn
+    int64_t task_channels = 1;  // of one task
+    int64_t splits = 1;         // parts of the rows of the batch, added in order at the end
+};
+
+Blocks plan_blocks(const ConvProblem& problem) {
+    Blocks blocks;
+    const int64_t item_bytes = item_size(problem.dtype), rows = problem.batch * problem.out_h();
+    const int64_t most = task_channel_bytes / item_bytes;
+    // Whole cache lines.
+    blocks.task_channels =
+        std::min(problem.groups, round_up(ceil_div(problem.groups, ceil_div(problem.groups, most)), 64 / item_bytes));
+    const int64_t channel_tasks = ceil_div(problem.groups, blocks.task_channels);
+    const int64_t wanted =
+        std::min(ceil_div(grouped_wanted_tasks, channel_tasks), problem.flops() / channel_tasks / grouped_task_flops);
+    blocks.splits = std::clamp(wanted, int64_t{1}, std::max<int64_t>(rows, 1));
+    blocks.stretch = std::max<int64_t>(stretch_bytes / (blocks.task_channels * item_bytes), 1);
+    return blocks;
+}
 
 // What one worker works with.
 template <class T>
@@ -42,14 +64,13 @@ struct PixelRow {
 };
 
 template <class T>
-class Nest {
+class DepthwisePixelsSumDriver {
 public:
-    Nest(const ConvProblem& problem, const Border& border, TensorView<const T> grad, TensorView<const T> input,
-         const KernelSet<T>& kernels)
-        : problem_(problem), kernels_(kernels), blocks_(plan_depthwise_pixels_grad_weight(problem)), grad_(grad),
-          input_(input), h_(forward_table(problem.h)), w_(forward_table(problem.w)), border_(border),
-          copies_source_(input.stride[1] != 1), copies_grad_(grad.stride[1] != 1), first_inside_(0),
-          last_inside_(problem.out_w()) {
+    DepthwisePixelsSumDriver(const PixelSum<T>& sum, const KernelSet<T>& kernels)
+        : problem_(*sum.problem), kernels_(kernels), blocks_(plan_blocks(problem_)), grad_(sum.grad_output),
+          input_(sum.input), h_(forward_table(problem_.h)), w_(forward_table(problem_.w)), border_(sum.border),
+          copies_source_(input_.stride[1] != 1), copies_grad_(grad_.stride[1] != 1), first_inside_(0),
+          last_inside_(problem_.out_w()) {
         for (const AxisTable::Tap& tap : w_.taps) {
             first_inside_ = std::max(first_inside_, tap.begin);
             last_inside_ = std::min(last_inside_, tap.end);
@@ -57,20 +78,26 @@ public:
         last_inside_ = std::max(first_inside_, last_inside_);
     }
 
+    const Blocks& blocks() const { return blocks_; }
+
+    TaskPlan tasks() const {
+        const int64_t weights = problem_.groups * problem_.taps();
+        return {ceil_div(problem_.groups, blocks_.task_channels) * blocks_.splits,
+                depthwise_work(problem_.flops(), input_.size() + grad_.size()),
+                cache_lines(blocks_.splits * weights * int64_t{sizeof(T)}),
+                Scratch<T>(ScratchParts(), problem_, blocks_.task_channels, copies_source_, copies_grad_).bytes};
+    }
+
     void run(T* grad_weight) const {
         const int64_t channels = problem_.groups, weights = channels * problem_.taps();
         const int64_t channel_tasks = ceil_div(channels, blocks_.task_channels);
-        const int64_t tasks = channel_tasks * blocks_.splits, all_rows = problem_.batch * problem_.out_h();
-        const int64_t work = depthwise_work(problem_.flops(), input_.size() + grad_.size());
-        const int width = static_cast<int>(std::min<int64_t>({parallel_width(work), num_threads(), tasks}));
-        const PassScratch scratch =
-            depthwise_pixels_grad_weight_scratch<T>(problem_, blocks_, copies_source_, copies_grad_);
-        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
-        T* const partial = static_cast<T*>(workspace.data());  // [part][tap][channel]
-        char* const workers = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
-        parallel_for(tasks, width, [&](int64_t task, int worker) {
-            const Scratch<T> own(ScratchParts(workers + worker * scratch.worker_bytes), problem_, blocks_.task_channels,
-                                 copies_source_, copies_grad_);
+        const int64_t all_rows = problem_.batch * problem_.out_h();
+        const TaskPlan plan = tasks();
+        const TaskRunner runner(plan);
+        T* const all = static_cast<T*>(runner.shared());  // [tap][channel]
+        const SplitSum<T> sums(all, all, blocks_.splits, weights);
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+            const Scratch<T> own(parts, problem_, blocks_.task_channels, copies_source_, copies_grad_);
             const int64_t split = task / channel_tasks, first = task % channel_tasks * blocks_.task_channels;
             const int64_t count = std::min(blocks_.task_channels, channels - first);
             std::fill_n(own.sums, problem_.taps() * count, T(0));
@@ -79,12 +106,11 @@ public:
             for (int64_t row = split * all_rows / blocks_.splits; row < last; ++row)
                 add_row(row / problem_.out_h(), row % problem_.out_h(), first, count, own);
             for (int64_t tap = 0; tap < problem_.taps(); ++tap)
-                std::copy_n(own.sums + tap * count, count, partial + split * weights + tap * channels + first);
+                std::copy_n(own.sums + tap * count, count, sums.part(split) + tap * channels + first);
         });
-        for (int64_t split = 1; split < blocks_.splits; ++split)
-            for (int64_t i = 0; i < weights; ++i) partial[i] += partial[split * weights + i];
+        sums.add();
         for (int64_t c = 0; c < channels; ++c)
-            for (int64_t tap = 0; tap < problem_.taps(); ++tap) *grad_weight++ = partial[tap * channels + c];
+            for (int64_t tap = 0; tap < problem_.taps(); ++tap) *grad_weight++ = all[tap * channels + c];
     }
 
 private:
@@ -157,7 +183,7 @@ private:
 
     const ConvProblem& problem_;
     const KernelSet<T>& kernels_;
-    const DepthwisePixelsGradWeightBlocks blocks_;
+    const Blocks blocks_;
     const TensorView<const T> grad_, input_;
     const AxisTable h_, w_;
     const Border border_;
@@ -167,28 +193,30 @@ private:
 
 }  // namespace
 
-template <class T>
-PassScratch depthwise_pixels_grad_weight_scratch(const ConvProblem& problem,
-                                                 const DepthwisePixelsGradWeightBlocks& blocks, bool copies_source,
-                                                 bool copies_grad) {
-    const int64_t partial = blocks.splits * problem.groups * problem.taps() * static_cast<int64_t>(sizeof(T));
-    return {cache_lines(partial),
-            Scratch<T>(ScratchParts(), problem, blocks.task_channels, copies_source, copies_grad).bytes};
-}
+struct DepthwisePixelsSumMethod : SumMethod<DepthwisePixelsSumDriver> {
+    static constexpr const char* name = "depthwise-pixels";
 
-template <class T>
-void depthwise_pixels_grad_weight(const ConvProblem& problem, const Border& border, TensorView<const T> grad_output,
-                                  TensorView<const T> input, T* grad_weight, const KernelSet<T>& kernels) {
-    Nest<T>(problem, border, grad_output, input, kernels).run(grad_weight);
-}
+    static Verdict supports(const ConvProblem& problem, ConvPass) {
+        if (!is_depthwise(problem)) return {"needs one channel a group"};
+        return supports_groups(problem);
+    }
+    static bool suits(const ConvProblem& problem, ConvPass, const Kernels&) {
+        return problem.channels_last && problem.groups > 1;
+    }
 
-template PassScratch depthwise_pixels_grad_weight_scratch<float>(const ConvProblem&,
-                                                                 const DepthwisePixelsGradWeightBlocks&, bool, bool);
-template PassScratch depthwise_pixels_grad_weight_scratch<double>(const ConvProblem&,
-                                                                  const DepthwisePixelsGradWeightBlocks&, bool, bool);
-template void depthwise_pixels_grad_weight(const ConvProblem&, const Border&, TensorView<const float>,
-                                           TensorView<const float>, float*, const KernelSet<float>&);
-template void depthwise_pixels_grad_weight(const ConvProblem&, const Border&, TensorView<const double>,
-                                           TensorView<const double>, double*, const KernelSet<double>&);
+    template <class T>
+    static void describe(const PixelSum<T>& sum, const DepthwisePixelsSumDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        const Blocks& blocks = driver.blocks();
+        text.tile = std::to_string(std::min<int64_t>(sum.problem->w.kernel, 3)) + " taps x " +
+                    std::to_string(4 * kernels.lanes) + " channels";
+        text.block = std::to_string(blocks.task_channels) + " channels, " + std::to_string(blocks.splits) +
+                     (blocks.splits == 1 ? " part" : " parts") + " of the rows";
+        text.reason = "one channel a group, vectors over channels because the layout is NHWC";
+    }
+};
+
+template const Method<PixelSum<float>>& method_row<DepthwisePixelsSumMethod, PixelSum<float>>();
+template const Method<PixelSum<double>>& method_row<DepthwisePixelsSumMethod, PixelSum<double>>();
 
 }  // namespace convx

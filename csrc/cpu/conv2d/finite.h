@@ -29,6 +29,13 @@ inline bool all_finite(const double* x, int64_t count) {
 }
 
 template <class T>
+bool has_nan(const T* x, int64_t count) {
+    bool found = false;
+    for (int64_t i = 0; i < count; ++i) found |= x[i] != x[i];
+    return found;
+}
+
+template <class T>
 bool all_finite(const TensorView<const T>& view) {
     if (view.stride == dense_strides(view.shape, false)) return all_finite(view.data, view.size());
     const auto [rows, channels, height, width] = view.shape;

@@ -5,8 +5,8 @@
 
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/per_sample.h"
-#include "cpu/conv2d/plan.h"
-#include "cpu/thread_pool.h"
+#include "cpu/runtime/run_tasks.h"
+#include "cpu/runtime/thread_pool.h"
 
 namespace convx {
 

@@ -1,41 +1,63 @@
-// Forward and input gradient of convolutions with few channels a group as one loop nest. It runs depthwise ones of any
-// window and memory layout, and others whose channels are adjacent in memory; for the rest there are grouped_pixels.h
-// and grouped_channels.h.
-//
-//   dest[n, k, i, j] = sum over channel c of k's group, tap of weight[k, c, tap] * source[n, c, h(tap, i), w(tap, j)]
-//
-// A unit is a block of rows of a few groups of one image: its source is staged (staging.h), then the kernels run over
-// it, class by class where a stride makes several. The order of every sum is channel by channel, tap by tap, in one go:
-// the same bits for any thread count, batch and memory layout.
+// What the methods for groups of few channels have in common. From 64 channels a group on the implicit GEMM fills its
+// tiles; below it packs every pixel 9 times for few rows: 0.5 times as fast with 16 and 32 channels.
 #pragma once
 
-#include "cpu/conv2d/plan.h"
-#include "cpu/conv2d/staging.h"
+#include <string>
+
+#include "cpu/conv2d/method_row.h"
+#include "cpu/conv2d/staged_planes.h"
 
 namespace convx {
 
-template <class T>
-struct GroupedConv {
-    int64_t batch, groups;
-    int64_t channels;  // reduction channels of a group
-    int64_t rows;      // result channels of a group
-    const StagedAxis* h;
-    const StagedAxis* w;
+// Windows that fit L2, and no borders that their adjoint would have to fold.
+Verdict supports_groups(const ConvProblem& problem);
+// Fewer than 64 channels a group, or one channel in all.
+bool has_few_channels(const ConvProblem& problem);
+inline bool is_depthwise(const ConvProblem& problem) { return problem.group_in() == 1 && problem.group_out() == 1; }
+// Whether vectors run over the `rows` channels of the result (grouped_channels.cpp) instead of over pixels.
+bool fills_vectors(ConvPass pass, int64_t rows, int lanes);
 
-    TensorView<const T> source;
-    T pad;
+inline int lanes_of(const Kernels& kernels, DType dtype) {
+    return dtype == DType::float32 ? kernels.f32.lanes : kernels.f64.lanes;
+}
 
-    const T* weight;
-    int64_t weight_group, weight_row, weight_channel;  // strides
-    int64_t weight_h, weight_w;                        // strides of the kernel indices
+// About 20 us of work.
+constexpr int64_t grouped_task_flops = 1'000'000;
+constexpr int64_t grouped_wanted_tasks = 48;
 
-    TensorView<T> dest;
-    const T* bias;  // groups * rows values with stride bias_stride, or null
-    int64_t bias_stride;
-    bool relu;
+// Planes that the kernels of grouped_channels.cpp read: a stride takes no rows apart, since single pixels are
+// broadcast.
+struct GroupedPlanes {
+    GroupedPlanes(const ConvProblem& problem, bool forward);
+
+    PlaneLayout layout;
+    int64_t advance_h, advance_w;  // lines and columns from one position to the next
+    int64_t taps;                  // of all phases
+    int64_t kernel_w, kernel_taps;
+
+    int64_t band(int64_t lines) const { return (lines - 1) * advance_h + 1; }  // staged for so many positions
+    // Elements of a plane for a band, and those that the last vectors may touch.
+    int64_t plane_size(int64_t lines, int64_t lanes) const { return layout.plane_size(band(lines), lanes); }
 };
 
-template <class T>
-void run_grouped(const GroupedConv<T>& conv, const KernelSet<T>& kernels);
+// Forward and grad_input by drivers that multiply the border of zeros.
+template <template <class> class Driver>
+struct GroupedMethod : DriverMethod<Driver> {
+    static constexpr Traits traits{};
+
+    static Verdict supports(const ConvProblem& problem, ConvPass) { return supports_groups(problem); }
+
+    template <class T>
+    static bool run(const WindowSum<T>& sum, const Driver<T>& driver, const KernelSet<T>&) {
+        if (sum.border.skips && !all_finite(sum.weight_view)) return false;
+        driver.run();
+        return true;
+    }
+};
+
+// For explanations.
+std::string lines_of_a_group(int64_t lines);
+std::string sums_of(int64_t channels, const PlaneLayout& layout);
+std::string phases_note(size_t phases);
 
 }  // namespace convx

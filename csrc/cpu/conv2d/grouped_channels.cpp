@@ -1,20 +1,56 @@
-#include "cpu/conv2d/grouped_channels.h"
+// Groups of enough channels for vectors of them (kernels/grouped_channels.inl.h): forward and input gradient.
+//
+// A unit is a band of lines of one group of one image. Its source is staged as planes with their border written out
+// (staged_planes.h), unstrided, since the kernel broadcasts single pixels; the result is [pixel][channel] until it is
+// transposed to where it belongs, which joins the phases of a strided gradient for nothing. The order of every sum is
+// channel by channel, tap by tap, in one go: the same bits for any thread count, batch and memory layout.
+#include "cpu/conv2d/grouped.h"
+#include "cpu/runtime/run_tasks.h"
 
 #include <algorithm>
 
 #include "common/rounding.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
 
 namespace convx {
 
 namespace {
 
+// In L2 (512 KiB) beside the weights of a group: 64 channels x 9 taps x 64 are 144 KiB.
+constexpr int64_t staged_bytes = 128 * 1024;
+constexpr int64_t result_bytes = 128 * 1024;
+
+struct Blocks {
+    int64_t band_lines = 1;  // positions of the largest phase
+    int64_t dest_rows = 1;   // rows of the result that they are
+    int64_t task_units = 1;
+};
+
+Blocks plan_blocks(const GroupedPlanes& planes, int64_t batch, int64_t groups, int64_t channels, int64_t rows,
+                   int64_t dest_columns, int64_t item_bytes, int lanes) {
+    Blocks blocks;
+    const PlaneLayout& layout = planes.layout;
+    const int64_t lines = std::max<int64_t>(layout.h.positions(), 1), step = layout.h.classes[0].step;
+    const int64_t line_bytes = channels * planes.advance_h * layout.pitch * item_bytes;
+    const int64_t result_line_bytes = step * dest_columns * 2 * lanes * item_bytes;
+    const int64_t fit = std::min(staged_bytes / std::max<int64_t>(line_bytes, 1) - layout.reach / planes.advance_h,
+                                 result_bytes / std::max<int64_t>(result_line_bytes, 1));
+    // Enough units, unless they would stage too many lines twice.
+    const int64_t wanted = ceil_div(lines, ceil_div(grouped_wanted_tasks, std::max<int64_t>(batch * groups, 1)));
+    const int64_t most = std::clamp(std::min(fit, std::max(wanted, 4 * layout.reach)), int64_t{1}, lines);
+    blocks.band_lines = ceil_div(lines, ceil_div(lines, most));
+    blocks.dest_rows = blocks.band_lines * step;
+    const int64_t units = batch * groups * ceil_div(lines, blocks.band_lines);
+    const int64_t unit_flops =
+        2 * channels * rows * planes.taps * blocks.band_lines * std::max<int64_t>(layout.w.positions(), 1);
+    blocks.task_units = std::clamp(grouped_task_flops / std::max<int64_t>(unit_flops, 1), int64_t{1},
+                                   std::max<int64_t>(units / grouped_wanted_tasks, 1));
+    return blocks;
+}
+
 // One worker packs weights and computes with the same memory.
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const GroupedPlanes& planes, const GroupedChannelsBlocks& blocks, int64_t channels,
+    Scratch(ScratchParts parts, const GroupedPlanes& planes, const Blocks& blocks, int64_t channels,
             int64_t dest_columns, int lanes)
         : staged(parts.take<T>(channels * planes.plane_size(blocks.band_lines, lanes))),
           result(parts.take<T>(blocks.dest_rows * dest_columns * 2 * lanes)),
@@ -46,42 +82,46 @@ struct Class {
 };
 
 template <class T>
-class Nest {
+class GroupedChannelsDriver {
 public:
-    Nest(const GroupedConv<T>& conv, const GroupedPlanes& planes, const KernelSet<T>& kernels)
-        : conv_(conv), planes_(planes), kernels_(kernels), lanes_(kernels.lanes),
-          padded_rows_(round_up(conv.rows, lanes_)),
-          blocks_(plan_grouped_channels(planes, conv.batch, conv.groups, conv.channels, conv.rows, conv.dest.shape[3],
-                                        sizeof(T), kernels.lanes)),
-          stager_(planes.layout, strides_of(conv.source.stride), conv.pad, kernels),
-          plane_(planes.plane_size(blocks_.band_lines, lanes_)) {
+    GroupedChannelsDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
+        : sum_(sum), planes_(*sum.problem, sum.forward()), kernels_(kernels), lanes_(kernels.lanes),
+          padded_rows_(round_up(sum.rows, lanes_)),
+          blocks_(plan_blocks(planes_, sum.batch, sum.groups, sum.channels, sum.rows, sum.dest.shape[3], sizeof(T),
+                              kernels.lanes)),
+          stager_(planes_.layout, strides_of(sum.source.stride), sum.pad(), kernels),
+          plane_(planes_.plane_size(blocks_.band_lines, lanes_)) {
         int64_t taps = 0;
-        for (size_t i = 0; i < planes.layout.h.classes.size(); ++i)
-            for (size_t j = 0; j < planes.layout.w.classes.size(); ++j) {
+        for (size_t i = 0; i < planes_.layout.h.classes.size(); ++i)
+            for (size_t j = 0; j < planes_.layout.w.classes.size(); ++j) {
                 classes_.push_back(find_class(i, j, taps));
                 taps += classes_.back().taps;
             }
     }
 
-    void run(int64_t flops) {
-        const int64_t columns = conv_.dest.shape[3];
-        const int64_t bands = ceil_div(planes_.layout.h.positions(), blocks_.band_lines);
-        const int64_t units = conv_.groups * conv_.batch * bands, tasks = ceil_div(units, blocks_.task_units);
-        const PassScratch size =
-            grouped_channels_scratch(planes_, blocks_, conv_.groups, conv_.channels, conv_.rows, columns, kernels_);
-        const int width = static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), tasks}));
-        const Workspace workspace(static_cast<size_t>(size.shared_bytes + width * size.worker_bytes));
-        const Shared<T> shared(ScratchParts(workspace.data()), planes_, conv_.groups, conv_.channels, conv_.rows,
+    const Blocks& blocks() const { return blocks_; }
+    const PlaneLayout& layout() const { return planes_.layout; }
+
+    TaskPlan tasks() const {
+        const int64_t columns = sum_.dest.shape[3];
+        return {ceil_div(units(), blocks_.task_units), sum_.flops(),
+                Shared<T>(ScratchParts(), planes_, sum_.groups, sum_.channels, sum_.rows, kernels_.lanes).bytes,
+                Scratch<T>(ScratchParts(), planes_, blocks_, sum_.channels, columns, kernels_.lanes).bytes};
+    }
+
+    void run() const {
+        const int64_t columns = sum_.dest.shape[3], units = this->units();
+        const TaskPlan plan = tasks();
+        const TaskRunner runner(plan);
+        const Shared<T> shared(ScratchParts(runner.shared()), planes_, sum_.groups, sum_.channels, sum_.rows,
                                kernels_.lanes);
-        char* workers = static_cast<char*>(workspace.data()) + size.shared_bytes;
-        const auto scratch_of = [&](int worker) {
-            return Scratch<T>(ScratchParts(workers + worker * size.worker_bytes), planes_, blocks_, conv_.channels,
-                              columns, kernels_.lanes);
+        const auto scratch_of = [&](ScratchParts parts) {
+            return Scratch<T>(parts, planes_, blocks_, sum_.channels, columns, kernels_.lanes);
         };
-        parallel_for(conv_.groups, width,
-                     [&](int64_t group, int worker) { pack_group(group, shared, scratch_of(worker).taps); });
-        parallel_for(tasks, width, [&](int64_t task, int worker) {
-            const Scratch<T> scratch = scratch_of(worker);
+        runner.run(sum_.groups,
+                   [&](int64_t group, ScratchParts parts) { pack_group(group, shared, scratch_of(parts).taps); });
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+            const Scratch<T> scratch = scratch_of(parts);
             const int64_t last = std::min(units, (task + 1) * blocks_.task_units);
             for (int64_t unit = task * blocks_.task_units; unit < last; ++unit)
                 run_band(band_of(unit), unit + 1 < units ? band_of(unit + 1) : Band{}, shared, scratch);
@@ -89,6 +129,10 @@ public:
     }
 
 private:
+    int64_t units() const {
+        return sum_.groups * sum_.batch * ceil_div(planes_.layout.h.positions(), blocks_.band_lines);
+    }
+
     struct Band {
         int64_t group = 0, n = 0, first_line = 0, lines = 0;
     };
@@ -97,44 +141,40 @@ private:
     Band band_of(int64_t unit) const {
         const int64_t positions = planes_.layout.h.positions(), bands = ceil_div(positions, blocks_.band_lines);
         const int64_t line = unit % bands * blocks_.band_lines;
-        return {unit / bands / conv_.batch, unit / bands % conv_.batch, line,
+        return {unit / bands / sum_.batch, unit / bands % sum_.batch, line,
                 std::min(blocks_.band_lines, positions - line)};
-    }
-
-    static Strides strides_of(const std::array<int64_t, 4>& stride) {
-        return {stride[0], stride[1], stride[2], stride[3]};
     }
 
     Class find_class(size_t i, size_t j, int64_t taps_before) const {
         const PlaneLayout& layout = planes_.layout;
         Class one{&layout.h.classes[i], &layout.w.classes[j], 0, taps_before, {}, {}, {}};
         one.taps = static_cast<int64_t>(one.h->taps.size() * one.w->taps.size());
-        one.offsets = layout.offsets(i, j, conv_.channels, plane_);
+        one.offsets = layout.offsets(i, j, sum_.channels, plane_);
         for (int64_t y = 0; y < std::min(blocks_.band_lines, one.h->positions); ++y)
             for (int64_t x = 0; x < one.w->positions; ++x) {
                 one.places.push_back(
                     static_cast<int32_t>(y * planes_.advance_h * layout.pitch + x * planes_.advance_w));
-                one.to.push_back(static_cast<int32_t>((one.h->first + y * one.h->step) * conv_.dest.shape[3] +
+                one.to.push_back(static_cast<int32_t>((one.h->first + y * one.h->step) * sum_.dest.shape[3] +
                                                       one.w->first + x * one.w->step));
             }
         return one;
     }
 
     T* weights_of(const Shared<T>& shared, int64_t group, int64_t row) const {
-        return shared.weights + (group * padded_rows_ + row) * conv_.channels * planes_.taps;
+        return shared.weights + (group * padded_rows_ + row) * sum_.channels * planes_.taps;
     }
     int vecs_of(int64_t row) const { return padded_rows_ - row > lanes_ ? 2 : 1; }
 
     void pack_group(int64_t group, const Shared<T>& shared, T* taps) const {
         for (int64_t row = 0; row < padded_rows_; row += 2 * lanes_) {
-            const int64_t width = vecs_of(row) * lanes_, rows = std::min(width, conv_.rows - row);
+            const int64_t width = vecs_of(row) * lanes_, rows = std::min(width, sum_.rows - row);
             if (rows < width) std::fill_n(taps, planes_.kernel_taps * width, T(0));
             T* to = weights_of(shared, group, row);
-            const T* from = conv_.weight + group * conv_.weight_group + row * conv_.weight_row;
-            for (int64_t c = 0; c < conv_.channels; ++c, from += conv_.weight_channel) {
+            const T* from = sum_.weight + group * sum_.weight_group + row * sum_.weight_row;
+            for (int64_t c = 0; c < sum_.channels; ++c, from += sum_.weight_channel) {
                 pack_taps(taps, width, from, static_cast<int>(rows));
                 for (const Class& one : classes_) {
-                    T* at = to + (one.weights * conv_.channels + c * one.taps) * width;
+                    T* at = to + (one.weights * sum_.channels + c * one.taps) * width;
                     for (const PhasedAxis::Tap& r : one.h->taps)
                         for (const PhasedAxis::Tap& s : one.w->taps) {
                             std::copy_n(taps + (r.kernel_index * planes_.kernel_w + s.kernel_index) * width, width, at);
@@ -143,28 +183,28 @@ private:
                 }
             }
         }
-        if (!conv_.bias) return;
+        if (!sum_.bias) return;
         T* bias = shared.bias + group * padded_rows_;
         for (int64_t row = 0; row < padded_rows_; ++row)
-            bias[row] = row < conv_.rows ? conv_.bias[(group * conv_.rows + row) * conv_.bias_stride] : T(0);
+            bias[row] = row < sum_.rows ? sum_.bias[(group * sum_.rows + row) * sum_.bias_stride] : T(0);
     }
 
     // [tap][row] of one channel.
     void pack_taps(T* taps, int64_t width, const T* from, int rows) const {
         const T* row[64];
-        for (int i = 0; i < rows; ++i) row[i] = from + i * conv_.weight_row;
-        if (conv_.weight_w == 1 && conv_.weight_h == planes_.kernel_w)
+        for (int i = 0; i < rows; ++i) row[i] = from + i * sum_.weight_row;
+        if (sum_.weight_w == 1 && sum_.weight_h == planes_.kernel_w)
             return kernels_.pack_transposed(taps, width, row, rows, planes_.kernel_taps);
         for (int64_t tap = 0; tap < planes_.kernel_taps; ++tap)
             for (int i = 0; i < rows; ++i)
                 taps[tap * width + i] =
-                    row[i][tap / planes_.kernel_w * conv_.weight_h + tap % planes_.kernel_w * conv_.weight_w];
+                    row[i][tap / planes_.kernel_w * sum_.weight_h + tap % planes_.kernel_w * sum_.weight_w];
     }
 
     // `next` is what comes after it: staging alone would wait for memory longer than it works.
     void run_band(const Band& band, const Band& next, const Shared<T>& shared, const Scratch<T>& scratch) const {
-        stager_.stage(scratch.staged, plane_, conv_.source.at(band.n, band.group * conv_.channels, 0, 0),
-                      conv_.channels, band.first_line * planes_.advance_h, planes_.band(band.lines));
+        stager_.stage(scratch.staged, plane_, sum_.source.at(band.n, band.group * sum_.channels, 0, 0), sum_.channels,
+                      band.first_line * planes_.advance_h, planes_.band(band.lines));
         // Between two tiles a share of it is asked for, and of the lines that will be written: more at once than about
         // 20 lines would have to wait.
         const int64_t row_blocks = ceil_div(padded_rows_, 2 * lanes_);
@@ -173,27 +213,27 @@ private:
         ReadAhead<T> ahead;
         if (next.lines > 0)
             ahead =
-                stager_.read_ahead(conv_.source.at(next.n, next.group * conv_.channels, 0, 0), conv_.channels,
+                stager_.read_ahead(sum_.source.at(next.n, next.group * sum_.channels, 0, 0), sum_.channels,
                                    next.first_line * planes_.advance_h, planes_.band(next.lines), tiles * row_blocks);
         const int64_t step = planes_.layout.h.classes[0].step, first_row = band.first_line * step;
-        const int64_t dest_rows = std::min(conv_.dest.shape[2] - first_row, band.lines * step);
+        const int64_t dest_rows = std::min(sum_.dest.shape[2] - first_row, band.lines * step);
         for (int64_t row = 0; row < padded_rows_; row += 2 * lanes_) {
             GroupedChannels<T> job{};
             job.vecs = vecs_of(row);
             job.source = scratch.staged;
-            job.bias = conv_.bias ? shared.bias + band.group * padded_rows_ + row : nullptr;
-            job.relu = conv_.relu;
+            job.bias = sum_.bias ? shared.bias + band.group * padded_rows_ + row : nullptr;
+            job.relu = sum_.relu;
             job.dest = scratch.result;
-            const int64_t width = job.vecs * lanes_, rows = std::min(width, conv_.rows - row), tile = tile_pixels(row);
-            T* dest = conv_.dest.at(band.n, band.group * conv_.rows + row, first_row, 0);
+            const int64_t width = job.vecs * lanes_, rows = std::min(width, sum_.rows - row), tile = tile_pixels(row);
+            T* dest = sum_.dest.at(band.n, band.group * sum_.rows + row, first_row, 0);
             ReadAhead<T> dest_ahead;
-            if (conv_.dest.stride[3] == 1)
-                dest_ahead = {dest, rows, conv_.dest.stride[1], dest_rows, conv_.dest.stride[2], conv_.dest.shape[3],
+            if (sum_.dest.stride[3] == 1)
+                dest_ahead = {dest, rows, sum_.dest.stride[1], dest_rows, sum_.dest.stride[2], sum_.dest.shape[3],
                               tiles};
             for (const Class& one : classes_) {
                 job.offsets = one.offsets.data();
-                job.taps = conv_.channels * one.taps;
-                job.weights = weights_of(shared, band.group, row) + one.weights * conv_.channels * width;
+                job.taps = sum_.channels * one.taps;
+                job.weights = weights_of(shared, band.group, row) + one.weights * sum_.channels * width;
                 // Tiles of even size, none of which has a pixel in vain: 49 pixels are 4 of 6 and 5 of 5.
                 const int64_t pixels = class_pixels(one, band), count = ceil_div(pixels, tile);
                 for (int64_t i = 0; i < count; ++i) {
@@ -217,9 +257,9 @@ private:
     }
 
     void store_result(T* dest, int64_t dest_rows, int64_t width, int64_t channels, const Scratch<T>& scratch) const {
-        const auto [of_image, of_channel, of_row, of_column] = conv_.dest.stride;
+        const auto [of_image, of_channel, of_row, of_column] = sum_.dest.stride;
         (void)of_image;
-        int64_t columns = conv_.dest.shape[3];
+        int64_t columns = sum_.dest.shape[3];
         if (of_row == columns * of_column) {
             columns *= dest_rows;
             dest_rows = 1;
@@ -242,11 +282,11 @@ private:
         }
     }
 
-    const GroupedConv<T>& conv_;
-    const GroupedPlanes& planes_;
+    const WindowSum<T>& sum_;
+    const GroupedPlanes planes_;
     const KernelSet<T>& kernels_;
     const int64_t lanes_, padded_rows_;
-    const GroupedChannelsBlocks blocks_;
+    const Blocks blocks_;
     const Stager<T> stager_;
     const int64_t plane_;
     std::vector<Class> classes_;
@@ -254,25 +294,27 @@ private:
 
 }  // namespace
 
-template <class T>
-PassScratch grouped_channels_scratch(const GroupedPlanes& planes, const GroupedChannelsBlocks& blocks, int64_t groups,
-                                     int64_t channels, int64_t rows, int64_t dest_columns,
-                                     const KernelSet<T>& kernels) {
-    return {Shared<T>(ScratchParts(), planes, groups, channels, rows, kernels.lanes).bytes,
-            Scratch<T>(ScratchParts(), planes, blocks, channels, dest_columns, kernels.lanes).bytes};
-}
+struct GroupedChannelsMethod : GroupedMethod<GroupedChannelsDriver> {
+    static constexpr const char* name = "grouped-channels";
 
-template <class T>
-void run_grouped_channels(const GroupedConv<T>& conv, const GroupedPlanes& planes, int64_t flops,
-                          const KernelSet<T>& kernels) {
-    if (conv.dest.size() > 0) Nest<T>(conv, planes, kernels).run(flops);
-}
+    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels& kernels) {
+        const int64_t rows = pass == ConvPass::forward ? problem.group_out() : problem.group_in();
+        return has_few_channels(problem) && fills_vectors(pass, rows, lanes_of(kernels, problem.dtype));
+    }
 
-template PassScratch grouped_channels_scratch(const GroupedPlanes&, const GroupedChannelsBlocks&, int64_t, int64_t,
-                                              int64_t, int64_t, const KernelSet<float>&);
-template PassScratch grouped_channels_scratch(const GroupedPlanes&, const GroupedChannelsBlocks&, int64_t, int64_t,
-                                              int64_t, int64_t, const KernelSet<double>&);
-template void run_grouped_channels(const GroupedConv<float>&, const GroupedPlanes&, int64_t, const KernelSet<float>&);
-template void run_grouped_channels(const GroupedConv<double>&, const GroupedPlanes&, int64_t, const KernelSet<double>&);
+    template <class T>
+    static void describe(const WindowSum<T>& sum, const GroupedChannelsDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        const int vecs = sum.rows > kernels.lanes ? 2 : 1;
+        text.tile = std::to_string(grouped_channel_pixels(vecs, kernels.few_channels_limit)) + " pixels x " +
+                    std::to_string(vecs * kernels.lanes) + " channels";
+        text.block = lines_of_a_group(driver.blocks().dest_rows) + sums_of(sum.channels, driver.layout());
+        text.reason = "few channels a group, but enough for vectors of them: pixels of staged planes are broadcast" +
+                      phases_note(driver.layout().h.classes.size() * driver.layout().w.classes.size());
+    }
+};
+
+template const Method<WindowSum<float>>& method_row<GroupedChannelsMethod, WindowSum<float>>();
+template const Method<WindowSum<double>>& method_row<GroupedChannelsMethod, WindowSum<double>>();
 
 }  // namespace convx

@@ -9,20 +9,52 @@
 #include <algorithm>
 
 #include "common/rounding.h"
-#include "cpu/conv2d/grouped_channels.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/conv2d/grouped.h"
+#include "cpu/runtime/split_sum.h"
 
 namespace convx {
 
 namespace {
 
+// In L2 (512 KiB) beside the sums of a group.
+constexpr int64_t staged_bytes = 128 * 1024;
+// Pixels of the weight gradient that are summed in registers in one go: 28 KiB for two vectors, most of L1; fewer would
+// add to the sums more often, which costs as much as 3 pixels.
+constexpr int64_t chunk_pixels = 448;
+
+struct Blocks {
+    int64_t band_lines = 1;  // lines of the output, or
+    int64_t images = 1;      // whole images, that are summed in registers in one go
+    int64_t chunks = 1;      // of the batch
+    int64_t splits = 1;      // parts of the chunks, added in order at the end
+};
+
+Blocks plan_blocks(const GroupedPlanes& planes, int64_t batch, int64_t groups, int64_t channels, int64_t item_bytes,
+                   int lanes) {
+    Blocks blocks;
+    const PlaneLayout& layout = planes.layout;
+    const int64_t lines = std::max<int64_t>(layout.h.positions(), 1);
+    const int64_t pixels = lines * std::max<int64_t>(layout.w.positions(), 1);
+    const int64_t image_bytes = channels * planes.plane_size(lines, lanes) * item_bytes;
+    const int64_t parts = std::max(ceil_div(pixels, chunk_pixels), ceil_div(image_bytes, staged_bytes));
+    if (parts > 1) {
+        blocks.band_lines = ceil_div(lines, parts);
+        blocks.chunks = batch * ceil_div(lines, blocks.band_lines);
+    } else {
+        blocks.band_lines = lines;
+        const int64_t most = std::max<int64_t>(std::min(chunk_pixels / pixels, staged_bytes / image_bytes), 1);
+        blocks.images = ceil_div(batch, ceil_div(batch, most));
+        blocks.chunks = ceil_div(batch, blocks.images);
+    }
+    blocks.splits = std::clamp(grouped_wanted_tasks / groups, int64_t{1}, std::max<int64_t>(blocks.chunks, 1));
+    return blocks;
+}
+
 // What one worker works with.
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const GroupedPlanes& planes, const GroupedChannelSumsBlocks& blocks, int64_t channels,
-            int64_t rows, int64_t columns, int lanes)
+    Scratch(ScratchParts parts, const GroupedPlanes& planes, const Blocks& blocks, int64_t channels, int64_t rows,
+            int64_t columns, int lanes)
         : plane(planes.plane_size(blocks.band_lines, lanes)), pixels(blocks.images * blocks.band_lines * columns),
           staged(parts.take<T>(blocks.images * channels * plane)), grad(parts.take<T>(pixels * round_up(rows, lanes))),
           sums(parts.take<T>(channels * planes.kernel_taps * round_up(rows, lanes))),
@@ -37,41 +69,39 @@ struct Scratch {
 };
 
 template <class T>
-class Nest {
+class GroupedChannelsSumDriver {
 public:
-    Nest(const ConvProblem& problem, T pad, TensorView<const T> grad_output, TensorView<const T> input,
-         const KernelSet<T>& kernels)
-        : problem_(problem), kernels_(kernels), grad_(grad_output), input_(input), planes_(problem, true),
-          channels_(problem.group_in()), rows_(problem.group_out()), lanes_(kernels.lanes),
-          padded_rows_(round_up(rows_, lanes_)), taps_(channels_ * problem.taps()), columns_(problem.out_w()),
-          blocks_(
-              plan_grouped_channel_sums(planes_, problem.batch, problem.groups, channels_, sizeof(T), kernels.lanes)),
-          stager_(planes_.layout, {input.stride[0], input.stride[1], input.stride[2], input.stride[3]}, pad, kernels),
-          bands_(ceil_div(problem.out_h(), blocks_.band_lines)),
+    GroupedChannelsSumDriver(const PixelSum<T>& sum, const KernelSet<T>& kernels)
+        : problem_(*sum.problem), kernels_(kernels), grad_(sum.grad_output), input_(sum.input), planes_(problem_, true),
+          channels_(problem_.group_in()), rows_(problem_.group_out()), lanes_(kernels.lanes),
+          padded_rows_(round_up(rows_, lanes_)), taps_(channels_ * problem_.taps()), columns_(problem_.out_w()),
+          blocks_(plan_blocks(planes_, problem_.batch, problem_.groups, channels_, sizeof(T), kernels.lanes)),
+          stager_(planes_.layout, strides_of(sum.input.stride), sum.pad(), kernels),
+          bands_(ceil_div(problem_.out_h(), blocks_.band_lines)),
           offsets_(planes_.layout.offsets(0, 0, channels_, planes_.plane_size(blocks_.band_lines, lanes_))) {}
 
+    const Blocks& blocks() const { return blocks_; }
+
+    TaskPlan tasks() const {
+        return {problem_.groups * blocks_.splits, problem_.flops(),
+                SplitSum<T>::bytes(blocks_.splits, problem_.groups * rows_ * taps_),
+                Scratch<T>(ScratchParts(), planes_, blocks_, channels_, rows_, columns_, kernels_.lanes).bytes};
+    }
+
     void run(T* grad_weight) const {
-        const int64_t tasks = problem_.groups * blocks_.splits, weights = problem_.groups * rows_ * taps_;
-        const int width = static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), tasks}));
-        const PassScratch size =
-            grouped_channel_sums_scratch(planes_, blocks_, problem_.groups, channels_, rows_, columns_, kernels_);
-        const Workspace workspace(static_cast<size_t>(size.shared_bytes + width * size.worker_bytes));
-        T* partial = blocks_.splits == 1 ? grad_weight : static_cast<T*>(workspace.data());
-        char* workers = static_cast<char*>(workspace.data()) + size.shared_bytes;
-        parallel_for(tasks, width, [&](int64_t task, int worker) {
-            const Scratch<T> scratch(ScratchParts(workers + worker * size.worker_bytes), planes_, blocks_, channels_,
-                                     rows_, columns_, kernels_.lanes);
+        const TaskPlan plan = tasks();
+        const TaskRunner runner(plan);
+        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.splits, problem_.groups * rows_ * taps_);
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+            const Scratch<T> scratch(parts, planes_, blocks_, channels_, rows_, columns_, kernels_.lanes);
             const int64_t group = task / blocks_.splits, split = task % blocks_.splits;
             std::fill_n(scratch.sums, taps_ * padded_rows_, T(0));
             const int64_t last = (split + 1) * blocks_.chunks / blocks_.splits;
             for (int64_t chunk = split * blocks_.chunks / blocks_.splits; chunk < last; ++chunk)
                 add_chunk(group, chunk, scratch);
-            store_sums(partial + split * weights + group * rows_ * taps_, scratch);
+            store_sums(sums.part(split) + group * rows_ * taps_, scratch);
         });
-        if (blocks_.splits == 1) return;
-        std::copy_n(partial, weights, grad_weight);
-        for (int64_t split = 1; split < blocks_.splits; ++split)
-            for (int64_t i = 0; i < weights; ++i) grad_weight[i] += partial[split * weights + i];
+        sums.add();
     }
 
 private:
@@ -162,7 +192,7 @@ private:
     const int64_t lanes_, padded_rows_;
     const int64_t taps_;  // of all channels of a group
     const int64_t columns_;
-    const GroupedChannelSumsBlocks blocks_;
+    const Blocks blocks_;
     const Stager<T> stager_;
     const int64_t bands_;
     const std::vector<int32_t> offsets_;
@@ -170,29 +200,31 @@ private:
 
 }  // namespace
 
-template <class T>
-PassScratch grouped_channel_sums_scratch(const GroupedPlanes& planes, const GroupedChannelSumsBlocks& blocks,
-                                         int64_t groups, int64_t channels, int64_t rows, int64_t columns,
-                                         const KernelSet<T>& kernels) {
-    const int64_t weights = groups * rows * channels * planes.kernel_taps;
-    const int64_t partial = blocks.splits == 1 ? 0 : blocks.splits * weights * static_cast<int64_t>(sizeof(T));
-    return {cache_lines(partial),
-            Scratch<T>(ScratchParts(), planes, blocks, channels, rows, columns, kernels.lanes).bytes};
-}
+struct GroupedChannelsSumMethod : SumMethod<GroupedChannelsSumDriver> {
+    static constexpr const char* name = "grouped-channels";
 
-template <class T>
-void grouped_channels_grad_weight(const ConvProblem& problem, T pad, TensorView<const T> grad_output,
-                                  TensorView<const T> input, T* grad_weight, const KernelSet<T>& kernels) {
-    Nest<T>(problem, pad, grad_output, input, kernels).run(grad_weight);
-}
+    static Verdict supports(const ConvProblem& problem, ConvPass) { return supports_groups(problem); }
+    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels& kernels) {
+        return has_few_channels(problem) && fills_vectors(pass, problem.group_out(), lanes_of(kernels, problem.dtype));
+    }
 
-template PassScratch grouped_channel_sums_scratch(const GroupedPlanes&, const GroupedChannelSumsBlocks&, int64_t,
-                                                  int64_t, int64_t, int64_t, const KernelSet<float>&);
-template PassScratch grouped_channel_sums_scratch(const GroupedPlanes&, const GroupedChannelSumsBlocks&, int64_t,
-                                                  int64_t, int64_t, int64_t, const KernelSet<double>&);
-template void grouped_channels_grad_weight(const ConvProblem&, float, TensorView<const float>, TensorView<const float>,
-                                           float*, const KernelSet<float>&);
-template void grouped_channels_grad_weight(const ConvProblem&, double, TensorView<const double>,
-                                           TensorView<const double>, double*, const KernelSet<double>&);
+    template <class T>
+    static void describe(const PixelSum<T>& sum, const GroupedChannelsSumDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        const Blocks& blocks = driver.blocks();
+        const int vecs = sum.problem->group_out() > kernels.lanes ? 2 : 1;
+        text.tile = std::to_string(vecs * kernels.lanes) + " output channels x " +
+                    std::to_string(grouped_channel_pixels(vecs, kernels.few_channels_limit)) +
+                    " (input channel, tap) pairs";
+        text.block = (blocks.images > 1 ? std::to_string(blocks.images) + " images of one group"
+                                        : lines_of_a_group(blocks.band_lines)) +
+                     ", " + std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");
+        text.reason = "few weights a group: vectors over output channels, pixels of staged planes are broadcast";
+        if (blocks.splits > 1) text.reason += "; too few groups for all tasks, so the pixels are split";
+    }
+};
+
+template const Method<PixelSum<float>>& method_row<GroupedChannelsSumMethod, PixelSum<float>>();
+template const Method<PixelSum<double>>& method_row<GroupedChannelsSumMethod, PixelSum<double>>();
 
 }  // namespace convx

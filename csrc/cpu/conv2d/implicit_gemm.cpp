@@ -4,10 +4,7 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/finite.h"
-#include "cpu/conv2d/plain.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
@@ -51,43 +48,53 @@ struct Scratch {
 };
 
 template <class T>
-class Nest {
+class Driver {
 public:
-    Nest(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels)
+    Driver(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels)
         : gemm_(gemm), blocks_(blocks), kernels_(kernels), panels_(blocks, kernels.mr, kernels.nr), taps_(gemm.taps()),
           pixels_(gemm.pixels()), pixel_panels_(ceil_div(pixels_, panels_.pixel_width)),
           row_panels_(ceil_div(gemm.rows, panels_.row_width)) {}
 
-    bool run() {
-        const PassScratch scratch = gemm_scratch(blocks_, gemm_.groups, gemm_.channels, gemm_.rows, taps_, kernels_);
-        const int64_t row_blocks = ceil_div(gemm_.rows, blocks_.block_rows);
-        const int64_t pixel_blocks = ceil_div(pixel_panels_, blocks_.block_panels);
-        const int64_t tasks = gemm_.groups * row_blocks * pixel_blocks;
-        const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * taps_ * pixels_;
-        const int width =
-            static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), std::max<int64_t>(tasks, 1)}));
+    TaskPlan tasks() const {
+        const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels);
+        TaskPlan plan;
+        plan.tasks = gemm_.groups * row_blocks() * pixel_blocks();
+        plan.flops = gemm_.flops();
+        plan.worker_bytes = Scratch<T>(ScratchParts(), blocks_, channels, taps_, kernels_).bytes;
+        if (blocks_.by_rows && !pixels_in_place())
+            plan.shared_bytes = cache_lines(pixel_panels_ * panels_.pixel_width * gemm_.groups * gemm_.channels *
+                                            taps_ * int64_t{sizeof(T)});
+        else if (!blocks_.by_rows && !gemm_.packed_weight)
+            plan.shared_bytes = weight_bytes();
+        return plan;
+    }
+
+    int64_t weight_bytes() const {
+        return cache_lines(gemm_.groups * row_panels_ * panels_.row_width * gemm_.channels * taps_ *
+                           int64_t{sizeof(T)});
+    }
+
+    bool run(const TaskPlan& plan) {
         weights_ = gemm_.packed_weight;
         finite_ = !weights_ || gemm_.packed_finite;
-        const bool shares = blocks_.by_rows ? !pixels_in_place() : !weights_;
-        const int64_t shared_bytes = shares ? scratch.shared_bytes : 0;
-        const Workspace workspace(static_cast<size_t>(shared_bytes + width * scratch.worker_bytes));
-        char* workers = static_cast<char*>(workspace.data()) + shared_bytes;
-        T* shared = static_cast<T*>(workspace.data());
-        if (shares && blocks_.by_rows) {
-            pack_all_pixels(shared, width, workers, scratch.worker_bytes);
+        const TaskRunner runner(plan);
+        T* shared = static_cast<T*>(runner.shared());
+        if (plan.shared_bytes > 0 && blocks_.by_rows) {
+            pack_all_pixels(shared, runner);
             shared_pixels_ = shared;
-        } else if (shares) {
-            pack_weights(shared, width, gemm_.skips());
+        } else if (plan.shared_bytes > 0) {
+            pack_weights(shared, runner.width(), gemm_.skips);
             weights_ = shared;
         }
-        if (gemm_.skips() && !finite_) return false;
-        parallel_for(tasks, width, [&](int64_t task, int worker) {
+        if (gemm_.skips && !finite_) return false;
+        const int64_t row_blocks = this->row_blocks(), pixel_blocks = this->pixel_blocks();
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
             const int64_t row_block = task % row_blocks;
             const int64_t pixel_block = task / row_blocks % pixel_blocks;
             const int64_t group = task / row_blocks / pixel_blocks;
-            run_task(group, pixel_block, row_block, workers + worker * scratch.worker_bytes);
+            run_task(group, pixel_block, row_block, scratch_at(parts));
         });
-        return !gemm_.skips() || finite_;
+        return !gemm_.skips || finite_;
     }
 
     // --- weights: [group][chunk][panel][channel, tap][row] ---
@@ -110,6 +117,9 @@ public:
     }
 
 private:
+    int64_t row_blocks() const { return ceil_div(gemm_.rows, blocks_.block_rows); }
+    int64_t pixel_blocks() const { return ceil_div(pixel_panels_, blocks_.block_panels); }
+
     // The row operand of the tile needs no packing where its channels are adjacent in memory and there is one tap: 1x1
     // convolutions in NHWC run 5 to 10 % faster. (The weights of one in NCHW could be read so too; that was 0 to 30 %
     // slower than packing them.)
@@ -168,10 +178,10 @@ private:
                panel * channels * taps_ * panels_.pixel_width;
     }
 
-    void pack_all_pixels(T* pixels, int width, char* workers, int64_t worker_bytes) {
-        parallel_for(gemm_.groups * pixel_panels_, width, [&](int64_t task, int worker) {
+    void pack_all_pixels(T* pixels, const TaskRunner& runner) {
+        runner.run(gemm_.groups * pixel_panels_, [&](int64_t task, ScratchParts parts) {
             const int64_t group = task / pixel_panels_, panel = task % pixel_panels_;
-            const Scratch<T> scratch = scratch_at(workers + worker * worker_bytes);
+            const Scratch<T> scratch = scratch_at(parts);
             find_runs(panel, 0, scratch);
             for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
                 const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
@@ -182,15 +192,14 @@ private:
 
     // --- one task ---
 
-    Scratch<T> scratch_at(char* memory) const {
+    Scratch<T> scratch_at(ScratchParts parts) const {
         const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels);
-        const Scratch<T> scratch(ScratchParts(memory), blocks_, channels, taps_, kernels_);
+        const Scratch<T> scratch(parts, blocks_, channels, taps_, kernels_);
         std::fill(scratch.pad, scratch.pad + channels, gemm_.pad);
         return scratch;
     }
 
-    void run_task(int64_t group, int64_t pixel_block, int64_t row_block, char* memory) {
-        const Scratch<T> scratch = scratch_at(memory);
+    void run_task(int64_t group, int64_t pixel_block, int64_t row_block, const Scratch<T>& scratch) {
         const int64_t first_panel = pixel_block * blocks_.block_panels;
         const int64_t panel_count = std::min(blocks_.block_panels, pixel_panels_ - first_panel);
         for (int64_t panel = 0; panel < panel_count; ++panel) {
@@ -211,7 +220,7 @@ private:
             if (!weights_)
                 for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel)
                     pack_weight_panel(scratch.weights + (row_panel - first_row_panel) * weight_panel_size, group, c,
-                                      channels, row_panel, gemm_.skips());
+                                      channels, row_panel, gemm_.skips);
             const T* pixels =
                 shared_pixels_ ? shared_pixels_ + pixel_panel(group, c, channels, first_panel) : scratch.pixels;
             for (int64_t pass = 0; pass < panel_count; pass += blocks_.pass_panels)
@@ -386,63 +395,40 @@ private:
     std::atomic<bool> finite_{true};  // the weights packed so far, where it matters
 };
 
-// An empty sum: the bias alone.
-template <class T>
-void fill_with_bias(const ImplicitGemm<T>& gemm) {
-    const Strides& to = gemm.dest_stride;
-    for (int64_t n = 0; n < gemm.batch; ++n)
-        for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) {
-            T value = gemm.bias ? gemm.bias[row * gemm.bias_stride] : T(0);
-            if (gemm.relu && value <= T(0)) value = T(0);
-            for (int64_t i = 0; i < gemm.h->positions; ++i)
-                for (int64_t j = 0; j < gemm.w->positions; ++j)
-                    gemm.dest[n * to.n + row * to.c + i * to.h + j * to.w] = value;
-        }
-}
-
 }  // namespace
 
 template <class T>
-int64_t packed_weight_bytes(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
-                            const KernelSet<T>& kernels) {
-    const int64_t row_width = Panels(blocks, kernels.mr, kernels.nr).row_width;
-    return cache_lines(groups * round_up(rows, row_width) * channels * taps * static_cast<int64_t>(sizeof(T)));
+GemmPlan plan_implicit_gemm(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels) {
+    const GemmBlocks blocks = plan_gemm_blocks(gemm, channels_last, kernels);
+    return {blocks, Driver<T>(gemm, blocks, kernels).tasks()};
 }
 
 template <class T>
-PassScratch gemm_scratch(const GemmBlocks& blocks, int64_t groups, int64_t channels, int64_t rows, int64_t taps,
-                         const KernelSet<T>& kernels) {
-    const Scratch<T> worker(ScratchParts(), blocks, std::min(blocks.chunk_channels, channels), taps, kernels);
-    if (!blocks.by_rows) return {packed_weight_bytes(blocks, groups, channels, rows, taps, kernels), worker.bytes};
-    const int64_t pixels = blocks.block_panels * worker.width * groups * channels * taps;
-    return {cache_lines(pixels * static_cast<int64_t>(sizeof(T))), worker.bytes};
-}
-
-template <class T>
-void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
-    if (gemm.pixels() == 0 || gemm.rows == 0) return;
-    if (gemm.channels == 0 || gemm.taps() == 0) return fill_with_bias(gemm);
-    // One axis skips and the other one pads with a number: no single value stands for both.
-    if (gemm.pad != T(0) && gemm.skips()) return run_plain(gemm);
-    Nest<T> nest(gemm, blocks, kernels);
+bool run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels) {
+    Driver<T> driver(gemm, plan.blocks, kernels);
     std::vector<T> bias;
     if (gemm.bias && gemm.bias_stride != 1)
         for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) bias.push_back(gemm.bias[row * gemm.bias_stride]);
-    nest.set_bias(bias.empty() ? gemm.bias : bias.data());
-    if (!nest.run()) run_plain(gemm);
+    driver.set_bias(bias.empty() ? gemm.bias : bias.data());
+    return driver.run(plan.tasks);
+}
+
+template <class T>
+int64_t packed_weight_bytes(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
+    return Driver<T>(gemm, blocks, kernels).weight_bytes();
 }
 
 template <class T>
 bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed) {
-    return Nest<T>(gemm, blocks, kernels).pack_weights(packed, num_threads(), true);
+    return Driver<T>(gemm, blocks, kernels).pack_weights(packed, num_threads(), true);
 }
 
-template int64_t packed_weight_bytes(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<float>&);
-template int64_t packed_weight_bytes(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<double>&);
-template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<float>&);
-template PassScratch gemm_scratch(const GemmBlocks&, int64_t, int64_t, int64_t, int64_t, const KernelSet<double>&);
-template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);
-template void run_implicit_gemm(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&);
+template GemmPlan plan_implicit_gemm(const ImplicitGemm<float>&, bool, const KernelSet<float>&);
+template GemmPlan plan_implicit_gemm(const ImplicitGemm<double>&, bool, const KernelSet<double>&);
+template bool run_implicit_gemm(const ImplicitGemm<float>&, const GemmPlan&, const KernelSet<float>&);
+template bool run_implicit_gemm(const ImplicitGemm<double>&, const GemmPlan&, const KernelSet<double>&);
+template int64_t packed_weight_bytes(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);
+template int64_t packed_weight_bytes(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&);
 template bool pack_gemm_weights(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&, float*);
 template bool pack_gemm_weights(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&, double*);
 

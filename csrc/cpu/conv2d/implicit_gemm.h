@@ -1,5 +1,5 @@
-// Forward convolution and the input gradient as one loop nest: a GEMM whose pixel operand is never a matrix in memory
-// but packed panel by panel out of the image.
+// Forward convolution and the input gradient as one driver: a GEMM whose pixel operand is never a matrix in memory but
+// packed panel by panel out of the image.
 //
 //   dest[n, row, i, j] = sum over channel, tap of weight[row, channel, tap] * source[n, channel, h(tap, i), w(tap, j)]
 //
@@ -10,13 +10,12 @@
 // thread count, batch and memory layout.
 #pragma once
 
-#include "cpu/conv2d/axis_table.h"
-#include "cpu/conv2d/pixels.h"
-#include "cpu/conv2d/plan.h"
-#include "cpu/kernels.h"
+#include "cpu/conv2d/window_sum.h"
+#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
+// One phase of a window sum (all of it without a stride): positions are adjacent, and all have the same taps.
 template <class T>
 struct ImplicitGemm {
     int64_t batch, groups;
@@ -27,8 +26,8 @@ struct ImplicitGemm {
 
     const T* source;
     Strides source_stride;
-    T pad;                                // what taps outside the source read, unless they are skipped:
-    bool skip_outside_h, skip_outside_w;  // then they add nothing, not even 0 * inf
+    T pad;       // what taps outside the source read
+    bool skips;  // they add nothing, not even 0 * inf
 
     const T* weight;
     int64_t weight_group, weight_row, weight_channel;  // strides
@@ -42,19 +41,67 @@ struct ImplicitGemm {
     int64_t bias_stride;
     bool relu;
 
-    bool skips_h() const { return skip_outside_h && h->reads_outside(); }
-    bool skips_w() const { return skip_outside_w && w->reads_outside(); }
-    bool skips() const { return skips_h() || skips_w(); }
     int64_t pixels() const { return batch * h->positions * w->positions; }
     int64_t taps() const { return static_cast<int64_t>(h->taps.size() * w->taps.size()); }
+    int64_t flops() const { return 2 * groups * rows * channels * taps() * pixels(); }
 };
 
-// Skipping is done by multiplying with zero. Where that is not the same, because a weight is infinite or NaN or because
-// one axis skips and the other pads with a number, the plain loops run instead.
 template <class T>
-void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels);
+ImplicitGemm<T> phase_of(const WindowSum<T>& sum, const PhaseTables& h, const PhaseTables& w, size_t i, size_t j) {
+    const Strides to = strides_of(sum.dest.stride);
+    const auto step = [&](const Axis& axis) { return sum.forward() ? 1 : axis.stride; };
+    ImplicitGemm<T> gemm{};
+    gemm.batch = sum.batch;
+    gemm.groups = sum.groups;
+    gemm.channels = sum.channels;
+    gemm.rows = sum.rows;
+    gemm.h = &h[i];
+    gemm.w = &w[j];
+    gemm.source = sum.source.data;
+    gemm.source_stride = strides_of(sum.source.stride);
+    gemm.pad = sum.pad();
+    gemm.skips = sum.border.skips;
+    gemm.weight = sum.weight;
+    gemm.weight_group = sum.weight_group;
+    gemm.weight_row = sum.weight_row;
+    gemm.weight_channel = sum.weight_channel;
+    gemm.weight_h = sum.weight_h;
+    gemm.weight_w = sum.weight_w;
+    gemm.dest = sum.dest.at(0, 0, static_cast<int64_t>(i), static_cast<int64_t>(j));
+    gemm.dest_stride = {to.n, to.c, step(sum.problem->h) * to.h, step(sum.problem->w) * to.w};
+    gemm.bias = sum.bias;
+    gemm.bias_stride = sum.bias_stride;
+    gemm.relu = sum.relu;
+    return gemm;
+}
 
-// The weights as the nest reads them, into packed_weight_bytes(...) bytes; false if one is infinite or NaN.
+struct GemmBlocks {
+    bool pixels_in_rows = false;  // channels-last: vectors run over output channels instead of pixels
+    bool by_rows = false;        // few pixels: a task owns output channels and sees all pixels, not the other way round
+    int64_t chunk_channels = 1;  // reduction channels (times taps) that are summed in registers in one go
+    int64_t block_panels = 1;    // pixel panels of one task
+    int64_t pass_panels = 1;     // those that stay in L2 while the output channels of the task pass by
+    int64_t block_rows = 1;      // output channels of one task
+};
+
+struct GemmPlan {
+    GemmBlocks blocks;
+    TaskPlan tasks;
+};
+
+template <class T>
+GemmBlocks plan_gemm_blocks(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels);
+template <class T>
+GemmPlan plan_implicit_gemm(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels);
+
+// False, and nothing of use is written, if a weight is infinite or NaN and the border skips: skipping is done by
+// multiplying with zero.
+template <class T>
+bool run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels);
+
+// The weights as the driver reads them; false if one is infinite or NaN.
+template <class T>
+int64_t packed_weight_bytes(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels);
 template <class T>
 bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed);
 

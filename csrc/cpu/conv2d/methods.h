@@ -1,64 +1,32 @@
-// The loop nests behind conv2d.h, one set of functions a method; choose_method (plan.h) says which runs.
+// The methods of each pass of conv2d, and the choice between them.
 #pragma once
 
-#include "common/problem.h"
-#include "cpu/conv2d/packed_weight.h"
-#include "cpu/kernels.h"
+#include "cpu/conv2d/method.h"
 
 namespace convx {
 
-// gemm: any problem. Packed weights are for the problem's own form (packed_weight.cpp).
-template <class T>
-void gemm_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                  TensorView<const T> bias, TensorView<T> output);
-template <class T>
-void gemm_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                     TensorView<T> grad_input, TensorView<const T> bias);
-template <class T>
-void gemm_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                      TensorView<T> grad_weight);
-template <class T>
-void gemm_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed);
-template <class T>
-void gemm_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                         TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed);
+// The method that computes a pass of a problem: the one that the problem names, else the first that supports it and
+// suits it. Depends on nothing but the problem of one image and the instruction set: never on the batch, the threads or
+// the strides of arrays.
+const MethodInfo& choose_method(const ConvProblem& problem, ConvPass pass, const Kernels& kernels);
 
-// winograd: 3x3 kernels, stride and dilation 1 (supports_winograd in plan.h).
-template <class T>
-void winograd_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                      TensorView<const T> bias, TensorView<T> output);
-template <class T>
-void winograd_pack_weight(const ConvProblem& problem, TensorView<const T> weight, PackedWeight<T>& packed);
-template <class T>
-void winograd_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                             TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed);
-template <class T>
-void winograd_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                         TensorView<T> grad_input, TensorView<const T> bias);
-template <class T>
-void winograd_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                          TensorView<T> grad_weight);
+// The names of all methods, each once.
+std::vector<const char*> method_names();
 
-// grouped: few channels a group, see grouped_can_run.
-template <class T>
-void grouped_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                     TensorView<const T> bias, TensorView<T> output);
-template <class T>
-void grouped_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                        TensorView<T> grad_input, TensorView<const T> bias);
-template <class T>
-void grouped_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                         TensorView<T> grad_weight);
+// Raises ShapeError where algorithm= names a method of this pass that does not take the problem. (A method of other
+// passes stands for its family.)
+void expect_method(const std::string& op, const ConvProblem& problem, ConvPass pass);
 
-// few_channels: few input channels, no groups.
+// Its traits, with the active instruction set.
+const Traits& traits_of(const ConvProblem& problem, ConvPass pass);
+
+// By the chosen method, or by the reference where it refuses: the only place that decides this.
 template <class T>
-void few_channels_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                          TensorView<const T> bias, TensorView<T> output);
+void compute(const WindowSum<T>& sum);
 template <class T>
-void few_channels_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                             TensorView<T> grad_input, TensorView<const T> bias);
-template <class T>
-void few_channels_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                              TensorView<T> grad_weight);
+void compute(const PixelSum<T>& sum);
+
+// The plan of what compute() would run.
+PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads);
 
 }  // namespace convx

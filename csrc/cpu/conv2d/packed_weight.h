@@ -5,41 +5,32 @@
 // very same one, and by no others, so results have the same bits with and without it.
 #pragma once
 
-#include "cpu/conv2d/plan.h"
-#include "cpu/workspace.h"
+#include "common/problem.h"
+#include "cpu/kernels/kernel_set.h"
+#include "cpu/runtime/workspace.h"
 
 namespace convx {
 
-// All that decides the packed form of given weights.
-struct PackedForm {
-    ConvMethod method;
-    const Kernels* kernels;  // the tile is the width of panels
-    int64_t groups;
-    bool channels_last;  // which operand has the rows of the tile
-    bool few_tiles;      // which nest of Winograd's method reads them
-
-    bool operator==(const PackedForm& other) const {
-        return method == other.method && kernels == other.kernels && groups == other.groups &&
-               channels_last == other.channels_last && few_tiles == other.few_tiles;
-    }
-};
+struct MethodInfo;
 
 template <class T>
 struct PackedWeight {
-    PackedForm form;
+    const MethodInfo* method;
+    const Kernels* kernels;  // the tile is the width of panels
+    int64_t groups;
+    bool channels_last;   // which operand has the rows of the tile
     Workspace data;       // empty where the method has nothing to make ahead
     bool finite = false;  // no weight is infinite or NaN
 
     const T* weights() const { return static_cast<const T*>(data.data()); }
+    bool fits(const MethodInfo& by, const Kernels& with, const ConvProblem& problem) const {
+        return weights() && method == &by && kernels == &with && groups == problem.groups &&
+               channels_last == problem.channels_last;
+    }
 };
 
-// For the forward pass of the problem, by the method that choose_method says.
+// For the forward pass of the problem, by the method that is chosen for it.
 template <class T>
 PackedWeight<T> pack_weight(const ConvProblem& problem, TensorView<const T> weight);
-
-// conv2d_forward, with the weights it was given once more in packed form.
-template <class T>
-void conv2d_forward_packed(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                           TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>& packed);
 
 }  // namespace convx

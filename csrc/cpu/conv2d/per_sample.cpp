@@ -5,9 +5,9 @@
 
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/pixel_products.h"
-#include "cpu/registry.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/runtime/registry.h"
+#include "cpu/runtime/thread_pool.h"
+#include "cpu/runtime/workspace.h"
 
 namespace convx {
 

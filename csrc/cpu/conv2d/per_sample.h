@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/problem.h"
-#include "cpu/conv2d/plan.h"
-#include "cpu/kernels.h"
+#include "cpu/conv2d/methods.h"
+#include "cpu/kernels/kernel_set.h"
 
 namespace convx {
 

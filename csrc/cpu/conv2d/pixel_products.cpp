@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "cpu/conv2d/axis_table.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/workspace.h"
+#include "cpu/runtime/scratch_parts.h"
+#include "cpu/runtime/workspace.h"
 
 namespace convx {
 
@@ -39,10 +39,6 @@ struct ReadAxis {
     std::vector<int64_t> source;  // ascending
     std::vector<int64_t> place;   // [tap][position]
 };
-
-bool reads_value(const ConvProblem& problem, const ReadAxis& h, const ReadAxis& w) {
-    return border_of(problem, h.table, w.table).value != 0.0;
-}
 
 struct Scratch {
     Scratch(ScratchParts parts, const PixelCounts& pixels)
@@ -105,7 +101,7 @@ public:
     Norm(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
          const KernelSet<double>& kernels)
         : problem_(problem), grad_(grad_output), input_(input), kernels_(kernels), h_(problem.h), w_(problem.w),
-          read_(h_.count() * w_.count()), reads_value_(reads_value(problem, h_, w_)),
+          read_(h_.count() * w_.count()), reads_value_(forward_border(problem).value != 0.0),
           counts_{h_.positions() * w_.positions(), read_ + (reads_value_ ? 1 : 0)} {}
 
     double run() const {
@@ -216,7 +212,7 @@ private:
 
 PixelCounts count_pixels(const ConvProblem& problem) {
     const ReadAxis h(problem.h), w(problem.w);
-    return {h.positions() * w.positions(), h.count() * w.count() + (reads_value(problem, h, w) ? 1 : 0)};
+    return {h.positions() * w.positions(), h.count() * w.count() + (forward_border(problem).value != 0.0 ? 1 : 0)};
 }
 
 int64_t pixel_products_scratch(const PixelCounts& pixels) { return Scratch(ScratchParts(), pixels).bytes; }

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "common/problem.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernel_set.h"
 
 namespace convx {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "cpu/conv2d/axis_table.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernel_set.h"
 
 namespace convx {
 
@@ -13,6 +13,7 @@ namespace convx {
 struct Strides {
     int64_t n, c, h, w;
 };
+inline Strides strides_of(const std::array<int64_t, 4>& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
 
 // Part of one row of positions.
 struct PixelSegment {

@@ -24,9 +24,9 @@ bool norms_by_pixels(const ConvProblem& problem) {
     const auto squared = [](int64_t count) { return static_cast<double>(count) * static_cast<double>(count); };
     const double taps = static_cast<double>(problem.taps()), groups = static_cast<double>(problem.groups);
     const double rows = static_cast<double>(problem.group_out()), columns = static_cast<double>(problem.group_in());
-    const bool winograd = choose_method(problem, ConvPass::grad_weight) == ConvMethod::winograd;
+    const double multiplications = traits_of(problem, ConvPass::grad_weight).multiplications;
     const double gradient = groups * rows * columns * taps * static_cast<double>(problem.out_pixels()) *
-                            (winograd ? 0.4 : 1.0) * (problem.dtype == DType::float64 ? 2.0 : 1.0);
+                            multiplications * (problem.dtype == DType::float64 ? 2.0 : 1.0);
     const double products =
         groups * (1.3 * (squared(pixels.outputs) * rows + squared(pixels.inputs) * columns) +
                   8 * squared(pixels.outputs) * taps +

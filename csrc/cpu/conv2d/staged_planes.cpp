@@ -44,7 +44,7 @@ PhasedAxis phases_of_forward(const Axis& axis) {
 
 PhasedAxis phases_of_adjoint(const Axis& axis) {
     PhasedAxis staged;
-    const std::vector<AxisTable> tables = residue_classes(axis);
+    const PhaseTables tables(axis, false);
     int64_t least = 0, outputs = axis.output();
     for (size_t residue = 0; residue < tables.size(); ++residue) {
         const AxisTable& table = tables[residue];

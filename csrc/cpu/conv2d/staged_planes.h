@@ -12,7 +12,7 @@
 #include "cpu/conv2d/axis_table.h"
 #include "cpu/conv2d/pixels.h"
 #include "cpu/conv2d/read_ahead.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernel_set.h"
 
 namespace convx {
 

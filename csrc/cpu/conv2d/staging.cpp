@@ -27,8 +27,6 @@ void mark_used(StagedAxis& axis) {
                 axis.used[static_cast<size_t>(i * axis.advance + tap.offset)] = true;
 }
 
-}  // namespace
-
 StagedAxis staged_forward(const Axis& axis) {
     StagedAxis staged;
     staged.advance = axis.stride;
@@ -65,6 +63,16 @@ StagedAxis staged_adjoint(const Axis& axis) {
         staged.source.push_back(output >= 0 && output < outputs ? output : AxisTable::outside);
     mark_used(staged);
     return staged;
+}
+
+}  // namespace
+
+StagedAxis staged_axis(const Axis& axis, bool forward) { return forward ? staged_forward(axis) : staged_adjoint(axis); }
+
+StagedAxis plain_axis(int64_t positions) {
+    Axis axis;
+    axis.input = positions;
+    return staged_forward(axis);
 }
 
 template <class T>

@@ -12,7 +12,7 @@
 
 #include "common/problem.h"
 #include "cpu/conv2d/axis_table.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernel_set.h"
 
 namespace convx {
 
@@ -38,10 +38,11 @@ struct StagedAxis {
     int64_t reach(int64_t count) const;
 };
 
-// One class; the places are those of the padded image.
-StagedAxis staged_forward(const Axis& axis);
-// One class for every residue of the input modulo the stride; the places are those of the output.
-StagedAxis staged_adjoint(const Axis& axis);
+// Forward: one phase; the places are those of the padded image. The adjoint: a phase for every residue of the input
+// modulo the stride; the places are those of the output.
+StagedAxis staged_axis(const Axis& axis, bool forward);
+// Positions as they are, without borders.
+StagedAxis plain_axis(int64_t positions);
 
 // How the places of a row lie in memory.
 struct StagedRow {

@@ -1,16 +1,50 @@
-#include "cpu/conv2d/winograd_channels.h"
-
+// Winograd's method (winograd_parts.h) for small planes: vectors run over channels instead of tiles.
+//
+// A 7 x 7 plane has 4 tiles: a vector of tiles is half empty for a single image, while there are channels enough. So
+// the products M of a frequency are tiles (broadcast) x output channels (vectors), the inputs V are made once for all
+// tasks, and a task makes the weights U of its output channels in L2, chunk by chunk, and never writes them elsewhere.
+//
+// An axis is cut into long tiles of 4 outputs and short ones of 3 (7 = 4 + 3, 14 = 4 + 4 + 3 + 3). A short tile is a
+// long one whose last output is not wanted: that output alone needs the last frequency, which is left out. At 7 x 7 and
+// 14 x 14 a sixth of the products falls away. Tiles are sorted so that every frequency works on adjacent ones.
 #include "common/rounding.h"
+#include "cpu/conv2d/method_row.h"
 #include "cpu/conv2d/winograd_parts.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
 namespace {
 
 constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
+
+constexpr int64_t chunk_target = 64;  // channels; with 16 rows 144 KiB of transformed weights
+constexpr int64_t few_tiles = 256;
+constexpr int64_t wanted_tasks = 16;
+constexpr int64_t most_panels = 2;
+
+struct Blocks {
+    int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go
+    int64_t chunks = 1;
+    int64_t tiles = 1;         // of an image
+    int64_t block_images = 1;  // whose transformed inputs are kept
+    int64_t block_panels = 1;  // of nr output channels, of one task
+    int64_t source_pixels = 1, dest_pixels = 1;
+};
+
+template <class T>
+Blocks plan_blocks(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels) {
+    Blocks blocks;
+    const int64_t channels = std::max<int64_t>(gemm.channels, 1), height = gemm.h->positions, width = gemm.w->positions;
+    blocks.chunk_channels = round_up(ceil_div(channels, ceil_div(channels, chunk_target)), kernels.lanes);
+    blocks.chunks = ceil_div(channels, blocks.chunk_channels);
+    blocks.tiles = std::max<int64_t>(ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs), 1);
+    blocks.block_images = std::clamp<int64_t>(few_tiles / blocks.tiles, 1, std::max<int64_t>(gemm.batch, 1));
+    blocks.block_panels = ceil_div(gemm.rows, kernels.nr) >= wanted_tasks * most_panels ? most_panels : 1;
+    blocks.source_pixels = (height + 2) * (width + 2);
+    blocks.dest_pixels = height * width;
+    return blocks;
+}
 
 // The tiles of one axis: long ones first.
 struct TileAxis {
@@ -91,7 +125,7 @@ struct InputLayout {
 
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const WinogradChannelBlocks& blocks, const KernelSet<T>& kernels)
+    Scratch(ScratchParts parts, const Blocks& blocks, const KernelSet<T>& kernels)
         : product_frequency(blocks.block_images * blocks.tiles * kernels.nr + frequency_padding),
           product_panel(winograd_frequencies * product_frequency),
           weights(parts.take<T>(blocks.block_panels *
@@ -115,38 +149,45 @@ struct Scratch {
 };
 
 template <class T>
-class Nest {
+class ChannelDriver {
 public:
-    Nest(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const T* transformed,
-         std::atomic<bool>* faulty)
+    ChannelDriver(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels)
         : gemm_(gemm), mirrored_(mirrored), kernels_(kernels), h_(gemm.h->positions), w_(gemm.w->positions),
           row_of_(winograd_read_order(*gemm.h, mirrored, h_.read())),
           column_of_(winograd_read_order(*gemm.w, mirrored, w_.read())), source_h_(row_of_), source_w_(column_of_),
-          blocks_(plan_winograd_channel_blocks(gemm.batch, h_.positions, w_.positions, gemm.channels, gemm.rows,
-                                               kernels.lanes, kernels.nr)),
-          weight_layout_(blocks_.chunk_channels, gemm.channels, gemm.rows, kernels.nr), weights_(transformed),
-          faulty_(faulty) {}
+          blocks_(plan_blocks(gemm, kernels)),
+          weight_layout_(blocks_.chunk_channels, gemm.channels, gemm.rows, kernels.nr), weights_(gemm.packed_weight) {}
 
-    void run() {
-        const PassScratch scratch = winograd_channels_scratch(blocks_, kernels_);
-        const int64_t flops = 2 * gemm_.groups * gemm_.rows * gemm_.channels * gemm_.taps() * gemm_.pixels();
-        const int64_t tasks = ceil_div(weight_layout_.panels, blocks_.block_panels);
-        const int width = static_cast<int>(std::min<int64_t>({parallel_width(flops), num_threads(), tasks}));
-        const Workspace workspace(static_cast<size_t>(scratch.shared_bytes + width * scratch.worker_bytes));
-        T* inputs = static_cast<T*>(workspace.data());
-        workers_ = static_cast<char*>(workspace.data()) + scratch.shared_bytes;
-        worker_bytes_ = scratch.worker_bytes;
+    const Blocks& blocks() const { return blocks_; }
+
+    TaskPlan tasks() const {
+        const InputLayout inputs(blocks_.block_images * blocks_.tiles, blocks_.chunk_channels);
+        TaskPlan plan;
+        plan.tasks = ceil_div(weight_layout_.panels, blocks_.block_panels);
+        plan.flops = gemm_.flops();
+        plan.shared_bytes = cache_lines(blocks_.chunks * inputs.chunk * int64_t{sizeof(T)});
+        plan.worker_bytes = Scratch<T>(ScratchParts(), blocks_, kernels_).bytes;
+        return plan;
+    }
+
+    int64_t weight_bytes() const { return weight_layout_.size(gemm_.groups) * int64_t{sizeof(T)}; }
+
+    void run(const TaskPlan& plan, Faults faulty) {
+        faulty_ = faulty;
+        const int64_t tasks = plan.tasks;
+        const TaskRunner runner(plan);
+        T* inputs = static_cast<T*>(runner.shared());
         for (int64_t n = 0; n < gemm_.batch; n += blocks_.block_images) {
             const TileOrder order(h_, w_, std::min(blocks_.block_images, gemm_.batch - n));
             for (int64_t group = 0; group < gemm_.groups; ++group) {
-                parallel_for(order.images * weight_layout_.chunks, width, [&](int64_t task, int worker) {
+                runner.run(order.images * weight_layout_.chunks, [&](int64_t task, ScratchParts parts) {
                     transform_inputs(order, group, n, task % order.images, task / order.images, inputs,
-                                     scratch_of(worker));
+                                     Scratch<T>(parts, blocks_, kernels_));
                 });
-                parallel_for(tasks, width, [&](int64_t task, int worker) {
+                runner.run(tasks, [&](int64_t task, ScratchParts parts) {
                     const int64_t panel = task * blocks_.block_panels;
                     const int64_t panels = std::min(blocks_.block_panels, weight_layout_.panels - panel);
-                    const Scratch<T> own = scratch_of(worker);
+                    const Scratch<T> own(parts, blocks_, kernels_);
                     for (int64_t chunk = 0; chunk < weight_layout_.chunks; ++chunk)
                         multiply(order, group, panel, panels, chunk, inputs, own);
                     for (int64_t p = 0; p < panels; ++p)
@@ -161,24 +202,17 @@ public:
     // For all later runs.
     void prepare(T* weights) {
         constexpr int64_t weight_flops = 180;  // of the transform
-        const PassScratch scratch = winograd_channels_scratch(blocks_, kernels_);
         const int64_t flops = weight_flops * gemm_.groups * gemm_.rows * gemm_.channels;
-        const int width = std::min(parallel_width(flops), num_threads());
-        const Workspace workspace(static_cast<size_t>(width * scratch.worker_bytes));
-        workers_ = static_cast<char*>(workspace.data());
-        worker_bytes_ = scratch.worker_bytes;
-        parallel_for(gemm_.groups * weight_layout_.panels * weight_layout_.chunks, width,
-                     [&](int64_t task, int worker) {
-                         const int64_t chunk = task % weight_layout_.chunks, panel = task / weight_layout_.chunks;
-                         transform_weights(panel / weight_layout_.panels, panel % weight_layout_.panels, chunk,
-                                           weights + task * weight_layout_.chunk, scratch_of(worker));
-                     });
+        const int64_t parts_of_all = gemm_.groups * weight_layout_.panels * weight_layout_.chunks;
+        TaskRunner({parts_of_all, flops, 0, tasks().worker_bytes})
+            .run(parts_of_all, [&](int64_t task, ScratchParts parts) {
+                const int64_t chunk = task % weight_layout_.chunks, panel = task / weight_layout_.chunks;
+                transform_weights(panel / weight_layout_.panels, panel % weight_layout_.panels, chunk,
+                                  weights + task * weight_layout_.chunk, Scratch<T>(parts, blocks_, kernels_));
+            });
     }
 
 private:
-    Scratch<T> scratch_of(int worker) const {
-        return Scratch<T>(ScratchParts(workers_ + worker * worker_bytes_), blocks_, kernels_);
-    }
     int64_t chunk_channels(int64_t chunk) const {
         return std::min(blocks_.chunk_channels, gemm_.channels - chunk * blocks_.chunk_channels);
     }
@@ -246,7 +280,7 @@ private:
     void multiply(const TileOrder& order, int64_t group, int64_t panel, int64_t panels, int64_t chunk, const T* inputs,
                   const Scratch<T>& scratch) const {
         const InputLayout layout(order.tiles(), blocks_.chunk_channels);
-        const T* weights[winograd_most_panels];
+        const T* weights[most_panels];
         for (int64_t p = 0; p < panels; ++p) {
             T* own = scratch.weights + p * weight_layout_.chunk;
             if (!weights_) transform_weights(group, panel + p, chunk, own, scratch);
@@ -322,49 +356,37 @@ private:
     const TileAxis h_, w_;
     const std::vector<int64_t> row_of_, column_of_;
     const ReadRange source_h_, source_w_;
-    const WinogradChannelBlocks blocks_;
+    const Blocks blocks_;
     const WeightLayout weight_layout_;
     const T* weights_;
-    std::atomic<bool>* faulty_;
-    char* workers_ = nullptr;
-    int64_t worker_bytes_ = 0;
+    Faults faulty_ = nullptr;
 };
 
 }  // namespace
 
-template <class T>
-PassScratch winograd_channels_scratch(const WinogradChannelBlocks& blocks, const KernelSet<T>& kernels) {
-    const InputLayout inputs(blocks.block_images * blocks.tiles, blocks.chunk_channels);
-    return {cache_lines(blocks.chunks * inputs.chunk * static_cast<int64_t>(sizeof(T))),
-            Scratch<T>(ScratchParts(), blocks, kernels).bytes};
-}
+struct WinogradChannelsMethod : WinogradMethod<ChannelDriver> {
+    static constexpr const char* name = "winograd-channels";
 
-template <class T>
-int64_t winograd_channels_weight_bytes(int64_t groups, int64_t channels, int64_t rows, const KernelSet<T>& kernels) {
-    const int64_t chunk = winograd_chunk_channels(channels, kernels.lanes);
-    return WeightLayout(chunk, channels, rows, kernels.nr).size(groups) * static_cast<int64_t>(sizeof(T));
-}
+    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels&) {
+        return has_few_tiles(problem, pass);
+    }
 
-template <class T>
-void transform_winograd_channels_weights(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels, T* transformed) {
-    Nest<T>(gemm, false, kernels, nullptr, nullptr).prepare(transformed);
-}
+    template <class T>
+    static void describe(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels, PassPlan& text) {
+        const Blocks blocks = ChannelDriver<T>(dense_sum(sum, plan), !sum.forward(), kernels).blocks();
+        text.tile = "4 x 4 and 3 x 3 outputs, " + std::to_string(kernels.mr) + " tiles of a frequency x " +
+                    std::to_string(kernels.nr) + " channels";
+        text.block = std::to_string(blocks.block_images * blocks.tiles) + " tiles x " +
+                     std::to_string(std::min(blocks.block_panels * kernels.nr, sum.rows)) + " channels, sums of " +
+                     std::to_string(blocks.chunk_channels) + " channels";
+        text.reason =
+            "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144; few tiles, so vectors over channels, and a "
+            "task makes the transformed weights that it needs in L2; images with inf, NaN or an overflow by a direct "
+            "method";
+    }
+};
 
-template <class T>
-void run_winograd_channels(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels,
-                           const T* transformed, std::atomic<bool>* faulty) {
-    Nest<T>(gemm, mirrored, kernels, transformed, faulty).run();
-}
-
-template PassScratch winograd_channels_scratch(const WinogradChannelBlocks&, const KernelSet<float>&);
-template PassScratch winograd_channels_scratch(const WinogradChannelBlocks&, const KernelSet<double>&);
-template int64_t winograd_channels_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<float>&);
-template int64_t winograd_channels_weight_bytes(int64_t, int64_t, int64_t, const KernelSet<double>&);
-template void transform_winograd_channels_weights(const ImplicitGemm<float>&, const KernelSet<float>&, float*);
-template void transform_winograd_channels_weights(const ImplicitGemm<double>&, const KernelSet<double>&, double*);
-template void run_winograd_channels(const ImplicitGemm<float>&, bool, const KernelSet<float>&, const float*,
-                                    std::atomic<bool>*);
-template void run_winograd_channels(const ImplicitGemm<double>&, bool, const KernelSet<double>&, const double*,
-                                    std::atomic<bool>*);
+template const Method<WindowSum<float>>& method_row<WinogradChannelsMethod, WindowSum<float>>();
+template const Method<WindowSum<double>>& method_row<WinogradChannelsMethod, WindowSum<double>>();
 
 }  // namespace convx

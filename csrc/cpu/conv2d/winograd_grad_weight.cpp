@@ -14,14 +14,11 @@
 #include <vector>
 
 #include "common/rounding.h"
-#include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/exact_values.h"
+#include "cpu/conv2d/method_row.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/pixels.h"
-#include "cpu/conv2d/plan.h"
-#include "cpu/registry.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/conv2d/winograd_parts.h"
 
 namespace convx {
 
@@ -29,6 +26,41 @@ namespace {
 
 constexpr int64_t segment_tiles = 16;      // of one image row, staged at a time
 constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
+
+// Partial sums of 64 to 128 tiles keep the rounding error of a sum of 512 near that of 128.
+constexpr int64_t chunk_target = 128;
+// Transformed inputs and gradients of one block of tiles: in the last-level cache.
+constexpr int64_t operand_bytes = 8 * 1024 * 1024;
+constexpr int64_t wanted_tasks = 16;
+
+struct Blocks {
+    int64_t block_tiles = 1;    // tiles transformed at a time, for all channels
+    int64_t blocks = 1;         // of tiles, summed in order
+    int64_t block_rows = 1;     // output channels of one task
+    int64_t block_columns = 1;  // input channels of one task
+    int64_t chunk_tiles = 1;    // tiles summed in registers in one go
+};
+
+template <class T>
+Blocks plan_blocks(int64_t tiles, int64_t groups, int64_t rows, int64_t columns, const KernelSet<T>& kernels) {
+    Blocks blocks;
+    const int64_t mr = kernels.mr, nr = kernels.nr;
+    tiles = std::max<int64_t>(tiles, 1);
+    const int64_t tile_bytes = winograd_frequencies * int64_t{sizeof(T)} * (round_up(rows, mr) + round_up(columns, nr));
+    const int64_t fit = std::clamp<int64_t>(operand_bytes / tile_bytes, 64, 512);
+    blocks.blocks = ceil_div(tiles, fit);
+    blocks.block_tiles = ceil_div(tiles, blocks.blocks);
+    blocks.chunk_tiles = ceil_div(blocks.block_tiles, ceil_div(blocks.block_tiles, chunk_target));
+    // Products of one task in L2: 24 x 64 floats of every frequency, or fewer to make enough tasks.
+    blocks.block_rows = std::min(std::max<int64_t>(24 / mr, 1) * mr, round_up(rows, mr));
+    blocks.block_columns = std::min<int64_t>(round_up(64, nr), round_up(columns, nr));
+    const auto tasks = [&] {
+        return groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
+    };
+    if (tasks() < wanted_tasks) blocks.block_columns = std::min<int64_t>(round_up(32, nr), blocks.block_columns);
+    if (tasks() < wanted_tasks) blocks.block_rows = std::min<int64_t>(round_up(12, mr), blocks.block_rows);
+    return blocks;
+}
 
 // Transformed operands of a block of tiles: [frequency][panel][tile][width].
 template <class T>
@@ -43,22 +75,20 @@ struct Operand {
 template <class T>
 struct Products {
     int64_t row, frequency;
-    explicit Products(const WinogradGradWeightBlocks& blocks)
+    explicit Products(const Blocks& blocks)
         : row(blocks.block_columns), frequency(blocks.block_rows * row + frequency_padding) {}
     int64_t size() const { return winograd_frequencies * frequency; }
 };
 
 template <class T>
 struct Shared {
-    Shared(ScratchParts parts, const WinogradGradWeightBlocks& blocks, int64_t groups, int64_t rows, int64_t columns,
-           const KernelSet<T>& kernels)
+    Shared(ScratchParts parts, const Blocks& blocks, int64_t rows, int64_t columns, const KernelSet<T>& kernels)
         : gradients(blocks.block_tiles, rows, kernels.mr), inputs(blocks.block_tiles, columns, kernels.nr) {
         gradients.data = parts.take<T>(gradients.size());
         inputs.data = parts.take<T>(inputs.size());
         const int64_t tasks = ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
         products = blocks.blocks > 1 ? parts.take<T>(tasks * Products<T>(blocks).size()) : nullptr;
         bytes = parts.bytes();
-        (void)groups;
     }
     Operand<T> gradients, inputs;
     T* products;  // of every task, where there are several blocks of tiles
@@ -67,7 +97,7 @@ struct Shared {
 
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const WinogradGradWeightBlocks& blocks, const KernelSet<T>& kernels)
+    Scratch(ScratchParts parts, const Blocks& blocks, const KernelSet<T>& kernels)
         : stage(parts.take<T>(winograd_inputs * (winograd_outputs * segment_tiles + 2) * kernels.nr + kernels.lanes)),
           products(blocks.blocks > 1 ? nullptr : parts.take<T>(Products<T>(blocks).size())),
           taps(parts.take<T>(9 * blocks.block_columns)), faults(parts.take<T>(kernels.lanes)), bytes(parts.bytes()) {}
@@ -79,44 +109,43 @@ struct Scratch {
 };
 
 template <class T>
-class Nest {
+class WinogradSumDriver {
 public:
-    Nest(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-         const KernelSet<T>& kernels)
-        : problem_(problem), kernels_(kernels), grad_(grad_output), input_(input), h_(forward_table(problem.h)),
-          w_(forward_table(problem.w)), border_(border_of(problem, h_, w_)),
+    WinogradSumDriver(const PixelSum<T>& sum, const KernelSet<T>& kernels)
+        : problem_(*sum.problem), kernels_(kernels), grad_(sum.grad_output), input_(sum.input),
+          h_(forward_table(problem_.h)), w_(forward_table(problem_.w)), pad_(sum.pad()),
           tile_rows_(ceil_div(h_.positions, winograd_outputs)), tile_columns_(ceil_div(w_.positions, winograd_outputs)),
-          tiles_(problem.batch * tile_rows_ * tile_columns_), rows_(problem.group_out()), columns_(problem.group_in()),
-          blocks_(plan_winograd_grad_weight_blocks(tiles_, problem.groups, rows_, columns_, sizeof(T), kernels.mr,
-                                                   kernels.nr)),
+          tiles_(problem_.batch * tile_rows_ * tile_columns_), rows_(problem_.group_out()),
+          columns_(problem_.group_in()), blocks_(plan_blocks(tiles_, problem_.groups, rows_, columns_, kernels)),
           input_row_(read_order(h_, tile_rows_)), input_column_(read_order(w_, tile_columns_)) {}
 
-    bool is_mixed() const { return border_.mixed; }
+    const Blocks& blocks() const { return blocks_; }
     bool is_faulty() const { return faulty_; }
 
+    TaskPlan tasks() const {
+        return {ceil_div(rows_, blocks_.block_rows) * ceil_div(columns_, blocks_.block_columns), problem_.flops(),
+                Shared<T>(ScratchParts(), blocks_, rows_, columns_, kernels_).bytes,
+                Scratch<T>(ScratchParts(), blocks_, kernels_).bytes};
+    }
+
     void run(T* grad_weight) {
-        const PassScratch size = winograd_grad_weight_scratch(blocks_, problem_.groups, rows_, columns_, kernels_);
+        const TaskPlan plan = tasks();
         const int64_t row_blocks = ceil_div(rows_, blocks_.block_rows);
-        const int64_t tasks = row_blocks * ceil_div(columns_, blocks_.block_columns);
-        const int width = static_cast<int>(std::min<int64_t>({parallel_width(problem_.flops()), num_threads(), tasks}));
-        const Workspace workspace(static_cast<size_t>(size.shared_bytes + width * size.worker_bytes));
-        const Shared<T> shared(ScratchParts(workspace.data()), blocks_, problem_.groups, rows_, columns_, kernels_);
-        char* workers = static_cast<char*>(workspace.data()) + size.shared_bytes;
-        const auto scratch_of = [&](int worker) {
-            return Scratch<T>(ScratchParts(workers + worker * size.worker_bytes), blocks_, kernels_);
-        };
+        const TaskRunner runner(plan);
+        const Shared<T> shared(ScratchParts(runner.shared()), blocks_, rows_, columns_, kernels_);
         const int64_t gradient_panels = ceil_div(rows_, kernels_.mr), input_panels = ceil_div(columns_, kernels_.nr);
         for (int64_t part = 0; part < problem_.groups * blocks_.blocks; ++part) {
             const int64_t group = part / blocks_.blocks, block = part % blocks_.blocks;
             const int64_t first = block * blocks_.block_tiles, count = std::min(blocks_.block_tiles, tiles_ - first);
-            parallel_for(input_panels + gradient_panels, width, [&](int64_t task, int worker) {
+            runner.run(input_panels + gradient_panels, [&](int64_t task, ScratchParts parts) {
+                const Scratch<T> scratch(parts, blocks_, kernels_);
                 if (task < input_panels)
-                    transform_inputs(group, task, first, count, shared.inputs, scratch_of(worker));
+                    transform_inputs(group, task, first, count, shared.inputs, scratch);
                 else
-                    transform_gradients(group, task - input_panels, first, count, shared.gradients, scratch_of(worker));
+                    transform_gradients(group, task - input_panels, first, count, shared.gradients, scratch);
             });
-            parallel_for(tasks, width, [&](int64_t task, int worker) {
-                const Scratch<T> scratch = scratch_of(worker);
+            runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+                const Scratch<T> scratch(parts, blocks_, kernels_);
                 T* products = shared.products ? shared.products + task * Products<T>(blocks_).size() : scratch.products;
                 const int64_t row = task % row_blocks * blocks_.block_rows;
                 const int64_t column = task / row_blocks * blocks_.block_columns;
@@ -167,7 +196,7 @@ private:
             const int64_t width = winograd_outputs * s.count + 2;
             const int64_t* column = input_column_.data() + winograd_outputs * s.j;
             // Pixels outside, and channels that there are not.
-            std::fill(scratch.stage, scratch.stage + winograd_inputs * width * nr, static_cast<T>(border_.value));
+            std::fill(scratch.stage, scratch.stage + winograd_inputs * width * nr, pad_);
             for (int64_t i = 0; i < winograd_inputs; ++i) {
                 const int64_t row = input_row_[static_cast<size_t>(winograd_outputs * s.i + i)];
                 if (row == AxisTable::outside) continue;
@@ -249,41 +278,61 @@ private:
     const KernelSet<T>& kernels_;
     const TensorView<const T> grad_, input_;
     const AxisTable h_, w_;
-    const Border border_;
+    const T pad_;
     const int64_t tile_rows_, tile_columns_, tiles_;
     const int64_t rows_, columns_;
-    const WinogradGradWeightBlocks blocks_;
+    const Blocks blocks_;
     const std::vector<int64_t> input_row_, input_column_;
     std::atomic<bool> faulty_{false};
 };
 
 }  // namespace
 
-template <class T>
-PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks& blocks, int64_t groups, int64_t rows,
-                                         int64_t columns, const KernelSet<T>& kernels) {
-    return {Shared<T>(ScratchParts(), blocks, groups, rows, columns, kernels).bytes,
-            Scratch<T>(ScratchParts(), blocks, kernels).bytes};
-}
+struct WinogradSumMethod : DriverMethod<WinogradSumDriver> {
+    static constexpr const char* name = "winograd-tiles";
+    static constexpr Traits traits = winograd_traits;
 
-template <class T>
-void winograd_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                          TensorView<T> grad_weight) {
-    Nest<T> nest(problem, grad_output, input, kernel_set<T>(active_kernels()));
-    ConvProblem direct = problem;
-    direct.algorithm = Algorithm::direct;
-    if (nest.is_mixed()) return conv2d_grad_weight(direct, grad_output, input, grad_weight);
-    nest.run(grad_weight.data);
-    if (nest.is_faulty()) conv2d_grad_weight(direct, grad_output, input, grad_weight);
-}
+    static Verdict supports(const ConvProblem& problem, ConvPass pass) { return supports_winograd(problem, pass); }
+    static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
 
-template PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks&, int64_t, int64_t, int64_t,
-                                                  const KernelSet<float>&);
-template PassScratch winograd_grad_weight_scratch(const WinogradGradWeightBlocks&, int64_t, int64_t, int64_t,
-                                                  const KernelSet<double>&);
-template void winograd_grad_weight(const ConvProblem&, TensorView<const float>, TensorView<const float>,
-                                   TensorView<float>);
-template void winograd_grad_weight(const ConvProblem&, TensorView<const double>, TensorView<const double>,
-                                   TensorView<double>);
+    template <class T>
+    static bool run(const PixelSum<T>& sum, WinogradSumDriver<T>& driver, const KernelSet<T>&) {
+        const double pad = sum.border.value;
+        if (is_whole_grad_weight(sum.grad_output, sum.input, pad)) return compute_directly(sum);
+        driver.run(sum.grad_weight.data);
+        if (driver.is_faulty()) return compute_directly(sum);
+        restore_grad_weight_signs(sum.grad_output, sum.input, pad, sum.problem->groups, sum.grad_weight);
+        return true;
+    }
+
+    template <class T>
+    static void describe(const PixelSum<T>& sum, const WinogradSumDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        const Blocks& blocks = driver.blocks();
+        text.tile = "4 x 4 gradients, " + std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) +
+                    " weights of a frequency";
+        text.block = std::to_string(std::min(blocks.block_rows, sum.problem->group_out())) + " output channels x " +
+                     std::to_string(std::min(blocks.block_columns, sum.problem->group_in())) +
+                     " input channels, sums of " + std::to_string(blocks.chunk_tiles) + " tiles";
+        text.reason = "F(3x3, 4x4): 36 multiplications for 16 gradients instead of 144; " +
+                      std::to_string(blocks.block_tiles) +
+                      " tiles at a time are transformed for all channels; by a direct method where the result is inf "
+                      "or NaN";
+    }
+
+private:
+    template <class T>
+    static bool compute_directly(const PixelSum<T>& sum) {
+        ConvProblem problem = *sum.problem;
+        problem.algorithm = Algorithm::direct;
+        PixelSum<T> direct = sum;
+        direct.problem = &problem;
+        compute(direct);
+        return true;
+    }
+};
+
+template const Method<PixelSum<float>>& method_row<WinogradSumMethod, PixelSum<float>>();
+template const Method<PixelSum<double>>& method_row<WinogradSumMethod, PixelSum<double>>();
 
 }  // namespace convx

@@ -1,7 +1,9 @@
 // Everything that an instruction set compiles, gathered into one row of the kernel table.
 #pragma once
 
-#include "cpu/kernels.h"
+// The arguments of the kernels come before their texts.
+#include "cpu/kernels/kernel_set.h"
+
 #include "cpu/kernels/chosen_products.inl.h"
 #include "cpu/kernels/depthwise_pixel_products.inl.h"
 #include "cpu/kernels/depthwise_pixels.inl.h"

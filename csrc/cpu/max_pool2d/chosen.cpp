@@ -6,7 +6,7 @@
 #include "common/rounding.h"
 #include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/max_pool2d/pool_axis.h"
-#include "cpu/thread_pool.h"
+#include "cpu/runtime/thread_pool.h"
 
 namespace convx {
 
@@ -125,14 +125,18 @@ bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>
 
 Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64_t>& indices, bool cut, int width) {
     const Axis& h = problem.h;
-    const int64_t columns = problem.w.input, rows_per_plane = problem.out_h();
+    const int64_t columns = problem.w.input, rows_per_plane = problem.out_h(), windows = problem.out_w();
+    const int64_t last_cell = h.input * columns - 1;
+    const bool empties = has_empty_window(h) || has_empty_window(problem.w);
+    const std::vector<WindowRun> row_runs = window_runs(h), column_runs = window_runs(problem.w);
     const Rows<int64_t> view(indices);
     std::atomic<bool> local{true};
     const bool legal = view.all(width, [&](int64_t first_row, int64_t rows) {
         // The sign bit of index - least or most - index tells, without a comparison, which 64-bit SSE2 lacks.
-        const auto are_between = [&](int64_t row, int64_t count, int64_t least, int64_t most) {
+        const auto are_between = [&](int64_t row, int64_t count, int64_t pixel, int64_t pixels, int64_t least,
+                                     int64_t most) {
             uint64_t signs = 0;
-            view.for_each(row, count, 0, problem.out_w(), [&](const int64_t* cells, int64_t n) {
+            view.for_each(row, count, pixel, pixels, [&](const int64_t* cells, int64_t n) {
                 uint64_t any = 0;
                 for (int64_t i = 0; i < n; ++i)
                     any |= (static_cast<uint64_t>(cells[i]) - static_cast<uint64_t>(least)) |
@@ -145,10 +149,17 @@ Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64
         int64_t p = first_row % rows_per_plane;
         for (int64_t row = first_row; cut && row < end; ++row, p = p + 1 == rows_per_plane ? 0 : p + 1) {
             const int64_t most = std::min(h.input - 1, h.position(p, h.kernel - 1)) * columns + columns - 1;
-            if (!are_between(row, 1, std::max<int64_t>(0, h.position(p, 0)) * columns, most))
+            if (!are_between(row, 1, 0, windows, std::max<int64_t>(0, h.position(p, 0)) * columns, most))
                 local.store(false, std::memory_order_relaxed);
         }
-        return are_between(first_row, rows, no_gradient_index, h.input * columns - 1);
+        if (!empties) return are_between(first_row, rows, 0, windows, 0, last_cell);
+        for (int64_t row = first_row; row < end; ++row)
+            for (const WindowRun& run : column_runs) {
+                const bool empty = run.is_empty() || run_of(row_runs, row % rows_per_plane).is_empty();
+                const int64_t least = empty ? no_gradient_index : 0;
+                if (!are_between(row, 1, run.begin, run.end - run.begin, least, last_cell)) return false;
+            }
+        return true;
     });
     return !legal ? Indices::illegal : local.load() ? Indices::local : Indices::anywhere;
 }

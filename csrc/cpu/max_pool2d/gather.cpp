@@ -260,7 +260,7 @@ void Gather<T>::find_grads(int64_t n, int64_t c, int64_t i_begin, int64_t j_begi
     job.staged_step = staged_row_;
     job.source = view.at(n, c, p_begin, q_begin);
     job.source_step = view.stride[2];
-    job.rows = std::clamp<int64_t>(view.shape[2] - p_begin, 0, staged_rows_ - (p_begin - p_first));
+    job.rows = std::max<int64_t>(0, std::min(view.shape[2] - p_begin, staged_rows_ - (p_begin - p_first)));
     job.before = before * group_;
     job.pixels = std::clamp<int64_t>(view.shape[3] - q_begin, 0, width - before);
     job.after = (width - before - job.pixels) * group_;

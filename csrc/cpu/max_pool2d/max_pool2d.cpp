@@ -7,7 +7,7 @@
 
 #include "cpu/max_pool2d/methods.h"
 #include "cpu/max_pool2d/pool_axis.h"
-#include "cpu/registry.h"
+#include "cpu/runtime/registry.h"
 
 namespace convx {
 

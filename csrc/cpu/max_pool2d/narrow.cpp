@@ -130,13 +130,11 @@ bool max_pool2d_is_narrow(const PoolProblem& problem, const TensorView<const T>&
     const int64_t bytes = problem.h.input * problem.w.input * lanes * int64_t{sizeof(T)};
     // What the other nest takes apart in registers, it does faster unless a row is less than a vector or two.
     const bool pairs = problem.w.kernel == 2 && problem.w.stride == 2 && problem.w.dilation == 1;
-    const auto has_empty = [](const std::vector<WindowRun>& runs) {
-        return std::any_of(runs.begin(), runs.end(), [](const WindowRun& run) { return run.is_empty(); });
-    };
-    return problem.batch * problem.channels >= lanes && bytes <= most_staged_bytes && problem.taps() <= 16 &&
+    const bool exact = !outputs.indices.data || problem.covered_cells() < int64_t{1} << 24;  // as numbers of type T
+    return problem.batch * problem.channels >= lanes && bytes <= most_staged_bytes && problem.taps() <= 16 && exact &&
            !(pairs && problem.w.input > 16) && plane_is_dense(input) && plane_is_dense(outputs.values) &&
-           plane_is_dense(outputs.indices) && plane_is_dense(outputs.codes) && !has_empty(window_runs(problem.h)) &&
-           !has_empty(window_runs(problem.w));
+           plane_is_dense(outputs.indices) && plane_is_dense(outputs.codes) && !has_empty_window(problem.h) &&
+           !has_empty_window(problem.w);
 }
 
 template <class T>

@@ -8,10 +8,10 @@
 #include "cpu/max_pool2d/methods.h"
 #include "cpu/max_pool2d/pool_axis.h"
 #include "cpu/memory_bound.h"
-#include "cpu/registry.h"
-#include "cpu/scratch_parts.h"
-#include "cpu/thread_pool.h"
-#include "cpu/workspace.h"
+#include "cpu/runtime/registry.h"
+#include "cpu/runtime/scratch_parts.h"
+#include "cpu/runtime/thread_pool.h"
+#include "cpu/runtime/workspace.h"
 
 namespace convx {
 

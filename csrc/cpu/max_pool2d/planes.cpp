@@ -97,7 +97,7 @@ void PlanesNest<T>::plan() {
         staged_columns_.push_back((residue - residues_.begin()) * residue_width_ +
                                   s * w_.dilation / w_.stride * group_);
     }
-    if (column_runs_[0].tap_begin > 0) {
+    if (std::any_of(column_runs_.begin(), column_runs_.end(), [](const WindowRun& run) { return run.tap_begin > 0; })) {
         first_columns_.resize(static_cast<size_t>(columns * group_ + widest_vector));
         for (const WindowRun& run : column_runs_)
             std::fill(first_columns_.begin() + run.begin * group_, first_columns_.begin() + run.end * group_,

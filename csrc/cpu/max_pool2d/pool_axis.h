@@ -98,4 +98,12 @@ inline std::vector<WindowRun> window_runs(const Axis& axis) {
     return runs;
 }
 
+// Whether a window of the axis has no tap inside the image. Padding is less than a window's extent, so only windows
+// whose taps jump over the image have none.
+inline bool has_empty_window(const Axis& axis) {
+    if (axis.dilation == 1) return false;
+    const std::vector<WindowRun> runs = window_runs(axis);
+    return std::any_of(runs.begin(), runs.end(), [](const WindowRun& run) { return run.is_empty(); });
+}
+
 }  // namespace convx

@@ -128,7 +128,7 @@ void Scatter<T, Chosen>::add_rows(int64_t n, int64_t c_begin, int64_t channels, 
 // are so short that their ends cost 2 ns a window.
 class CodeIndices {
 public:
-    static constexpr int32_t most_cells = 1 << 28;                                  // of a plane that this is for
+    static constexpr int32_t most_cells = 1 << 28;  // of a padded plane that this is for
     static constexpr int32_t nowhere = -2 * most_cells, illegal = -6 * most_cells;  // less than this far from an origin
 
     explicit CodeIndices(const PoolProblem& problem) {
@@ -250,7 +250,7 @@ private:
                 if (static_cast<uint64_t>(index) < size)
                     cells[k][index] += grads[k][i];
                 else if constexpr (std::is_same_v<Index, int64_t>)
-                    legal &= index == no_gradient_index;
+                    legal = false;
                 else
                     legal &= index > 2 * CodeIndices::nowhere;
             }
@@ -275,8 +275,11 @@ template <class T, class Chosen>
 bool max_pool2d_scatters_planes(const PoolProblem& problem, const TensorView<const T>& grad_output,
                                 const TensorView<const Chosen>& chosen, const TensorView<T>& grad_input) {
     const int64_t planes = problem.batch * problem.channels, cells = problem.h.input * problem.w.input;
-    return planes >= planes_at_once && cells < CodeIndices::most_cells && plane_is_dense(grad_output) &&
-           plane_is_dense(chosen) && plane_is_dense(grad_input) &&
+    // Here no index may be that of a window without a tap.
+    const bool empties =
+        std::is_same_v<Chosen, int64_t> && (has_empty_window(problem.h) || has_empty_window(problem.w));
+    return planes >= planes_at_once && !empties && problem.covered_cells() < CodeIndices::most_cells &&
+           plane_is_dense(grad_output) && plane_is_dense(chosen) && plane_is_dense(grad_input) &&
            (planes >= planes_at_once * num_threads() || cells <= pool_task_elements);
 }
 

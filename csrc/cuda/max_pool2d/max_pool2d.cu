@@ -8,7 +8,7 @@ namespace convx::cuda {
 
 void check_planes(const std::string& op, const PoolProblem& problem) {
     constexpr int64_t most_cells = int64_t{1} << 30;
-    const int64_t cells = std::max(problem.h.padded() * problem.w.padded(), problem.out_h() * problem.out_w());
+    const int64_t cells = std::max(problem.covered_cells(), problem.out_h() * problem.out_w());
     if (cells > most_cells)
         throw ShapeError(op + ": a plane with " + std::to_string(cells) + " cells, expected at most " +
                          std::to_string(most_cells) + " on CUDA");

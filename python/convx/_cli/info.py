@@ -1,4 +1,4 @@
-"""``python -m convx info``: what runs here, and why."""
+"""``python -m convx info``: what convx runs on this machine, and why."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def collect() -> dict[str, Any]:
-    """Gather everything that the command tells."""
+    """Collect everything that the command prints."""
     return {
         **config(),
         "cuda": {

@@ -5,44 +5,53 @@ Signed values have one colour scale everywhere: blue below zero, black at zero, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from .errors import CommandError, prepare_file
+from .errors import CommandError, prepare_file, write_file
+
+rcdefaults()  # the pictures do not depend on the user's settings, nor on TeX, which may be missing
 
 Array = npt.NDArray[Any]
 
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#a6dcff", "#2f86c9", "#05070a", "#d98a1f", "#ffe2a6"])
-SIGNED.set_bad("w")
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", ["#a6dcff", "#2f86c9", "#05070a", "#d98a1f", "#ffe2a6"]
+).with_extremes(bad="w")
 INK = "#1f2933"
+WIDEST = 2000  # pixels of a picture
+SHOWN = 960  # pixels along each side of one image in it: twice its room, for a clean reduction
+COUNTED = 1_000_000  # values that determine the end of a colour scale
 DETAIL = 24  # the pixels along each side of the enlarged corner
 
 
-def destination(path: Path) -> Path:
-    """Return where a picture goes, png without a suffix; its folder is made, its format known."""
-    path = path if path.suffix else path.with_suffix(".png")
-    formats = Figure().canvas.get_supported_filetypes()
+def destination(path: Path, source: Path | None = None) -> Path:
+    """Return the path of a picture (png by default), after checks; makes its folder and refuses `source`."""
+    if os.path.isdir(path):
+        raise CommandError(f"cannot write {path}: it is a folder")
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    # Except pgf, which needs TeX and puts images beside the file.
+    formats = Figure().canvas.get_supported_filetypes().keys() - {"pgf"}
     if path.suffix[1:].lower() not in formats:
         raise CommandError(f"cannot write {path}: its format is not one of {', '.join(sorted(formats))}")
-    prepare_file(path)
+    prepare_file(path, *([source] if source else []))
     return path
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Save `figure` in the format that the file's name asks for."""
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}") from None
+    """Save `figure` in the format of the file's suffix."""
+    dpi = min(150, WIDEST / figure.get_figwidth())
+    write_file(path, lambda place: figure.savefig(place, dpi=dpi, format=path.suffix[1:].lower()))
 
 
 def pipeline(
@@ -66,7 +75,8 @@ def pipeline(
 
     (zero_name, zero), (valid_name, valid) = stages[:2]
     grid[0, 0].axis("off")
-    _picture(grid[0, 1], photograph, f"photograph\n{_size(photograph)}", cmap="gray")
+    seen = photograph if photograph.ndim == 3 else grey  # matplotlib reads neither deep greys nor NaN well
+    _picture(grid[0, 1], seen, f"photograph\n{_size(photograph)}", cmap="gray")
     _picture(grid[0, 2], grey, f"grey values, 0 to 1\n{_size(grey)}", cmap="gray", vmin=0, vmax=1)
     # Both corners in the coordinates of the photograph: the valid output begins one pixel further in.
     limit, side = _limit(zero[0]), min(DETAIL, *grey.shape)
@@ -89,7 +99,8 @@ def pipeline(
             title = f"{stage.replace(' x ', ' × ')}\n{_size(maps[row - 1])}"
             image = _picture(axes, maps[row - 1], title, cmap=SIGNED, vmin=-limit, vmax=limit)
         ticks = MaxNLocator(5, symmetric=True)
-        bar = figure.colorbar(image, ax=list(grid[row, 1:]), fraction=0.02, pad=0.01, extend="both", ticks=ticks)
+        parents = list(grid[row, 1:])  # which panchor=False leaves in the middle of their columns
+        bar = figure.colorbar(image, ax=parents, fraction=0.02, pad=0.01, extend="both", ticks=ticks, panchor=False)
         bar.ax.tick_params(labelsize=9, colors=INK)
     return figure
 
@@ -100,7 +111,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _picture(axes: Axes, image: Array, title: str, **options: Any) -> Any:
-    shown = axes.imshow(image, **options)
+    shown = axes.imshow(reduced(image), **options)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=12, color=INK)
     return shown
@@ -115,8 +126,24 @@ def _numbers(axes: Axes, kernel: Array, title: str) -> None:
 
 
 def _limit(values: Array) -> float:
-    """Return the end of a colour scale: the size that all but 1 % of the values stay below."""
-    return float(np.percentile(np.abs(values), 99)) or 1.0
+    """Return the end of a colour scale: 99 % of the values are smaller."""
+    step = -(-values.size // COUNTED)
+    return float(np.percentile(np.abs(values.reshape(-1)[::step]), 99)) or 1.0
+
+
+def reduced(image: Array) -> Array:
+    """Return an image of at most SHOWN pixels a side: the means of square blocks of a larger one.
+
+    Matplotlib takes 1.5 GB and 6 s for each image of 24 million pixels that it is given.
+    """
+    factor = -(-max(image.shape[:2]) // SHOWN)
+    if factor == 1:
+        return image
+    height, width = min(factor, image.shape[0]), min(factor, image.shape[1])
+    rows, columns = image.shape[0] // height, image.shape[1] // width
+    blocks = image[: rows * height, : columns * width].reshape(rows, height, columns, width, *image.shape[2:])
+    means: Array = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return means.astype(image.dtype)
 
 
 def _size(image: Array) -> str:
@@ -133,7 +160,7 @@ def training(losses: Array, accuracies: Array, goal: float) -> Figure:
     goal : the accuracy to mark
     """
     figure = _figure(12, 4.6)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     epochs = np.arange(1, len(losses) + 1)
     steps = np.arange(1, losses.size + 1) / losses.shape[1]
     left.plot(steps, losses.ravel(), color="#9fc9ea", linewidth=0.8, label="each step")
@@ -172,7 +199,7 @@ def kernels(layers: Mapping[str, Array]) -> Figure:
 
 
 def feature_maps(digit: Array, label: int, layers: Sequence[tuple[str, Array]], probabilities: Array) -> Figure:
-    """Draw one digit, what every layer makes of it, and the network's answer.
+    """Draw one digit, the output of every layer, and the network's answer.
 
     Parameters
     ----------
@@ -206,7 +233,7 @@ def feature_maps(digit: Array, label: int, layers: Sequence[tuple[str, Array]], 
 
 
 def mosaic(images: Array, columns: int, gap: int) -> Array:
-    """Lay images, shape (count, H, W), out in rows of `columns`, `gap` pixels of NaN between them."""
+    """Arrange images, shape (count, H, W), in rows of `columns`, with `gap` pixels of NaN between them."""
     count, height, width = images.shape
     rows = -(-count // columns)
     tiles = np.full((rows * columns, height + gap, width + gap), np.nan)

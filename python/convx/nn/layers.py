@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .. import _cpu
 from .._cpu import ShapeError
-from .._types import FloatArray, Layout, Padding, PaddingMode, Pair
+from .._quiet import quiet
+from .._types import FloatArray, Layout, Padding, PaddingMode, Pair, plain
 from ..ops import (
     conv2d,
     conv2d_backward,
@@ -28,25 +30,19 @@ from ..ops import (
 )
 from .module import Module, Parameter, check_array
 
-# A window code is one byte, and 255 stands for "no gradient".
+# An argmax code is one byte, and 255 means "no gradient".
 MAX_TAPS_WITH_CODES = 255
 
 
-def _positive(layer: str, name: str, value: Any) -> int:
-    """Return `value` as an int, or raise the error that names the layer and the argument."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{layer}: {name} is {value!r}, expected an int")
-    if value <= 0:
-        raise ShapeError(f"{layer}: {name} is {value}, expected a positive number")
-    return int(value)
+def _dtype(dtype: Any) -> Any:
+    """Return `dtype` as a dtype of NumPy, for messages; anything else is left to the check.
 
-
-def _pair(layer: str, name: str, value: Any) -> tuple[int, int]:
-    """Return `value`, a positive int or a pair (h, w) of them, as a pair."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2:
-        raise ShapeError(f"{layer}: {name} has {len(pair)} numbers, expected an int or a pair (h, w)")
-    return _positive(layer, name, pair[0]), _positive(layer, name, pair[1])
+    NumPy takes None as float64, so None is left to the check too.
+    """
+    try:
+        return None if dtype is None else np.dtype(dtype)
+    except (TypeError, ValueError):
+        return dtype
 
 
 def _accumulate(*pairs: tuple[Parameter | None, FloatArray | None]) -> None:
@@ -57,11 +53,12 @@ def _accumulate(*pairs: tuple[Parameter | None, FloatArray | None]) -> None:
 
 
 def _changed(layer: Module, options: dict[str, Any]) -> str:
-    """Write the options that differ from the constructor's defaults, as they would stand in a call."""
+    """Return the options that differ from the constructor's defaults, as text of a call."""
     defaults = inspect.signature(type(layer)).parameters
     return "".join(f", {name}={value!r}" for name, value in options.items() if value != defaults[name].default)
 
 
+@quiet
 def he_normal(
     shape: tuple[int, ...],
     dtype: npt.DTypeLike,
@@ -70,7 +67,7 @@ def he_normal(
 ) -> FloatArray:
     """Draw weights from a normal distribution of mean 0 and variance ``2 / fan_in``.
 
-    This keeps the variance of the activations through layers followed by a ReLU (He et al., "Delving deep into
+    This preserves the variance of the activations through layers followed by a ReLU (He et al., "Delving deep into
     rectifiers", ICCV 2015, equation 10). The numbers are drawn in float64, so that float32 and float64 layers of one
     seed start from the same values up to rounding.
 
@@ -81,9 +78,9 @@ def he_normal(
     dtype : dtype
         float32 or float64.
     rng : numpy.random.Generator, int or None
-        The source of the numbers; an int seeds a new one; None takes fresh entropy from the system.
+        The generator; an int seeds a new one; None takes fresh entropy from the system.
     fan_in : float, optional
-        How many products an output sums, by default the product of all sizes of `shape` but the first.
+        The number of products in an output, by default the product of all sizes of `shape` but the first.
     """
     if np.dtype(dtype).kind != "f":
         raise TypeError(f"he_normal: dtype is {np.dtype(dtype)}, expected floating point")
@@ -91,7 +88,22 @@ def he_normal(
     return (np.random.default_rng(rng).standard_normal(shape) * scale).astype(dtype)
 
 
-class Conv2d(Module):
+class _WithOptions(Module):
+    """A layer with the options of its operation as attributes, under the names of the constructor.
+
+    The operation checks later assignments in the next call.
+    """
+
+    def _keep(self, options: dict[str, Any]) -> None:
+        self._names = tuple(options)
+        vars(self).update({name: plain(option) for name, option in options.items()})
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names}
+
+
+class Conv2d(_WithOptions):
     """2-D convolution (cross-correlation) with a trained weight and bias: see :func:`convx.conv2d`.
 
     Parameters
@@ -101,13 +113,13 @@ class Conv2d(Module):
     kernel_size : int or (int, int)
         R, S.
     stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
-        As in :func:`convx.conv2d`, which checks them at the first call, when the input's shape is known.
+        As in :func:`convx.conv2d`.
     bias : bool
         Whether a bias is added to each output channel.
     dtype : dtype
         float32 or float64; inputs must have the same one.
     rng : numpy.random.Generator, int or None
-        Where the initial weight comes from, see :func:`he_normal`. The bias starts at zero.
+        The generator of the initial weight, see :func:`he_normal`. The bias starts at zero.
 
     Attributes
     ----------
@@ -115,6 +127,8 @@ class Conv2d(Module):
         Shape (K, C/groups, R, S), in both layouts.
     bias : Parameter or None
         Shape (K,).
+    stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
+        The options. Later assignments are checked in the next call.
 
     Examples
     --------
@@ -124,6 +138,15 @@ class Conv2d(Module):
     >>> layer(np.zeros((1, 3, 32, 32), np.float32)).shape
     (1, 8, 16, 16)
     """
+
+    stride: Pair
+    padding: Padding
+    dilation: Pair
+    groups: int
+    padding_mode: PaddingMode
+    padding_value: float
+    layout: Layout
+    algorithm: str
 
     def __init__(
         self,
@@ -143,16 +166,7 @@ class Conv2d(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        in_channels = _positive("Conv2d", "in_channels", in_channels)
-        out_channels = _positive("Conv2d", "out_channels", out_channels)
-        groups = _positive("Conv2d", "groups", groups)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ShapeError(f"Conv2d: {name} is {channels}, expected a multiple of groups ({groups})")
-        shape = (out_channels, in_channels // groups, *_pair("Conv2d", "kernel_size", kernel_size))
-        self.weight = Parameter(he_normal(shape, dtype, rng), "weight")
-        self.bias = Parameter(np.zeros(out_channels, dtype), "bias") if bias else None
-        self._options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "stride": stride,
             "padding": padding,
             "dilation": dilation,
@@ -162,6 +176,12 @@ class Conv2d(Module):
             "layout": layout,
             "algorithm": algorithm,
         }
+        shape = _cpu.settle_conv2d_layer(
+            "Conv2d", in_channels, out_channels, kernel_size, bias, _dtype(dtype), *options.values()
+        )
+        self.weight = Parameter(he_normal(shape, dtype, rng), "weight")
+        self.bias = Parameter(np.zeros(shape[0], dtype), "bias") if bias else None
+        self._keep(options)
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Convolve `input`, which is also the context."""
@@ -184,12 +204,12 @@ class Conv2d(Module):
 
     def __repr__(self) -> str:
         out_channels, in_channels, *kernel_size = self.weight.value.shape
-        in_channels *= self._options["groups"]
+        in_channels *= self.groups
         options = _changed(self, {**self._options, "bias": self.bias is not None})
         return f"Conv2d({in_channels}, {out_channels}, {tuple(kernel_size)}{options})"
 
 
-class ConvTranspose2d(Module):
+class ConvTranspose2d(_WithOptions):
     """Transposed 2-D convolution with a trained weight and bias: see :func:`convx.conv_transpose2d`.
 
     Parameters
@@ -199,14 +219,14 @@ class ConvTranspose2d(Module):
     kernel_size : int or (int, int)
         R, S.
     stride, padding, output_padding, groups, dilation, layout, algorithm
-        As in :func:`convx.conv_transpose2d`, which checks them at the first call, when the input's shape is known.
+        As in :func:`convx.conv_transpose2d`.
     bias : bool
         Whether a bias is added to each output channel.
     dtype : dtype
         float32 or float64; inputs must have the same one.
     rng : numpy.random.Generator, int or None
-        Where the initial weight comes from, see :func:`he_normal`; `fan_in` is the number of products that an output
-        sums on average, ``C/groups * R * S`` divided by both strides. The bias starts at zero.
+        The generator of the initial weight, see :func:`he_normal`; `fan_in` is the mean number of products in an
+        output, ``C/groups * R * S`` divided by both strides. The bias starts at zero.
 
     Attributes
     ----------
@@ -214,6 +234,8 @@ class ConvTranspose2d(Module):
         Shape (C, K/groups, R, S), in both layouts.
     bias : Parameter or None
         Shape (K,).
+    stride, padding, output_padding, groups, dilation, layout, algorithm
+        The options. Later assignments are checked in the next call.
 
     Examples
     --------
@@ -223,6 +245,14 @@ class ConvTranspose2d(Module):
     >>> layer(np.zeros((1, 8, 16, 16), np.float32)).shape
     (1, 3, 32, 32)
     """
+
+    stride: Pair
+    padding: Padding
+    output_padding: Pair
+    groups: int
+    dilation: Pair
+    layout: Layout
+    algorithm: str
 
     def __init__(
         self,
@@ -241,19 +271,7 @@ class ConvTranspose2d(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        in_channels = _positive("ConvTranspose2d", "in_channels", in_channels)
-        out_channels = _positive("ConvTranspose2d", "out_channels", out_channels)
-        groups = _positive("ConvTranspose2d", "groups", groups)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ShapeError(f"ConvTranspose2d: {name} is {channels}, expected a multiple of groups ({groups})")
-        taps = _pair("ConvTranspose2d", "kernel_size", kernel_size)
-        strides = _pair("ConvTranspose2d", "stride", stride)
-        fan_in = in_channels // groups * math.prod(taps) / math.prod(strides)
-        shape = (in_channels, out_channels // groups, *taps)
-        self.weight = Parameter(he_normal(shape, dtype, rng, fan_in), "weight")
-        self.bias = Parameter(np.zeros(out_channels, dtype), "bias") if bias else None
-        self._options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "stride": stride,
             "padding": padding,
             "output_padding": output_padding,
@@ -262,9 +280,18 @@ class ConvTranspose2d(Module):
             "layout": layout,
             "algorithm": algorithm,
         }
+        shape = _cpu.settle_conv_transpose2d_layer(
+            "ConvTranspose2d", in_channels, out_channels, kernel_size, bias, _dtype(dtype), *options.values()
+        )
+        self._keep(options)
+        channels, of_group, *taps = shape
+        strides = np.broadcast_to(self.stride, 2).tolist()
+        fan_in = channels // self.groups * math.prod(taps) / math.prod(strides)
+        self.weight = Parameter(he_normal(shape, dtype, rng, fan_in), "weight")
+        self.bias = Parameter(np.zeros(of_group * self.groups, dtype), "bias") if bias else None
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Spread `input` over the windows; it is also the context."""
+        """Compute the transposed convolution of `input`, which is also the context."""
         bias = None if self.bias is None else self.bias.value
         return conv_transpose2d(input, self.weight.value, bias, **self._options), input
 
@@ -284,7 +311,7 @@ class ConvTranspose2d(Module):
 
     def __repr__(self) -> str:
         in_channels, out_channels, *kernel_size = self.weight.value.shape
-        out_channels *= self._options["groups"]
+        out_channels *= self.groups
         options = _changed(self, {**self._options, "bias": self.bias is not None})
         return f"ConvTranspose2d({in_channels}, {out_channels}, {tuple(kernel_size)}{options})"
 
@@ -292,8 +319,8 @@ class ConvTranspose2d(Module):
 class ReLU(Module):
     """``x if not (x <= 0) else 0``: see :func:`convx.relu`.
 
-    The context is the mask of one bit an element. The output is then free as soon as the next layer does not need it (a
-    pooling does not), and the backward pass reads 1/32 of it; where the next layer keeps it, the mask is 3 % more.
+    The context is a mask of one bit an element. So the output can be freed where the next layer does not keep it (a
+    pooling does not), and the backward pass reads 1/32 of it. Where the next layer keeps it, the mask adds 3 %.
     """
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
@@ -315,17 +342,17 @@ class ReLU(Module):
 
 
 class _Pooled(NamedTuple):
-    """What the backward pass of a pooling layer needs: the chosen taps and the input's shape."""
+    """The context of a pooling layer: the selected taps and the input's shape."""
 
     selection: npt.NDArray[Any]
     input_shape: tuple[int, ...]
 
 
-class MaxPool2d(Module):
+class MaxPool2d(_WithOptions):
     """The maximum of each window: see :func:`convx.max_pool2d`.
 
-    The context holds which tap was chosen: one byte per output element where the window has at most 255 taps, an int64
-    index otherwise.
+    The context holds the selected taps: argmax codes (one byte per output element) where the window has at most 255
+    taps, int64 indices otherwise.
 
     Parameters
     ----------
@@ -334,8 +361,20 @@ class MaxPool2d(Module):
     stride : int, (int, int) or None
         None means the kernel size.
     padding, dilation, ceil_mode, layout
-        As in :func:`convx.max_pool2d`, which checks them at the first call.
+        As in :func:`convx.max_pool2d`.
+
+    Attributes
+    ----------
+    kernel_size, stride, padding, dilation, ceil_mode, layout
+        The options. Later assignments are checked in the next call.
     """
+
+    kernel_size: Pair
+    stride: Pair | None
+    padding: Padding
+    dilation: Pair
+    ceil_mode: bool
+    layout: Layout
 
     def __init__(
         self,
@@ -347,25 +386,26 @@ class MaxPool2d(Module):
         ceil_mode: bool = False,
         layout: Layout = "NCHW",
     ) -> None:
-        self.kernel_size = _pair("MaxPool2d", "kernel_size", kernel_size)
-        self._options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "stride": stride,
             "padding": padding,
             "dilation": dilation,
             "ceil_mode": ceil_mode,
             "layout": layout,
         }
+        self.kernel_size = _cpu.settle_max_pool2d_layer("MaxPool2d", kernel_size, *options.values())
+        self._keep(options)
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, _Pooled]:
         """Pool `input`; the context is the chosen taps and the input's shape."""
-        codes = math.prod(self.kernel_size) <= MAX_TAPS_WITH_CODES
-        output, selection = max_pool2d(
-            input, self.kernel_size, **self._options, return_codes=codes, return_indices=not codes
-        )
+        options = self._options
+        kernel = _cpu.settle_max_pool2d_layer("MaxPool2d", self.kernel_size, *options.values())
+        codes = math.prod(kernel) <= MAX_TAPS_WITH_CODES
+        output, selection = max_pool2d(input, kernel, **options, return_codes=codes, return_indices=not codes)
         return output, _Pooled(selection, input.shape)
 
     def backward(self, grad_output: FloatArray, context: _Pooled, *, need_grad_input: bool = True) -> FloatArray | None:
-        """Send each gradient to the tap that was chosen."""
+        """Add each gradient to the selected pixel."""
         if not need_grad_input:
             return None
         return max_pool2d_backward(
@@ -373,12 +413,12 @@ class MaxPool2d(Module):
         )
 
     def __call__(self, input: FloatArray) -> FloatArray:
-        """Pool `input` without recording the chosen taps."""
+        """Pool `input` without recording the selected taps."""
         output: FloatArray = max_pool2d(input, self.kernel_size, **self._options)
         return output
 
     def __repr__(self) -> str:
-        return f"MaxPool2d({self.kernel_size}{_changed(self, self._options)})"
+        return f"MaxPool2d({self.kernel_size!r}{_changed(self, self._options)})"
 
 
 class Flatten(Module):
@@ -388,14 +428,22 @@ class Flatten(Module):
     """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        self.start_dim = start_dim
-        self.end_dim = end_dim
+        self.start_dim, self.end_dim = start_dim, end_dim
+        start, end = self._ends()
+        if (start < 0) == (end < 0) and start > end:
+            raise ShapeError(f"Flatten: cannot join the axes {start} to {end} of any input")
+
+    def _ends(self) -> tuple[int, int]:
+        return (
+            _cpu.integer("Flatten", "start_dim", self.start_dim),
+            _cpu.integer("Flatten", "end_dim", self.end_dim),
+        )
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, tuple[int, ...]]:
         """Reshape `input`; the context is its shape."""
         check_array("Flatten", "input", input)
         shape = input.shape
-        start, end = (dim + len(shape) if dim < 0 else dim for dim in (self.start_dim, self.end_dim))
+        start, end = (dim + len(shape) if dim < 0 else dim for dim in self._ends())
         if not 0 <= start <= end < len(shape):
             raise ShapeError(
                 f"Flatten: cannot join the axes {self.start_dim} to {self.end_dim} of an input with {len(shape)} axes"
@@ -406,7 +454,7 @@ class Flatten(Module):
     def backward(
         self, grad_output: FloatArray, context: tuple[int, ...], *, need_grad_input: bool = True
     ) -> FloatArray | None:
-        """Give the gradient the input's shape again."""
+        """Reshape the gradient to the input's shape."""
         return grad_output.reshape(context) if need_grad_input else None
 
     def __repr__(self) -> str:
@@ -416,10 +464,10 @@ class Flatten(Module):
 class Linear(Module):
     """``input @ weight.T + bias`` over the last axis.
 
-    It runs as a 1x1 convolution, so a fully-connected layer, too, gives the same bits for any number of threads, and no
-    second thread pool (that of a BLAS) takes turns with convx's own. The weight is the image, whose pixels are read
-    where they lie, and the rows of the input are the kernels, which get packed. The other way round the large one of
-    the two would be packed: 1.9 times the time for 8 rows of 25088 features, 1.1 to 1.6 times for 128 rows.
+    It runs as a 1x1 convolution. So a fully-connected layer also has the same bits for any number of threads, and no
+    second thread pool (that of a BLAS) competes with convx's own. The weight is the image, whose pixels are read in
+    place; the rows of the input are the kernels, which are packed. With the roles exchanged the larger operand would be
+    packed (1.9 times the time for 8 rows of 25088 features, 1.1 to 1.6 times for 128 rows).
 
     Parameters
     ----------
@@ -430,7 +478,7 @@ class Linear(Module):
     dtype : dtype
         float32 or float64; inputs must have the same one.
     rng : numpy.random.Generator, int or None
-        Where the initial weight comes from, see :func:`he_normal`. The bias starts at zero.
+        The generator of the initial weight, see :func:`he_normal`. The bias starts at zero.
 
     Attributes
     ----------
@@ -456,11 +504,11 @@ class Linear(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        in_features = _positive("Linear", "in_features", in_features)
-        out_features = _positive("Linear", "out_features", out_features)
-        self.weight = Parameter(he_normal((out_features, in_features), dtype, rng), "weight")
-        self.bias = Parameter(np.zeros(out_features, dtype), "bias") if bias else None
+        shape = _cpu.settle_linear_layer("Linear", in_features, out_features, bias, _dtype(dtype))
+        self.weight = Parameter(he_normal(shape, dtype, rng), "weight")
+        self.bias = Parameter(np.zeros(shape[0], dtype), "bias") if bias else None
 
+    @quiet
     def forward(self, input: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Multiply the rows of `input`, which is also the context."""
         check_array("Linear", "input", input)
@@ -478,6 +526,7 @@ class Linear(Module):
             output += self.bias.value
         return output.reshape(*input.shape[:-1], weight.shape[0]), input
 
+    @quiet
     def backward(
         self, grad_output: FloatArray, context: FloatArray, *, need_grad_input: bool = True
     ) -> FloatArray | None:
@@ -513,9 +562,9 @@ def _as_kernels(matrix: FloatArray) -> FloatArray:
 
 
 class Sequential(Module):
-    """Run layers one after another; each is called as it stands, nothing is fused or reordered.
+    """Run layers one after another, without fusion or reordering.
 
-    The layers are named "0", "1", ... in :meth:`state_dict`; ``network[i]``, ``len`` and iteration give them back.
+    The layers are named "0", "1", ... in :meth:`state_dict`; ``network[i]``, ``len`` and iteration work on them.
     """
 
     def __init__(self, *layers: Module) -> None:
@@ -536,7 +585,7 @@ class Sequential(Module):
         self, grad_output: FloatArray, context: list[Any], *, need_grad_input: bool = True
     ) -> FloatArray | None:
         """Run the layers' backward passes in reverse order."""
-        # Where the input's gradient is not asked for, the pass ends at the first layer that has parameters.
+        # Without the gradient of the input, the pass ends at the first layer that has parameters.
         first = 0 if need_grad_input else self._first_with_parameters()
         grad: Any = grad_output
         for position in reversed(range(first, len(self.layers))):
@@ -549,7 +598,7 @@ class Sequential(Module):
         return next(positions, len(self.layers))
 
     def __call__(self, input: FloatArray) -> FloatArray:
-        """Run all layers for inference: what lies between two layers is freed as soon as the second has run."""
+        """Run all layers for inference; an intermediate result is freed as soon as the next layer has run."""
         output = input
         for layer in self.layers:
             output = layer(output)

@@ -1,4 +1,4 @@
-"""Loss functions: ``forward`` gives the loss and a context, ``backward`` the gradient of the scores."""
+"""Loss functions: ``forward`` returns the loss and a context, ``backward`` the gradient of the scores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .._cpu import ShapeError
 from .._devices import namespace_of
+from .._quiet import quiet
 from .._types import FloatArray
 from .module import check_array
 
@@ -18,20 +19,20 @@ REDUCTIONS = ("mean", "sum")
 
 
 class _Classified(NamedTuple):
-    """What the backward pass needs: the softmax of the scores, and the labels."""
+    """The context: the softmax of the scores, and the labels."""
 
     probabilities: FloatArray
     labels: IntArray
 
 
 def _rows(labels: IntArray) -> IntArray:
-    """Return the numbers of the rows, an array of the library of `labels`."""
+    """Return the row numbers as an array of the library of `labels`."""
     rows: IntArray = namespace_of(labels).arange(len(labels))
     return rows
 
 
 def _outside(input: FloatArray, labels: IntArray) -> npt.NDArray[np.bool_]:
-    """Tell which labels are not a class."""
+    """Return which labels are not a class."""
     outside: npt.NDArray[np.bool_] = (labels < 0) | (labels >= input.shape[1])
     return outside
 
@@ -59,10 +60,15 @@ class CrossEntropyLoss:
     """
 
     def __init__(self, reduction: str = "mean") -> None:
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"CrossEntropyLoss: reduction is {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
         self.reduction = reduction
+        self._check_reduction()
 
+    def _check_reduction(self) -> None:
+        if not isinstance(self.reduction, str) or self.reduction not in REDUCTIONS:
+            expected = ", ".join(REDUCTIONS)
+            raise ShapeError(f"CrossEntropyLoss: reduction is {self.reduction!r}, expected one of {expected}")
+
+    @quiet
     def forward(self, input: FloatArray, labels: IntArray) -> tuple[Any, _Classified]:
         """Compute the loss.
 
@@ -81,11 +87,11 @@ class CrossEntropyLoss:
         Raises
         ------
         ShapeError
-            Where the shapes do not fit, or a mean over no rows is asked for.
+            For inconsistent shapes, and for a mean over no rows.
         TypeError
             Where the input is not floating point or the labels are not integers.
         ValueError
-            Where a label is not a class. On a GPU, whose work nothing here waits for, the loss is NaN instead.
+            Where a label is not a class. On a GPU the loss is NaN instead, since nothing waits for the device.
         """
         self._check(input, labels)
         shifted = input - input.max(axis=1, keepdims=True)
@@ -98,6 +104,7 @@ class CrossEntropyLoss:
         loss = losses.mean() if self.reduction == "mean" else losses.sum()
         return loss, _Classified(exponentials / sums, labels)
 
+    @quiet
     def backward(self, context: _Classified) -> FloatArray:
         """Return the gradient of the loss with respect to the input, shape (N, classes): softmax minus one-hot."""
         grad = context.probabilities.copy()
@@ -111,6 +118,7 @@ class CrossEntropyLoss:
         return self.forward(input, labels)[0]
 
     def _check(self, input: FloatArray, labels: IntArray) -> None:
+        self._check_reduction()
         check_array("CrossEntropyLoss", "input", input)
         check_array("CrossEntropyLoss", "labels", labels)
         if input.ndim != 2 or input.shape[1] == 0:
@@ -124,7 +132,7 @@ class CrossEntropyLoss:
         if self.reduction == "mean" and input.shape[0] == 0:
             raise ShapeError("CrossEntropyLoss: input has no rows, so there is no mean")
         if not isinstance(labels, np.ndarray):
-            return  # to look at the labels is to wait for the device: their loss is NaN
+            return  # reading the labels would wait for the device; forward makes their loss NaN
         outside = _outside(input, labels)
         if outside.any():
             row = int(outside.argmax())

@@ -1,8 +1,8 @@
-"""What every layer is made of: :class:`Parameter` (a value and its gradient) and :class:`Module` (a tree of them).
+"""The base of every layer: :class:`Parameter` (a value and its gradient) and :class:`Module` (a tree of them).
 
-NumPy's functions follow the library of their array arguments, so the code of ``convx.nn`` and ``convx.optim`` makes
-every new array from one that it was given (``zeros_like``, operators, methods) and names no library: parameters that
-are CuPy's make a network that runs on the GPU.
+NumPy's functions follow the library of their array arguments. So the code of ``convx.nn`` and ``convx.optim`` derives
+every new array from an argument (``zeros_like``, operators, methods) and names no library: a network with CuPy's
+parameters runs on the GPU.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 
 from .._cpu import ShapeError
 from .._devices import moved, moved_like
+from .._quiet import quiet
 from .._types import FloatArray
 
 ModuleT = TypeVar("ModuleT", bound="Module")
 
 
 def check_array(owner: str, name: str, value: Any) -> None:
-    """Raise TypeError where `value` is no array: a list has no shape and no dtype, a tensor none of NumPy's dtypes."""
+    """Raise TypeError where `value` is not an array: a list has no shape and dtype, a tensor no dtype of NumPy."""
     if not (hasattr(value, "shape") and isinstance(getattr(value, "dtype", None), np.dtype)):
         raise TypeError(f"{owner}: {name} is {type(value).__name__}, expected an array of NumPy or CuPy")
 
@@ -35,7 +36,7 @@ class Parameter:
     value : array
         The values; optimisers change them in place.
     name : str
-        What error messages call it, such as ``"weight"``.
+        The name in error messages, such as ``"weight"``.
 
     Attributes
     ----------
@@ -49,17 +50,18 @@ class Parameter:
         self.name = name
         self.grad: FloatArray | None = None
 
+    @quiet
     def accumulate(self, grad: FloatArray) -> None:
-        """Add `grad` to the gradient. The first one is kept without a copy: it must not be changed afterwards."""
+        """Add `grad` to the gradient. The first gradient is not copied: do not change it afterwards."""
         if grad.shape != self.value.shape:
             raise ShapeError(f"{self.name}: gradient has shape {grad.shape}, expected {self.value.shape}")
         if grad.dtype != self.value.dtype:
             raise TypeError(f"{self.name}: gradient has dtype {grad.dtype}, expected {self.value.dtype}")
-        # Not in place: the array kept from the first call may be referred to elsewhere.
+        # Not in place: the array of the first call may have other references.
         self.grad = grad if self.grad is None else self.grad + grad
 
     def zero_grad(self) -> None:
-        """Forget the gradient (set it to None)."""
+        """Set the gradient to None."""
         self.grad = None
 
     def __repr__(self) -> str:
@@ -67,10 +69,10 @@ class Parameter:
 
 
 class Module:
-    """The base of all layers. A network of your own derives from it and defines `forward` and `backward`.
+    """The base class of all layers. A user's network derives from it and defines `forward` and `backward`.
 
-    Parameters and layers that are attributes of a module belong to it, and their dotted attribute names are the names
-    in :meth:`state_dict`.
+    Attributes of a module that are parameters or layers belong to it; their dotted attribute names are the names in
+    :meth:`state_dict`.
 
     Examples
     --------
@@ -97,7 +99,7 @@ class Module:
     """
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, Any]:
-        """Compute the output, and the context that :meth:`backward` needs. Nothing on the module changes."""
+        """Compute the output and the context for :meth:`backward`; the module does not change."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def backward(self, grad_output: FloatArray, context: Any, *, need_grad_input: bool = True) -> Any:
@@ -108,9 +110,9 @@ class Module:
         grad_output : array
             The gradient of the loss with respect to the output of the forward pass.
         context : object
-            What that `forward` returned beside the output.
+            The second result of that `forward`.
         need_grad_input : bool
-            False skips the gradient of the input (a network's first layer has no use for it) and returns None.
+            False skips the gradient of the input (a network's first layer does not need it) and returns None.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define backward")
 
@@ -133,7 +135,7 @@ class Module:
                     yield f"{name}.{inner}", parameter
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield every parameter once, with its dotted name (the first one where it is shared)."""
+        """Yield every parameter once, with its dotted name (the first name of a shared parameter)."""
         seen: set[int] = set()
         for name, parameter in self._parameters_by_every_name():
             if id(parameter) not in seen:
@@ -146,15 +148,15 @@ class Module:
             yield parameter
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.zero_grad()
 
     def to(self: ModuleT, array_module: Any) -> ModuleT:
-        """Make all parameters and gradients arrays of another library, and return the module itself.
+        """Convert all parameters and gradients to arrays of another library, and return the module itself.
 
-        The layers work where their parameters and inputs lie: ``network.to(cupy)`` and inputs made with CuPy train on
-        CuPy's current device. Do it before an optimizer's first step: what the optimizer keeps stays where it is.
+        The layers run on the device of their parameters and inputs: ``network.to(cupy)`` and CuPy inputs train on
+        CuPy's current device. Call it before an optimizer's first step, since the optimizer's state does not move.
 
         Parameters
         ----------
@@ -179,13 +181,14 @@ class Module:
     def state_dict(self) -> dict[str, FloatArray]:
         """Return copies of all parameter values under their dotted names.
 
-        A parameter that is reachable by several names stands there under each, as in PyTorch; unlike PyTorch's, the
-        arrays are copies, so a state dict taken before further training stays what it was.
+        A shared parameter appears under each of its names, as in PyTorch. Unlike PyTorch's, the arrays are copies:
+        later training does not change a state dict.
         """
         return {name: parameter.value.copy() for name, parameter in self._parameters_by_every_name()}
 
+    @quiet
     def load_state_dict(self, state_dict: Mapping[str, FloatArray]) -> None:
-        """Copy `state_dict` into the parameters, in place. Either everything is loaded or nothing.
+        """Copy `state_dict` into the parameters, in place; all of them or, after an error, none.
 
         Raises
         ------
@@ -218,14 +221,14 @@ class Module:
             np.savez(file, **arrays)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Load what :meth:`save` wrote; nothing in the file is ever executed.
+        """Load a file of :meth:`save`; nothing in the file is executed.
 
         Raises
         ------
         OSError
             Where the file cannot be read.
         ValueError
-            Where it is not an npz file; and everything that :meth:`load_state_dict` raises.
+            Where it is not an npz file. Errors of :meth:`load_state_dict` are raised too.
         """
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):

@@ -13,7 +13,8 @@ Nothing of it is compiled against PyTorch: it works with the version that is ins
 convx` alone does not load PyTorch.
 """
 
-from . import _flops, _recording, _shapes, _threads, _vmap  # noqa: F401  what PyTorch is told of the operations
+from . import _flops, _quantization, _recording, _shapes, _threads, _vmap  # noqa: F401  what PyTorch is told
+from ._decompositions import decompositions
 from .convert import Conversion, convert, revert
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
 from .modules import Conv2d, ConvTranspose2d, MaxPool2d, ReLU, ReLU6, Sequential
@@ -30,6 +31,7 @@ __all__ = [
     "conv2d_relu_max_pool2d",
     "conv_transpose2d",
     "convert",
+    "decompositions",
     "max_pool2d",
     "relu",
     "revert",

@@ -44,7 +44,7 @@ def way(first: Any, *others: Any) -> Way:
     if not on_cpu:
         if not all(each.is_cuda for each in (first, *others)):
             return Way.DISPATCHER
-        # On the CPU autocast changes neither of the two dtypes; on CUDA it leaves its own and float64.
+        # On CUDA autocast leaves its own dtype and float64.
         if torch.is_autocast_enabled("cuda") and dtype not in (torch.float64, torch.get_autocast_dtype("cuda")):
             return Way.DISPATCHER
     return Way.RECORDED if recorded and torch.is_grad_enabled() else Way.KERNEL
@@ -66,12 +66,15 @@ def destination(op: str, out: object, like: Tensor) -> Tensor:
 
 
 def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
-    """Return the tensors as autocast wants them, and whether it converted one; raise for what cannot be worked on.
+    """Return the tensors as autocast on CUDA wants them, and whether it converted one; raise for unusable ones.
 
     The first one decides the device and dtype of all; `bias` may be None.
     """
     if torch._C._get_tracing_state() is not None:
-        raise NotImplementedError(f"{op}: torch.jit.trace does not know convx's operations: use torch.export")
+        raise NotImplementedError(
+            f"{op}: torch.jit.trace does not know convx's operations: use torch.export, torch.onnx.export with "
+            "dynamo=True, or convx.torch.revert for the model that is traced"
+        )
     (first_name, first), *_ = named.items()
     for name, tensor in named.items():
         if tensor is None and name == "bias":
@@ -82,8 +85,8 @@ def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
             raise ShapeError(f"{op}: {name} is on device {tensor.device}, expected {first.device} as {first_name} is")
     kind = first.device.type
     tensors = list(named.values())
-    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind):
-        tensors = [_cast(op, kind, tensor) for tensor in tensors]
+    if kind == "cuda" and torch.is_autocast_enabled(kind):  # on the CPU: _autocast.py
+        tensors = [_cast(op, tensor) for tensor in tensors]
     dtype = tensors[0].dtype
     for name, tensor in zip(named, tensors, strict=True):
         if tensor is None:
@@ -162,15 +165,13 @@ def _nature(tensor: Tensor) -> str:
     return f"on device {tensor.device}" if type(tensor) in TYPES else f"a {_kind(tensor)}"
 
 
-def _cast(op: str, kind: str, tensor: Tensor | None) -> Tensor | None:
-    """Convert a floating tensor as autocast asks for; float64 stays, as in PyTorch's own operations.
+def _cast(op: str, tensor: Tensor | None) -> Tensor | None:
+    """Convert a floating tensor as autocast on CUDA asks for; float64 stays, as in PyTorch's own operations.
 
-    On the CPU everything runs in float32. On CUDA a convolution runs in the dtype of autocast, the rest in its own.
+    A convolution runs in the dtype of autocast, the rest in its own.
     """
     if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor
-    if kind == "cpu":
-        return tensor.to(torch.float32)
     return tensor.to(torch.get_autocast_dtype("cuda")) if "conv" in op else tensor
 
 

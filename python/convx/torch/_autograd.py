@@ -358,14 +358,15 @@ class Fused(torch.autograd.Function):
     def forward(
         ctx: Any, run: Any, settled: bool, input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep the input, the weight and the codes: the output of the convolution never exists."""
+        """Keep the codes, the input for grad_weight and the weight for grad_input; the convolution never exists."""
         output, codes = run(input, weight, bias, *options)
-        ctx.save_for_backward(input, weight, codes)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(input if needs[3] else None, weight if needs[2] else None, codes)
         if settled:
             ctx.save_for_forward(input, weight, codes)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(codes)
-        ctx.state = settled, options
+        ctx.state = settled, (input.shape, weight.shape), _kernels.channels_last(input), options
         return output, codes
 
     @staticmethod
@@ -375,21 +376,25 @@ class Fused(torch.autograd.Function):
             return (None,) * 13
         input, weight, codes = ctx.saved_tensors
         mask = ctx.needs_input_grad[2:5]
-        settled, options = ctx.state
+        settled, sizes, last, options = ctx.state
         if not settled and plain(grad):
-            gradients = _kernels.conv2d_relu_max_pool2d_backward(grad, input, weight, codes, *options, mask)
+            gradients = _kernels.conv2d_relu_max_pool2d_backward(
+                grad, input, weight, codes, *sizes, last, *options, mask
+            )
         else:
             if not settled:
-                op = "conv2d_relu_max_pool2d_backward"
-                options = _options.fused_options(op, input.shape, weight.shape, *options)
-            gradients = fused_backward(grad, input, weight, codes, options, mask)
+                options = _options.fused_options("conv2d_relu_max_pool2d_backward", *sizes, *options)
+            if input is not None and weight is not None:
+                gradients = fused_backward(grad, input, weight, codes, options, mask)
+            else:
+                gradients = fused_gradients(grad, input, weight, codes, sizes, last, options, mask)
         return None, None, *gradients, *(None,) * 8
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
         """Gather the tangent of the convolution's output; dead cells have none."""
         input, weight, codes = ctx.saved_tensors
-        conv, pool = parts(ctx.state[1])
+        conv, pool = parts(ctx.state[3])
         _, _, of_input, of_weight, of_bias, *_ = tangents
         found = _conv_tangent(input, weight, of_input, of_weight, of_bias, conv)
         return _library.max_pool2d_gather(found, codes, *pool), None
@@ -405,15 +410,20 @@ def fused_backward(
 
 
 def fused_gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, codes: Tensor, options: Any, mask: Any
-) -> tuple[Tensor, ...]:
-    """Return the same by the three parts, which can be differentiated."""
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    codes: Tensor,
+    sizes: Any,
+    last: bool,
+    options: Any,
+    mask: Any,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the same by the three parts, which can be differentiated; as `conv2d_gradients`."""
     conv, pool = parts(options)
-    size = _options.conv_output_size(input.shape, weight.shape, *conv[:3])
+    size = _options.conv_output_size(*sizes, *conv[:3])
     dense = _library.max_pool2d_backward(grad, codes, size, *pool)
-    last = _kernels.channels_last(input)
-    gradients = conv2d_gradients(dense, input, weight, (input.shape, weight.shape), last, mask, conv)
-    return tuple(grad.new_empty(0) if each is None else each for each in gradients)
+    return conv2d_gradients(dense, input, weight, sizes, last, mask, conv)
 
 
 def _settled_conv(ctx: Any) -> Any:

@@ -15,10 +15,12 @@ from .._cpu import PreparedWeight, ShapeError
 from ..ops import check_precision
 from . import _autograd, _kernels, _library, _options
 from ._arguments import Way, checked, destination, expect_tensor, selection, way
+from ._autocast import LOWER, in_float32
 
 _CODES = {torch.uint8: "codes"}
 
 
+@in_float32(LOWER)
 def conv2d(
     input: Tensor, weight: Any, bias: Tensor | None, activation: object, *options: Any, out: Tensor | None = None
 ) -> Tensor:
@@ -75,6 +77,7 @@ def _refuse_out(op: str, out: Tensor | None) -> None:
         )
 
 
+@in_float32(LOWER)
 def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     """Run conv_transpose2d: stride, padding, output_padding, groups, dilation, algorithm, precision."""
     op = "conv_transpose2d"
@@ -100,6 +103,7 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None, *option
     return result if bias is None else result + bias[:, None, None]  # type: ignore[no-any-return]
 
 
+@in_float32(1, 2, 0)
 def conv_transpose2d_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor, mask: tuple[bool, bool, bool], *options: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -123,6 +127,7 @@ def conv_transpose2d_backward(
     )
 
 
+@in_float32(1, 2, 0)
 def conv2d_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor, mask: tuple[bool, bool, bool], *options: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -147,6 +152,7 @@ def conv2d_backward(
     return _autograd.conv2d_gradients(grad_output, input, weight, (input.shape, weight.shape), last, mask, settled)
 
 
+@in_float32(0)
 def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
     """Run relu."""
     found = way(input)
@@ -164,6 +170,7 @@ def relu(input: Tensor, out: Tensor | None = None) -> Tensor:
     return _library.relu(input)  # type: ignore[no-any-return]
 
 
+@in_float32(0)
 def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
     """Run relu_backward."""
     op = "relu_backward"
@@ -180,6 +187,7 @@ def relu_backward(grad_output: Tensor, output: Tensor, out: Tensor | None = None
     return _library.relu_backward(grad_output, output)  # type: ignore[no-any-return]
 
 
+@in_float32(0)
 def max_pool2d(input: Tensor, choice: Literal["indices", "codes"] | None, *options: Any) -> Any:
     """Run max_pool2d with `PoolOptions`; with a `choice` the result is a pair."""
     indices = choice == "indices"
@@ -205,6 +213,7 @@ def max_pool2d(input: Tensor, choice: Literal["indices", "codes"] | None, *optio
     return _library.max_pool2d(input, *settled)
 
 
+@in_float32(0)
 def max_pool2d_backward(grad_output: Tensor, choice: Any, size: tuple[int, ...], *options: Any) -> Tensor:
     """Run max_pool2d_backward with `PoolOptions`; `size` is that of the input."""
     op = "max_pool2d_backward"
@@ -222,6 +231,7 @@ def max_pool2d_backward(grad_output: Tensor, choice: Any, size: tuple[int, ...],
     return _library.max_pool2d_backward(grad_output, choice, size, *settled)  # type: ignore[no-any-return]
 
 
+@in_float32(LOWER)
 def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
     """Run the fused operation with `FusedOptions`; return the output and the codes."""
     op = "conv2d_relu_max_pool2d"
@@ -243,6 +253,7 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
     return _library.conv2d_relu_max_pool2d(input, weight, bias, *settled)  # type: ignore[no-any-return]
 
 
+@in_float32(1, 2, 0)
 def conv2d_relu_max_pool2d_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor, codes: Any, mask: tuple[bool, bool, bool], *options: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -259,7 +270,8 @@ def conv2d_relu_max_pool2d_backward(
         return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
     _expect_images(op, grad_output=grad_output, input=input, codes=codes)
     if plain:
-        return _kernels.conv2d_relu_max_pool2d_backward(grad_output, input, weight, codes, *options, mask)
+        sizes, last = (input.shape, weight.shape), _kernels.channels_last(input)
+        return _kernels.conv2d_relu_max_pool2d_backward(grad_output, input, weight, codes, *sizes, last, *options, mask)
     if codes.shape != grad_output.shape:
         found, expected = tuple(codes.shape), tuple(grad_output.shape)
         raise ShapeError(f"{op}: codes has shape {found}, expected {expected} as grad_output has")

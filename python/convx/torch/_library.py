@@ -131,7 +131,7 @@ def _max_pool2d_gather(
     dilation: list[int],
     ceil_mode: bool,
 ) -> Tensor:
-    """Take from `input` the cells that were chosen; 0 for code 255."""
+    """Take from `input` the cells that were chosen; 0 for code 255, and for index -1 of a window without a cell."""
     h, w = input.shape[2:]
     dead = None
     if choice.dtype == torch.uint8:
@@ -143,6 +143,9 @@ def _max_pool2d_gather(
         column = columns + tap % kernel_size[1] * dilation[1]
         # Dead windows may have no tap inside the image; what is read for them is not used.
         choice = row.clamp(0, h - 1) * w + column.clamp(0, w - 1)
+    elif tuple(dilation) != (1, 1):  # only dilation carries a window over the image
+        dead = choice < 0
+        choice = choice.clamp(min=0)
     result = input.flatten(2).gather(2, choice.flatten(2)).reshape(choice.shape)
     if dead is not None:
         result.masked_fill_(dead, 0)
@@ -184,8 +187,9 @@ def _conv2d_relu_max_pool2d_backward(
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
     pool = (pool_kernel_size, pool_stride, sides(pool_padding))
+    images = grad_output, input, weight, codes, input.shape, weight.shape, _kernels.channels_last(input)
     gradients = _kernels.conv2d_relu_max_pool2d_backward(
-        grad_output, input, weight, codes, stride, sides(padding), dilation, groups, *pool, precision, output_mask
+        *images, stride, sides(padding), dilation, groups, *pool, precision, output_mask
     )
     return tuple(grad_output.new_empty(0) if each is None else each for each in gradients)
 

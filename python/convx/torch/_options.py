@@ -6,12 +6,15 @@ wrong with the numbers is found later, by the check that all have in common.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._cpu import ShapeError
+from .._devices import described
 
 _RULES = ("valid", "same", "same_lower")
 
@@ -33,7 +36,8 @@ def conv_options(
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     padding = sides(op, "padding", padding, input_size, weight_size[2:], stride, dilation)
     mode = padding_mode if isinstance(padding_mode, str) else ",".join(map(str, padding_mode))
-    return stride, padding, dilation, groups, mode, float(padding_value), algorithm, precision
+    groups = integer(op, "groups", groups)
+    return stride, padding, dilation, groups, mode, number(op, "padding_value", padding_value), algorithm, precision
 
 
 def pool_options(
@@ -41,7 +45,7 @@ def pool_options(
 ) -> tuple[Any, ...]:
     """Settle the options of a pooling of 4-D images."""
     kernel = pair(op, "kernel_size", kernel_size)
-    stride = kernel if stride is None else pair(op, "stride", stride)
+    stride = _or_kernel(op, "stride", stride, kernel)
     dilation = pair(op, "dilation", dilation)
     return kernel, stride, sides(op, "padding", padding, input_size, kernel, stride, dilation), dilation, ceil_mode
 
@@ -64,7 +68,7 @@ def fused_options(
         op, input_size, weight_size, stride, padding, dilation, groups, "zeros", 0.0, "auto", precision
     )[:4]
     kernel = pair(op, "pool_kernel_size", pool_kernel_size)
-    pool_stride = kernel if pool_stride is None else pair(op, "pool_stride", pool_stride)
+    pool_stride = _or_kernel(op, "pool_stride", pool_stride, kernel)
     size = conv_output_size(input_size, weight_size, *conv[:3])
     pool_padding = sides(op, "pool_padding", pool_padding, size, kernel, pool_stride, (1, 1))
     return *conv, kernel, pool_stride, pool_padding, precision
@@ -94,6 +98,7 @@ def transposed(
     extra = pair(op, "output_padding", output_padding)
     reached = [n, c, *(size * step for size, step in zip(pixels, stride, strict=True))]
     around = sides(op, "padding", padding, reached, weight_size[2:], stride, dilation)
+    groups = integer(op, "groups", groups)
     size, cut, beyond = [n, weight_size[1] * groups], [], []
     for axis in (0, 1):
         if not 0 <= extra[axis] < max(stride[axis], dilation[axis]):
@@ -141,11 +146,61 @@ def pool_output_size(
 
 def pair(op: str, name: str, value: Any) -> tuple[Any, Any]:
     """Return (h, w)."""
-    if _is_integer(value):
-        return value, value
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(map(_is_integer, value)):
-        raise _refusal(op, name, value, "an integer or a pair of integers (height, width)")
-    return value[0], value[1]
+    expected = "an integer or a pair of integers (height, width)"
+    entries = _entries(value)
+    if entries is None:
+        number = integer(op, name, value, expected)
+        return number, number
+    if len(entries) not in (1, 2):
+        raise ShapeError(f"{op}: {name} is {value!r}, expected {expected}")
+    return integer(op, name, entries[0]), integer(op, name, entries[-1])
+
+
+def integer(op: str, name: str, value: Any, expected: str = "an integer") -> Any:
+    """Return the number that stands for an integer of Python, NumPy or a tensor; a symbol stays what it is."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{op}: {name} is {described(type(value))}, expected {expected}")
+
+
+def number(op: str, name: str, value: Any) -> float:
+    """Return a number of Python, NumPy or a tensor as a float."""
+    if not isinstance(value, (str, bool, np.bool_, np.complexfloating)):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise TypeError(f"{op}: {name} is {described(type(value))}, expected a number")
+
+
+def sizes(op: str, name: str, value: Any) -> tuple[Any, ...]:
+    """Return a shape."""
+    entries = _entries(value)
+    if entries is None or getattr(value, "ndim", 1) > 1:
+        raise TypeError(f"{op}: {name} is {described(type(value))}, expected a tuple of integers")
+    return tuple(integer(op, name, size) for size in entries)
+
+
+def torch_pair(value: Any) -> Any:
+    """Return an option of a layer of torch.nn as (h, w), from every form that PyTorch broadcasts; all else as it is.
+
+    Layers keep what they were made with: integers of Python, NumPy and 0-d tensors, alone or in sequences of 1 or 2.
+    """
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
+    entries = value if isinstance(value, (tuple, list)) else (value,)
+    if len(entries) not in (1, 2) or any(isinstance(each, bool) for each in entries):
+        return value
+    try:
+        numbers = [each if isinstance(each, torch.SymInt) else operator.index(each) for each in entries]
+    except TypeError:
+        return value
+    return numbers[0], numbers[-1]
 
 
 def taps(op: str, kernel_size: Any) -> int:
@@ -158,11 +213,9 @@ def sides(
     op: str, name: str, value: Any, size: Sequence[Any], kernel: Sequence[Any], stride: Any, dilation: Any
 ) -> tuple[Any, ...]:
     """Return (top, bottom, left, right) for images of a 4-D `size`."""
-    if _is_integer(value):
-        return value, value, value, value
     if isinstance(value, str):
         if value not in _RULES:
-            raise _refusal(op, name, value, '"valid", "same" or "same_lower"')
+            raise ShapeError(f'{op}: {name} is {value!r}, expected "valid", "same" or "same_lower"')
         if value == "valid":
             return 0, 0, 0, 0
         found: list[Any] = []
@@ -174,15 +227,43 @@ def sides(
             smaller = total // 2
             found += [smaller, total - smaller] if value == "same" else [total - smaller, smaller]
         return tuple(found)
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        return (*pair(op, name, value[0]), *pair(op, name, value[1]))
-    raise _refusal(op, name, value, "an integer, (height, width), ((top, bottom), (left, right)) or a rule")
+    expected = "an integer, (height, width), ((top, bottom), (left, right)) or a rule"
+    entries = _entries(value)
+    if entries is None or (len(entries) == 1 and _entries(entries[0]) is None):
+        return (integer(op, name, value if entries is None else entries[0], expected),) * 4
+    if len(entries) != 2:
+        raise ShapeError(f"{op}: {name} is {value!r}, expected {expected}")
+    return (*pair(op, name, entries[0]), *pair(op, name, entries[1]))
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) or hasattr(value, "__index__")
+def expect_half_windows(op: str, padding: Any, kernel_size: Any, dilation: Any = 1) -> None:
+    """Raise in PyTorch's words where padding is more than half of the window; `convx.max_pool2d` takes more.
+
+    What is no padding or no size at all is left to the check that all have in common.
+    """
+    if isinstance(padding, str):  # the rules never pad more
+        return
+    try:
+        kernel, steps = pair(op, "kernel_size", kernel_size), pair(op, "dilation", dilation)
+        around = sides(op, "padding", padding, (), kernel, (1, 1), steps)
+    except (TypeError, ShapeError):
+        return
+    for index, side in enumerate(around):
+        size, step = kernel[index // 2], steps[index // 2]
+        if size > 0 and step > 0 and side > (step * (size - 1) + 1) // 2:
+            raise ShapeError(
+                f"{op}: pad should be at most half of effective kernel size, but got pad={side}, "
+                f"kernel_size={size} and dilation={step}"
+            )
 
 
-def _refusal(op: str, name: str, value: Any, expected: str) -> Exception:
-    kind = ShapeError if isinstance(value, (str, tuple, list)) else TypeError
-    return kind(f"{op}: {name} is {value!r}, expected {expected}")
+def _entries(value: Any) -> Sequence[Any] | None:
+    """Return what stands for the axes, where `value` is a tuple, a list or an array with axes; None for all else."""
+    if isinstance(value, (tuple, list)):
+        return value
+    return tuple(value) if isinstance(value, np.ndarray) and value.ndim else None
+
+
+def _or_kernel(op: str, name: str, stride: Any, kernel: tuple[Any, Any]) -> tuple[Any, Any]:
+    entries = _entries(stride)
+    return kernel if stride is None or (entries is not None and len(entries) == 0) else pair(op, name, stride)

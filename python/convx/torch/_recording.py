@@ -75,7 +75,9 @@ def _derived_fused_backward(grad: Tensor, input: Tensor, weight: Tensor, codes: 
     if not _watched(grad, input, weight):
         return _fused_backward(grad, input, weight, codes, *options)
     *fused, mask = options
-    return _autograd.fused_gradients(grad, input, weight, codes, fused, mask)
+    sizes, last = (input.shape, weight.shape), _kernels.channels_last(input)
+    found = _autograd.fused_gradients(grad, input, weight, codes, sizes, last, fused, mask)
+    return tuple(grad.new_empty(0) if each is None else each for each in found)
 
 
 def _one_level(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import _cpu, _devices
+from .. import _devices
 from .._cpu import ShapeError
 from ..ops import check_precision
-from . import _calls, _kernels
+from . import _calls, _kernels, _options
 from ._arguments import selection, unrecorded
+from ._autocast import LOWER, in_float32
 
 
+@in_float32(LOWER, writes_out=True)
 def conv2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     """As `convx._cpu.conv2d`, with precision behind the algorithm."""
     *geometry, activation, layout, algorithm, precision, out = options
@@ -30,6 +31,7 @@ def conv2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     return _restored(result, last) if out is None else _written(out)
 
 
+@in_float32(1, 2, 0)
 def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
     """As `convx._cpu.conv2d_backward`, with precision behind the algorithm."""
     *geometry, layout, algorithm, precision, mask, per_sample = options
@@ -44,6 +46,7 @@ def conv2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any)
     return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
 
 
+@in_float32(0)
 def conv2d_grad_norms(grad_output: Tensor, input: Any, *options: Any) -> Any:
     """As `convx._cpu.conv2d_grad_norms`, with precision at the end."""
     *rest, precision = options
@@ -51,6 +54,7 @@ def conv2d_grad_norms(grad_output: Tensor, input: Any, *options: Any) -> Any:
     return _unrecorded("conv2d_grad_norms", tensors, rest, precision)
 
 
+@in_float32(LOWER, writes_out=True)
 def conv_transpose2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     """As `convx._cpu.conv_transpose2d`, with precision behind the algorithm."""
     *geometry, layout, algorithm, precision, out = options
@@ -61,6 +65,7 @@ def conv_transpose2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> An
     return _restored(_calls.conv_transpose2d(_nchw(input, last), weight, bias, *geometry, algorithm, precision), last)
 
 
+@in_float32(1, 2, 0)
 def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *options: Any) -> Any:
     """As `convx._cpu.conv_transpose2d_backward`, with precision behind the algorithm."""
     *geometry, layout, algorithm, precision, mask = options
@@ -71,24 +76,29 @@ def conv_transpose2d_backward(grad_output: Tensor, input: Any, weight: Any, *opt
     return None if gradients[0] is None else _restored(gradients[0], last), *gradients[1:]
 
 
+@in_float32(0, writes_out=True)
 def relu(input: Tensor, return_mask: Any, out: Any) -> Any:
     """As `convx._cpu.relu`."""
     if return_mask is not False:
-        return _unrecorded("relu", unrecorded("relu", out, input=input), (return_mask, out))
+        tensors = unrecorded("relu", out, input=input)
+        return _unrecorded("relu", tensors, (return_mask, torch.empty_like(tensors["input"]) if out is None else out))
     result = _calls.relu(input, out)
     return result if out is None else _written(out)
 
 
+@in_float32(0, writes_out=True)
 def relu_backward(grad_output: Tensor, output: Any, out: Any) -> Tensor:
     """As `convx._cpu.relu_backward`."""
     if isinstance(output, Tensor) and output.dtype == torch.uint8:
         tensors = unrecorded("relu_backward", out, grad_output=grad_output)
         mask = selection("relu_backward", "output", output, grad_output, "grad_output", {torch.uint8: "a mask of relu"})
+        out = torch.empty_like(tensors["grad_output"]) if out is None else out
         return _unrecorded("relu_backward", tensors | {"output": mask}, (out,))  # type: ignore[no-any-return]
     result = _calls.relu_backward(grad_output, output, out)
     return result if out is None else _written(out)
 
 
+@in_float32(0)
 def max_pool2d(input: Tensor, *options: Any) -> Any:
     """As `convx._cpu.max_pool2d`."""
     *pool, layout, indices, codes = options
@@ -101,19 +111,18 @@ def max_pool2d(input: Tensor, *options: Any) -> Any:
     return _restored(found, last)
 
 
+@in_float32(0)
 def max_pool2d_backward(grad_output: Tensor, choice: Any, input_shape: Sequence[int], *options: Any) -> Tensor:
     """As `convx._cpu.max_pool2d_backward`."""
     *pool, layout = options
     last = _last("max_pool2d_backward", layout)
-    if not isinstance(input_shape, (tuple, list)):
-        kind = type(input_shape).__qualname__
-        raise TypeError(f"max_pool2d_backward: input_shape has type {kind}, expected a tuple of integers")
-    size = tuple(input_shape)
+    size = _options.sizes("max_pool2d_backward", "input_shape", input_shape)
     if last and len(size) >= 3:
         size = (*size[:-3], size[-1], size[-3], size[-2])
     return _restored(_calls.max_pool2d_backward(_nchw(grad_output, last), _nchw(choice, last), size, *pool), last)
 
 
+@in_float32(LOWER)
 def conv2d_relu_max_pool2d(input: Tensor, weight: Any, bias: Any, *options: Any) -> Any:
     """As `convx._cpu.conv2d_relu_max_pool2d`, with precision at the end."""
     *fused, layout, precision = options
@@ -122,6 +131,7 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Any, bias: Any, *options: Any)
     return _restored(output, last), _restored(codes, last)
 
 
+@in_float32(1, 2, 0)
 def conv2d_relu_max_pool2d_backward(grad_output: Tensor, input: Any, weight: Any, codes: Any, *options: Any) -> Any:
     """As `convx._cpu.conv2d_relu_max_pool2d_backward`, with precision in front of the mask."""
     *fused, layout, precision, mask = options
@@ -151,7 +161,7 @@ def _unrecorded(
             check_precision(op, precision)
         arrays = [None if each is None else _kernels.as_array(each) for each in tensors.values()]
         shared = {number: _kernels.as_array(each) for number, each in outs.items()}
-        found = getattr(_cpu, op)(*arrays, *(shared.get(id(each), each) for each in (*rest, *after)))
+        found = getattr(_kernels.cpu, op)(*arrays, *(shared.get(id(each), each) for each in (*rest, *after)))
         outs = {id(shared[number]): each for number, each in outs.items()}
     if isinstance(found, tuple):
         return tuple(_result(each, outs) for each in found)
@@ -161,7 +171,7 @@ def _unrecorded(
 def _result(found: Any, outs: dict[int, Tensor]) -> Tensor | None:
     if id(found) in outs:
         return _written(outs[id(found)])
-    return found if found is None or isinstance(found, Tensor) else torch.from_numpy(np.asarray(found))
+    return found if found is None or isinstance(found, Tensor) else _kernels.tensor_of(found)
 
 
 def _last(op: str, layout: object) -> bool:

@@ -133,7 +133,7 @@ def _match(op: str, name: str, shape: Any, expected: Any) -> None:
         raise ShapeError(f"{op}: {name} has shape {tuple(shape)}, expected {tuple(expected)}")
 
 
-_SHAPES: dict[str, Callable[..., Any]] = {
+SHAPES: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_grad_input": _conv2d_grad_input,
     "conv2d_grad_weight": _conv2d_grad_weight,
@@ -146,5 +146,5 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "conv2d_relu_max_pool2d": _fused,
     "conv2d_relu_max_pool2d_backward": _fused_backward,
 }
-for _name, _function in _SHAPES.items():
+for _name, _function in SHAPES.items():
     torch.library.register_fake(f"convx::{_name}", _function, lib=_library.library)

@@ -47,6 +47,21 @@ def _length(tensor: Tensor, dim: int, axis: int) -> Any:
     return tensor.shape[axis + (dim <= axis)]
 
 
+def _single(tensor: Tensor, dim: int | None) -> tuple[int, ...]:
+    """Return the sizes of one element of the batch."""
+    shape = tuple(tensor.shape)
+    return shape if dim is None else shape[:dim] + shape[dim + 1 :]
+
+
+def _nothing(size: tuple[int, ...], *operands: Tensor | None) -> tuple[Tensor, int]:
+    """Return the result for a batch of no elements, such as no models: none, with a gradient for each operand.
+
+    Where the batch would join the groups there is nothing to be run: no groups are no convolution.
+    """
+    sums = [each.sum() for each in operands if each is not None]
+    return torch.stack(sums).sum().expand(0, *size), 0
+
+
 def _with_groups(options: Any, factor: int) -> Any:
     stride, padding, dilation, groups, *rest = options
     return stride, padding, dilation, groups * factor, *rest
@@ -57,6 +72,9 @@ def _conv2d(
 ) -> tuple[Tensor, int]:
     of_input, of_weight, of_bias, *_ = dims
     size, groups = info.batch_size, options[3]
+    if not size:
+        sizes = _single(input, of_input), _single(weight, of_weight)
+        return _nothing(_options.conv_output_size(*sizes, *options[:3]), input, weight, bias)
     if of_weight is None:
         own = bias if of_bias is None else None
         activated = relu and of_bias is None
@@ -88,6 +106,8 @@ def _conv2d_grad_input(
     of_grad, of_weight, *_ = dims
     size, groups = info.batch_size, options[3]
     n, c, h, w = input_size
+    if not size:
+        return _nothing((n, c, h, w), grad, weight)
     if of_weight is None:
         found = _library.conv2d_grad_input(_folded(grad, of_grad), weight, (size * n, c, h, w), last, *options)
         return found.unflatten(0, (size, n)), 0
@@ -108,14 +128,14 @@ def _conv2d_grad_weight(
     of_grad, of_input, *_ = dims
     size, groups = info.batch_size, options[3]
     k, c, r, s = weight_size
+    if not size:  # a batch drawn at random for per-sample gradients may be empty
+        return _nothing((k, c, r, s), grad, input)
     if of_input is None:
         found = _library.conv2d_grad_weight(_inside(grad, of_grad, 1, groups), input, (size * k, c, r, s), *options)
         return _outside(found, 0, groups, size), 0
     if of_grad is None:
         found = _library.conv2d_grad_weight(grad, _inside(input, of_input, 1, groups), (k, size * c, r, s), *options)
         return found.unflatten(1, (size, c)), 1
-    if not size:  # a batch drawn at random for per-sample gradients may be empty, and no groups are no convolution
-        return grad.new_empty((0, *weight_size)), 0
     found = _library.conv2d_grad_weight(
         _beside(grad, of_grad), _beside(input, of_input), (size * k, c, r, s), *_with_groups(options, size)
     )
@@ -182,6 +202,11 @@ def _fused_backward(
     of_grad, of_input, of_weight, of_codes, *_ = dims
     *fused, mask = options
     conv, pool = _autograd.parts(fused)
+    if not info.batch_size:
+        channels = _single(weight, of_weight)[:1]
+        sizes = _single(input, of_input), _single(weight, of_weight), channels
+        asked = [size if wanted else (0,) for size, wanted in zip(sizes, mask, strict=True)]
+        return tuple(_nothing(size, grad, input, weight)[0] for size in asked), (0, 0, 0)
     one_input = input if of_input is None else input.select(of_input, 0)
     one_weight = weight if of_weight is None else weight.select(of_weight, 0)
     last = _kernels.channels_last(one_input)

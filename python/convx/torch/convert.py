@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
+from torch.fx import GraphModule
 from torch.jit import ScriptModule
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import modules
+from ._references import references, unregistered
+from ._tracing import has_hooks
 
 __all__ = ["Conversion", "convert", "revert"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_SWAPS: dict[type[nn.Module], type[nn.Module]] = {
+SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: modules.Conv2d,
     nn.ConvTranspose2d: modules.ConvTranspose2d,
     nn.ReLU: modules.ReLU,
     nn.ReLU6: modules.ReLU6,
     nn.MaxPool2d: modules.MaxPool2d,
 }
-_ORIGINALS = {ours: theirs for theirs, ours in _SWAPS.items()} | {modules.Sequential: nn.Sequential}
+_ORIGINALS = {ours: theirs for theirs, ours in SWAPS.items()} | {modules.Sequential: nn.Sequential}
 
 
 @dataclass
@@ -36,6 +41,8 @@ class Conversion:
 
     Attributes
     ----------
+    inplace : bool
+        Whether the layers of the model itself were exchanged; otherwise those of a copy.
     swapped : dict of str to str
         Names of the layers that convx computes now, and their kind.
     fused : dict of str to str
@@ -46,35 +53,57 @@ class Conversion:
         Layers of these kinds that PyTorch still computes, and why.
     others : dict of str to int
         How many layers there are of each kind that convx does not have.
+    algorithm : dict of str to str
+        Names of the convolutions that were given an algorithm, or could not be, and which or why.
+    copied : list of str
+        Names of the modules that are copies; everything else is what the model holds.
+    references : list of str
+        Where the copy refers to a module of the model in whose place it has one of its own.
     """
 
+    inplace: bool = True
     swapped: dict[str, str] = field(default_factory=dict)
     fused: dict[str, str] = field(default_factory=dict)
     separate: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
+    algorithm: dict[str, str] = field(default_factory=dict)
+    copied: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         swapped, others = (
             ", ".join(f"{count} {kind}" for kind, count in counts.items())
             for counts in (Counter(self.swapped.values()), self.others)
         )
-        lines = [f"swapped: {swapped or 'nothing'}"]
-        for title, entries in (("fused", self.fused), ("not fused", self.separate), ("skipped", self.skipped)):
-            lines += [f"{title}: {name}: {text}" for name, text in entries.items()]
+        lines = [*_where("converted", self.inplace, self.copied, self.references), f"swapped: {swapped or 'nothing'}"]
+        entries = (("fused", self.fused), ("not fused", self.separate), ("skipped", self.skipped))
+        for title, texts in entries:
+            lines += [f"{title}: {name}: {text}" for name, text in texts.items()]
+        lines += [f"algorithm: {text}: {count}" for text, count in Counter(self.algorithm.values()).items()]
         if others:
             lines.append(f"left to PyTorch: {others}")
         return "\n".join(lines)
 
 
-def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> ModuleT:
-    """Return a copy of `model` whose convolutions, ReLUs and max-poolings are computed by convx.
+def _where(done: str, inplace: bool, copied: list[str], references: list[str]) -> list[str]:
+    if inplace:
+        return [f"{done} in place"]
+    kept = [f"refers to the original: {where}" for where in references]
+    return [f"{done} a copy: {len(copied)} modules are new, their tensors and all else are shared", *kept]
 
-    The copy shares the Parameters and buffers of `model`: state_dict, an optimizer made before, and checkpoints go on
-    as they are, and training either trains both. Layers are swapped by their exact type: Conv2d, ConvTranspose2d, ReLU,
-    ReLU6 and MaxPool2d of torch.nn. What is left alone is reported with the reason: subclasses, layers with hooks,
-    parametrizations or a replaced ``forward``, quantized and lazy ones, and dtypes and devices that convx has no
-    kernels for; and modules made by torch.jit, which are not copied either.
+
+def convert(
+    model: ModuleT, fuse: bool = True, *, inplace: bool = True, algorithm: str = "auto", verbose: bool = True
+) -> ModuleT:
+    """Let convx compute the convolutions, ReLUs and max-poolings of a model.
+
+    The layers become subclasses of their own types, with the same Parameters, options and state: state_dict, an
+    optimizer made before, checkpoints, hooks and whatever else refers to the model or to a layer go on as they are.
+    Layers are swapped by their exact type: Conv2d, ConvTranspose2d, ReLU, ReLU6 and MaxPool2d of torch.nn. What is left
+    alone is reported with the reason: subclasses, layers with hooks, parametrizations or a replaced ``forward``,
+    quantized and lazy ones, modules made by torch.jit, dtypes and devices that convx has no kernels for; and modules
+    that are not registered, as in a plain list.
 
     Parameters
     ----------
@@ -84,6 +113,15 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
         Whether Conv2d-ReLU and Conv2d-ReLU-MaxPool2d runs in `torch.nn.Sequential` are computed as one operation each,
         which keeps one byte per pooled element for the backward pass. Only `torch.nn.Sequential` itself says in which
         order its layers run; for runs written out in a ``forward`` there is `convx.torch.conv2d_relu_max_pool2d`.
+    inplace : bool, default True
+        Whether to exchange the layers of `model` itself. Otherwise `model` stays as it is, and the result is a copy of
+        it and of the modules that hold layers of convx; it shares all tensors, all other modules and whatever else
+        they hold, so training either trains both. What refers to the model from inside, a hook or a function that it
+        holds, still refers to `model`, and not to the copy: such places are reported.
+    algorithm : {"auto", "direct", "winograd"}, default "auto"
+        What the convolutions are given, as of `convx.conv2d`: ``"winograd"`` those that it can compute. Layers of
+        convx that are there already keep what they have where it is ``"auto"``. The fused operation with pooling
+        has ``"auto"`` alone: other convolutions are not fused with it.
     verbose : bool, default True
         Whether to print what was swapped, fused and skipped, and why. It is also the attribute ``conversion``, where
         `model` has none of its own.
@@ -91,12 +129,14 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
     Returns
     -------
     torch.nn.Module
-        The copy, of the same type; made by `copy.deepcopy`, with the tensors shared.
+        `model`, or the copy, of the same type.
 
     Raises
     ------
     TypeError
-        Where `model` is no module, is wrapped already, was made by torch.jit, or cannot be copied.
+        Where `model` is no module, is wrapped already, or was made by torch.jit.
+    ShapeError
+        Where `algorithm` is another word.
 
     Examples
     --------
@@ -104,52 +144,66 @@ def convert(model: ModuleT, fuse: bool = True, *, verbose: bool = True) -> Modul
     >>> import convx.torch
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
-    >>> converted = convx.torch.convert(model)
+    >>> images = torch.ones(2, 1, 8, 8)
+    >>> before = model(images)
+    >>> model = convx.torch.convert(model)
+    converted in place
     swapped: 1 Conv2d, 1 ReLU, 1 MaxPool2d
     fused: 0: Conv2d-ReLU-MaxPool2d
     left to PyTorch: 1 Flatten, 1 Linear
-    >>> images = torch.ones(2, 1, 8, 8)
-    >>> torch.allclose(converted(images), model(images), atol=1e-6)
-    True
-    >>> converted[0].weight is model[0].weight
+    >>> torch.allclose(model(images), before, atol=1e-6)
     True
     """
     _check("convert", model)
-    converted, report = _copied("convert", model), Conversion()
+    word = modules.check_algorithm("convert", algorithm)
+    report = Conversion(inplace)
+    report.skipped = _reasons_to_skip(model)
+    out_of_reach = _unregistered(model, "swapped", SWAPS)
+    if not inplace:
+        holders = [each for name, each in model.named_modules() if name not in report.skipped and _concerns(each)]
+        model, report.copied, report.references = _copied(model, holders)
     others: Counter[str] = Counter()
-    named = list(converted.named_modules())
+    named = list(model.named_modules())
     for name, module in named:
-        if reason := _reason_to_skip(module):
-            report.skipped[name] = f"{type(module).__name__}: {reason}"
-        elif type(module) in _SWAPS:
+        if name in report.skipped:
+            continue
+        if type(module) in SWAPS:
             report.swapped[name] = type(module).__name__
-            module.__class__ = _SWAPS[type(module)]
+            module.__class__ = SWAPS[type(module)]
         elif type(module) not in _ORIGINALS and not any(module.children()):
             others[type(module).__name__] += 1
+        if word != "auto" and isinstance(module, (modules.Conv2d, modules.ConvTranspose2d)):
+            report.algorithm[name] = _give_algorithm(module, word)
     report.others = dict(others)
+    report.skipped |= out_of_reach
     if fuse:
         for name, module in named:
-            if type(module) is nn.Sequential:
+            if type(module) is nn.Sequential and not modules.has_own_forward(module):
                 _fuse(name, module, report)
-    if isinstance(getattr(converted, "conversion", report), Conversion):
-        converted.conversion = report  # type: ignore[assignment]
+    if _may_keep_report(model):
+        vars(model)["conversion"] = report
     if verbose:
         print(report)
-    return converted
+    return model
 
 
-def revert(model: ModuleT) -> ModuleT:
-    """Return a copy of `model` whose layers are PyTorch's again: the reverse of `convert`.
+def revert(model: ModuleT, *, inplace: bool = True, verbose: bool = True) -> ModuleT:
+    """Let PyTorch compute all layers of a model again: the reverse of `convert`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A result of `convert`, trained or not; others come back as they are. The copy shares its Parameters and buffers.
+        A result of `convert`, trained or not; others stay as they are.
+    inplace : bool, default True
+        As of `convert`.
+    verbose : bool, default True
+        Whether to print how many layers were swapped back, and which not: those whose ``forward`` was replaced since,
+        which may call that of convx, and those that are not registered.
 
     Returns
     -------
     torch.nn.Module
-        The copy, of the same type, with the same state_dict in every bit.
+        `model`, or the copy, of the same type, with the same state_dict in every bit.
 
     Raises
     ------
@@ -160,22 +214,38 @@ def revert(model: ModuleT) -> ModuleT:
     --------
     >>> import torch
     >>> import convx.torch
-    >>> converted = convx.torch.convert(torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3)), verbose=False)
-    >>> type(convx.torch.revert(converted)[0])
+    >>> model = convx.torch.convert(torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3)), verbose=False)
+    >>> type(convx.torch.revert(model)[0])
+    reverted in place
+    swapped back: 1 Conv2d
     <class 'torch.nn.modules.conv.Conv2d'>
     """
     _check("revert", model)
-    reverted = _copied("revert", model)
-    for module in reverted.modules():
+    skipped = _unregistered(model, "swapped back", _ORIGINALS)
+    copied, references = list[str](), list[str]()
+    if not inplace:
+        model, copied, references = _copied(model, list(filter(_concerns, model.modules())))
+    swapped: Counter[str] = Counter()
+    for name, module in model.named_modules():
         kind = type(module)
+        if kind in _ORIGINALS and "forward" in vars(module):  # it may call that of convx
+            skipped[name] = f"{kind.__name__}: its forward was replaced"
+            continue
         if kind in _ORIGINALS:
             module.__class__ = _ORIGINALS[kind]
         elif kind.__base__ in _ORIGINALS and is_parametrized(module):
-            # PyTorch makes a class of its own for each layer that is given a parametrization.
-            module.__class__ = type(kind.__name__, (_ORIGINALS[kind.__base__],), dict(vars(kind)))
-    if isinstance(vars(reverted).get("conversion"), Conversion):
-        del reverted.conversion
-    return reverted
+            module.__class__ = _class_of_its_own(module, _ORIGINALS[kind.__base__])
+        else:
+            continue
+        swapped[kind.__name__] += 1
+        vars(module).pop("algorithm", None)
+    if isinstance(vars(model).get("conversion"), Conversion):
+        del vars(model)["conversion"]
+    if verbose:
+        names = ", ".join(f"{count} {kind}" for kind, count in swapped.items())
+        lines = [*_where("reverted", inplace, copied, references), f"swapped back: {names or 'nothing'}"]
+        print("\n".join([*lines, *(f"skipped: {name}: {text}" for name, text in skipped.items())]))
+    return model
 
 
 def _check(op: str, model: object) -> None:
@@ -191,22 +261,86 @@ def _check(op: str, model: object) -> None:
             )
 
 
-def _copied(op: str, model: ModuleT) -> ModuleT:
-    """Copy the modules and whatever else they hold, but no tensors of theirs.
+def _concerns(module: nn.Module) -> bool:
+    """Tell whether a module is a layer of convx, or one that is exchanged for such unless there is a reason not to."""
+    kind = type(module)
+    return kind in SWAPS or kind in _ORIGINALS or (kind.__base__ in _ORIGINALS and is_parametrized(module))
 
-    Modules made by torch.jit hold theirs where they cannot be shared: they are shared as a whole.
+
+def _give_algorithm(layer: modules.Conv2d | modules.ConvTranspose2d, algorithm: str) -> str:
+    if reason := modules.lacks_algorithm(layer, algorithm):
+        return f"not {algorithm}: {reason}"
+    layer.algorithm = algorithm
+    return algorithm
+
+
+def _may_keep_report(model: nn.Module) -> bool:
+    """Tell whether the name of the report is free, without running code of the model."""
+    registered = (model._modules, model._parameters, model._buffers)
+    if any("conversion" in names for names in registered):
+        return False
+    return isinstance(inspect.getattr_static(model, "conversion", Conversion()), Conversion)
+
+
+def _unregistered(model: nn.Module, done: str, kinds: Iterable[type[nn.Module]]) -> dict[str, str]:
+    """Return the modules with layers of these kinds that are out of reach, and why."""
+    wanted, found = set(kinds), {}
+    for where, module in unregistered(model):
+        counts = Counter(type(each).__name__ for each in module.modules() if type(each) in wanted)
+        if counts:
+            layers = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+            found[where] = f"{layers} not {done}: not registered as a module of the model, so pass it by itself"
+    return found
+
+
+def _copied(model: ModuleT, holders: list[nn.Module]) -> tuple[ModuleT, list[str], list[str]]:
+    """Copy `model`, `holders` and the modules that they are registered in; share everything else that these hold.
+
+    Return the copy, the names of the modules that are copies, and where the copy refers to what they were made from.
     """
-    memo: dict[int, object] = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
-    memo |= {id(module): module for module in model.modules() if isinstance(module, ScriptModule)}
-    try:
-        return copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{op}: model cannot be copied, expected one that copy.deepcopy can copy: {error}") from error
+    needed = {id(model), *map(id, holders)}
+    named, before = list(model.named_modules()), 0
+    while before < len(needed):  # modules may be registered in a circle
+        before = len(needed)
+        needed |= {id(module) for _, module in named if not needed.isdisjoint(map(id, module.children()))}
+    for _, module in named:
+        if id(module) in needed and is_parametrized(module):  # what is removed from one of the two stays in the other
+            needed |= {id(module.parametrizations), *map(id, module.parametrizations.children())}
+    originals = [module for _, module in named if id(module) in needed]
+    copies = {id(module): _shallow(module) for module in originals}
+    for module in copies.values():
+        for name, child in module._modules.items():
+            module._modules[name] = copies.get(id(child), child)
+    for module in copies.values():
+        if isinstance(module, GraphModule):
+            module.graph = copy.deepcopy(module.graph)  # compiles the code of the copy
+    result: ModuleT = copies[id(model)]  # type: ignore[assignment]
+    return result, [name for name, module in named if id(module) in needed], list(references(result, needed))
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    for held in (module._parameters, module._buffers, vars(module)):
-        yield from (value for value in held.values() if isinstance(value, Tensor))
+def _shallow(module: nn.Module) -> nn.Module:
+    """Copy a module, but nothing that it holds; what is registered or hooked later is so in one of the two alone."""
+    duplicate: nn.Module = object.__new__(type(module))
+    vars(duplicate).update(vars(module))
+    for name, value in vars(module).items():
+        if name in ("_modules", "_parameters", "_buffers") or name.endswith("_hooks"):
+            vars(duplicate)[name] = copy.copy(value)
+    if isinstance(module, GraphModule):
+        duplicate.__class__ = type(type(module).__name__, type(module).__bases__, {})
+    elif is_parametrized(module):
+        duplicate.__class__ = _class_of_its_own(module, *type(module).__bases__)
+    return duplicate
+
+
+def _class_of_its_own(module: nn.Module, *bases: type) -> type:
+    """Return a class like the one that PyTorch makes for each module that is given a parametrization."""
+    names = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+    return type(type(module).__name__, bases, names)
+
+
+def _reasons_to_skip(model: nn.Module) -> dict[str, str]:
+    found = ((name, module, _reason_to_skip(module)) for name, module in model.named_modules())
+    return {name: f"{type(module).__name__}: {reason}" for name, module, reason in found if reason}
 
 
 def _reason_to_skip(module: nn.Module) -> str | None:
@@ -216,13 +350,13 @@ def _reason_to_skip(module: nn.Module) -> str | None:
         return None
     if isinstance(module, ScriptModule):
         return "made by torch.jit"
-    if kind not in _SWAPS:
-        if "quantized" in kind.__module__.split(".") and kind.__name__ in {each.__name__ for each in _SWAPS}:
+    if kind not in SWAPS:
+        if "quantized" in kind.__module__.split(".") and kind.__name__ in {each.__name__ for each in SWAPS}:
             return "quantized"
-        return _kind_of_subclass(module) if isinstance(module, tuple(_SWAPS)) else None
-    if modules.has_hooks(module):
+        return _kind_of_subclass(module) if isinstance(module, tuple(SWAPS)) else None
+    if has_hooks(module):
         return "it has hooks"
-    if modules.has_own_forward(module):
+    if modules.has_own_forward(module) or _patched(kind):
         return "its forward was replaced"
     for name, tensor in module.named_parameters(recurse=False):
         if type(tensor) is not nn.Parameter:
@@ -230,6 +364,13 @@ def _reason_to_skip(module: nn.Module) -> str | None:
         if reason := modules.unsupported(tensor):
             return f"its {name} is {reason}"
     return None
+
+
+def _patched(kind: type[nn.Module]) -> bool:
+    """Tell whether the forward of a class of PyTorch's is a function from elsewhere."""
+    names = vars(sys.modules[kind.__module__])
+    methods = (getattr(kind, name, None) for name in ("forward", "_conv_forward"))
+    return any(getattr(method, "__globals__", names) is not names for method in methods)
 
 
 def _kind_of_subclass(module: nn.Module) -> str:

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._types import Activation, Padding, PaddingMode, Pair, Precision
-from . import _calls
+from . import _calls, _options
 
 __all__ = ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu"]
+
+_hand_over: Any = handle_torch_function
+
+
+def _overriding(*values: object) -> bool:
+    """Tell whether a mode, or something that is no tensor, decides what becomes of a call.
+
+    A proxy of torch.fx records it. A mode sees one call then, as of PyTorch's functions, not all that a kernel asks
+    tensors for: under `torch.device` that takes half of the time. Subclasses of tensors decide when the call reaches
+    the dispatcher.
+    """
+    return has_torch_function_variadic(*values) and (
+        torch._C._is_torch_function_mode_enabled()
+        or any(hasattr(type(each), "__torch_function__") and not isinstance(each, Tensor) for each in values)
+    )
 
 
 def conv2d(
@@ -55,8 +72,9 @@ def conv2d(
 
     Notes
     -----
-    Under ``torch.autocast("cpu")`` tensors are converted to float32: convx has no 16-bit arithmetic on the CPU. Under
-    ``torch.autocast("cuda")`` they are converted to its dtype. float64 stays as it is.
+    Under ``torch.autocast("cpu")`` the result has the dtype of autocast, as PyTorch's has; it is computed in float32
+    and rounded once, because convx has no 16-bit arithmetic on the CPU. Under ``torch.autocast("cuda")`` tensors are
+    converted to its dtype. float64 stays as it is.
 
     References
     ----------
@@ -78,6 +96,16 @@ def conv2d(
             [6., 9., 6.],
             [4., 6., 4.]])
     """
+    if _overriding(input, weight, bias):
+        words = dict(
+            padding_mode=padding_mode,
+            padding_value=padding_value,
+            activation=activation,
+            algorithm=algorithm,
+            precision=precision,
+        )
+        args = (input, weight, bias, stride, padding, dilation, groups)
+        return _hand_over(conv2d, args[:3], *args, **words)  # type: ignore[no-any-return]
     options = (stride, padding, dilation, groups, padding_mode, padding_value, algorithm, precision)
     return _calls.conv2d(input, weight, bias, activation, *options)
 
@@ -140,6 +168,10 @@ def conv_transpose2d(
     >>> convx.torch.conv_transpose2d(x, torch.tensor([[[[1.0, 2.0, 3.0]]]]), stride=2)
     tensor([[[[ 1.,  2., 13., 20., 30.]]]])
     """
+    if _overriding(input, weight, bias):
+        words = dict(algorithm=algorithm, precision=precision)
+        args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return _hand_over(conv_transpose2d, args[:3], *args, **words)  # type: ignore[no-any-return]
     options = (stride, padding, output_padding, groups, dilation, algorithm, precision)
     return _calls.conv_transpose2d(input, weight, bias, *options)
 
@@ -160,7 +192,7 @@ def relu(input: Tensor) -> Tensor:
     Raises
     ------
     TypeError
-        As `conv2d` does. Under ``torch.autocast("cpu")`` 16-bit tensors are converted to float32.
+        As `conv2d` does. Under ``torch.autocast("cpu")`` 16-bit tensors are taken too, and their dtype is kept.
 
     References
     ----------
@@ -173,6 +205,8 @@ def relu(input: Tensor) -> Tensor:
     >>> convx.torch.relu(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
+    if _overriding(input):
+        return _hand_over(relu, (input,), input)  # type: ignore[no-any-return]
     return _calls.relu(input)
 
 
@@ -232,7 +266,7 @@ def max_pool2d(
     input : Tensor, shape (N, C, H, W) or (C, H, W)
         As in `conv2d`.
     kernel_size, stride, padding, dilation, ceil_mode
-        As in `convx.max_pool2d`: PyTorch's forms, and more.
+        As in `convx.max_pool2d`: PyTorch's forms, and more. Padding is at most half of the window, as PyTorch's.
     return_indices : bool, default False
         Return int64 indices ``h*W + w`` too, as `torch.nn.functional.max_unpool2d` takes them.
 
@@ -247,7 +281,7 @@ def max_pool2d(
     Raises
     ------
     ShapeError, TypeError
-        As `convx.max_pool2d` does. Under ``torch.autocast("cpu")`` 16-bit tensors are converted to float32.
+        As `convx.max_pool2d` does. Under ``torch.autocast("cpu")`` 16-bit tensors are taken too; they keep their dtype.
 
     References
     ----------
@@ -261,6 +295,10 @@ def max_pool2d(
     >>> convx.torch.max_pool2d(x, 2, return_indices=True)
     (tensor([[[4., 8.]]]), tensor([[[5, 7]]]))
     """
+    if _overriding(input):
+        words = dict(dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices)
+        return _hand_over(max_pool2d, (input,), input, kernel_size, stride, padding, **words)
+    _options.expect_half_windows("max_pool2d", padding, kernel_size, dilation)
     choice: Literal["indices"] | None = "indices" if return_indices else None
     return _calls.max_pool2d(input, choice, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -318,5 +356,12 @@ def conv2d_relu_max_pool2d(
     >>> y.shape, y.requires_grad
     (torch.Size([8, 16, 16, 16]), True)
     """
+    if _overriding(input, weight, bias):
+        words: dict[str, Any] = dict(
+            pool_kernel_size=pool_kernel_size, pool_stride=pool_stride, pool_padding=pool_padding, precision=precision
+        )
+        args = (input, weight, bias, stride, padding, dilation, groups)
+        return _hand_over(conv2d_relu_max_pool2d, args[:3], *args, **words)  # type: ignore[no-any-return]
+    _options.expect_half_windows("conv2d_relu_max_pool2d", pool_padding, pool_kernel_size)
     options = (stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, precision)
     return _calls.conv2d_relu_max_pool2d(input, weight, bias, *options)[0]

@@ -4,18 +4,25 @@ They run PyTorch's own forward for tensors that convx has no kernels for (`suppo
 than the one that it replaces.
 """
 
-from __future__ import annotations
+# Annotations are no strings here: torch.fx takes those of the forward that it traces into its graph, which is pickled
+# by their names.
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import cuda
-from .._types import Activation
+from .._cpu import ShapeError
+from .._types import Activation, Pair
 from ._arguments import Way, way
+from ._construction import check_layer, check_weight, checked, listed
+from ._options import torch_pair
+from ._tracing import has_hooks, refuse_script, traced
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
 
 __all__ = ["Conv2d", "ConvTranspose2d", "MaxPool2d", "ReLU", "ReLU6", "Sequential"]
@@ -27,6 +34,7 @@ _DTYPES = {
 }
 # The fused operation keeps the number of a tap in one byte, and 255 stands for "no gradient".
 _MOST_TAPS = 255
+_ALGORITHMS = ("auto", "direct", "winograd")
 
 
 def supported(tensor: Tensor) -> bool:
@@ -53,10 +61,39 @@ def unsupported(tensor: Tensor) -> str | None:
     return None
 
 
+def check_algorithm(op: str, algorithm: object) -> str:
+    """Return the word if it is one that convolutions know."""
+    expected = '"auto", "direct" or "winograd"'
+    if not isinstance(algorithm, str):
+        raise TypeError(f"{op}: algorithm is a {type(algorithm).__qualname__}, expected {expected}")
+    if algorithm not in _ALGORITHMS:
+        raise ShapeError(f'{op}: algorithm is "{algorithm}", expected {expected}')
+    return algorithm
+
+
+def lacks_algorithm(layer: nn.Conv2d | nn.ConvTranspose2d, algorithm: str) -> str | None:
+    """Return why a layer cannot be computed by an algorithm; None where it can."""
+    window = tuple(map(torch_pair, (layer.kernel_size, layer.stride, layer.dilation)))
+    if algorithm != "winograd" or window == ((3, 3), (1, 1), (1, 1)):
+        return None
+    kernel, stride, dilation = window
+    return f"kernel {kernel}, stride {stride} and dilation {dilation}, expected (3, 3), (1, 1) and (1, 1)"
+
+
+def _set_algorithm(layer: Any, algorithm: object) -> None:
+    op = type(layer).__name__
+    word = check_algorithm(op, algorithm)
+    if reason := lacks_algorithm(layer, word):
+        raise ShapeError(f'{op}: algorithm is "{word}" with {reason}')
+    if word != "auto":
+        layer.algorithm = word
+
+
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, computed by `convx.torch.conv2d`.
 
-    The arguments, the options, the initial values and the state_dict are those of `torch.nn.Conv2d`.
+    The arguments, the options, the initial values and the state_dict are those of `torch.nn.Conv2d`; `algorithm`, by
+    name, is that of `convx.torch.conv2d`.
 
     Shapes
     ------
@@ -79,10 +116,45 @@ class Conv2d(nn.Conv2d):
     stride: tuple[int, int]
     padding: Literal["valid", "same"] | tuple[int, int]
     dilation: tuple[int, int]
+    algorithm: str = (
+        "auto"  # of the class: layers that `convert` makes, and those saved before there was one, have none
+    )
+
+    __prepare_scriptable__ = refuse_script
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Literal["valid", "same"] | Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+    ) -> None:
+        kernel_size, stride, padding, dilation = map(listed, (kernel_size, stride, padding, dilation))
+        check_weight("Conv2d", in_channels, out_channels, kernel_size, groups)
+        geometry = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*geometry, bias, padding_mode, device, dtype)
+        check_layer(nn.Conv2d, self, bias)
+        _set_algorithm(self, algorithm)
+
+    def extra_repr(self) -> str:
+        """Return the options, as PyTorch does."""
+        return f"{super().extra_repr()}{_algorithm_text(self)}"  # type: ignore[no-untyped-call]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`."""
-        if not supported(input):
+        if not isinstance(input, Tensor) and (node := traced(self, input)) is not None:
+            return node
+        if not supported(input) or "_conv_forward" in vars(self):
+            _refuse_quantized(self, input)
             return super().forward(input)
         return self.convolve(input)
 
@@ -92,19 +164,27 @@ class Conv2d(nn.Conv2d):
             input,
             self.weight,
             self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
+            torch_pair(self.stride),
+            self._sides(),
+            torch_pair(self.dilation),
             self.groups,
             padding_mode=self.padding_mode,
             activation=activation,
+            algorithm=self.algorithm,
         )
+
+    def _sides(self) -> Any:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros" and isinstance(padding, (tuple, list)) and len(padding) == 1:
+            return 0, torch_pair(padding)[1]  # PyTorch hands its one number to F.pad, which pads the width alone
+        return torch_pair(padding)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d`, computed by `convx.torch.conv_transpose2d`.
 
-    The arguments, the options, the initial values and the state_dict are those of `torch.nn.ConvTranspose2d`.
+    The arguments, the options, the initial values and the state_dict are those of `torch.nn.ConvTranspose2d`;
+    `algorithm`, by name, is that of `convx.torch.conv_transpose2d`.
 
     Examples
     --------
@@ -119,21 +199,79 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     padding: tuple[int, int]
     output_padding: tuple[int, int]
     dilation: tuple[int, int]
+    algorithm: str = "auto"
+
+    __prepare_scriptable__ = refuse_script
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        output_padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Pair = 1,
+        padding_mode: Literal["zeros"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+    ) -> None:
+        kernel_size, stride, padding = map(listed, (kernel_size, stride, padding))
+        output_padding, dilation = map(listed, (output_padding, dilation))
+        check_weight("ConvTranspose2d", in_channels, out_channels, kernel_size, groups)
+        geometry = (in_channels, out_channels, kernel_size, stride, padding, output_padding, groups)
+        super().__init__(*geometry, bias, dilation, padding_mode, device, dtype)
+        check_layer(nn.ConvTranspose2d, self, bias)
+        _set_algorithm(self, algorithm)
+
+    def extra_repr(self) -> str:
+        """Return the options, as PyTorch does."""
+        return f"{super().extra_repr()}{_algorithm_text(self)}"  # type: ignore[no-untyped-call]
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of `input`, of the given size where there are several."""
+        if not isinstance(input, Tensor):
+            args = (input,) if output_size is None else (input, output_size)
+            if (node := traced(self, *args)) is not None:
+                return node
         if not supported(input):
+            _refuse_quantized(self, input)
             return super().forward(input, output_size)
-        output_padding = self.output_padding
+        stride, padding, dilation = map(torch_pair, (self.stride, self.padding, self.dilation))
+        output_padding = torch_pair(self.output_padding)
         if output_size is not None:
-            stride, padding, kernel_size, dilation = map(
-                list[int], (self.stride, self.padding, self.kernel_size, self.dilation)
+            rows, columns = self._output_padding(
+                input, output_size, list(stride), list(padding), list(self.kernel_size), 2, list(dilation)
             )
-            rows, columns = self._output_padding(input, output_size, stride, padding, kernel_size, 2, dilation)
             output_padding = rows, columns
         return conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+            input,
+            self.weight,
+            self.bias,
+            stride,
+            padding,
+            output_padding,
+            self.groups,
+            dilation,
+            algorithm=self.algorithm,
         )
+
+
+def _refuse_quantized(layer: nn.Module, input: Tensor) -> None:
+    """Say where a quantized input comes from: torch.ao.quantization exchanges layers by their exact types."""
+    if input.is_quantized:
+        raise NotImplementedError(
+            f"{type(layer).__name__}: input is quantized, and layers of convx are not: call convx.torch.revert for the "
+            "model before torch.ao.quantization.prepare"
+        )
+
+
+def _algorithm_text(layer: Conv2d | ConvTranspose2d) -> str:
+    return "" if layer.algorithm == "auto" else f", algorithm={layer.algorithm}"
 
 
 class ReLU(nn.ReLU):
@@ -150,34 +288,42 @@ class ReLU(nn.ReLU):
     tensor([0., 2.])
     """
 
+    __prepare_scriptable__ = refuse_script
+
+    __init__ = checked(nn.ReLU)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the ReLU of `input`."""
+        if not isinstance(input, Tensor) and (node := traced(self, input)) is not None:
+            return node
         if self.inplace or not supported(input):
             return super().forward(input)
         return relu(input)
 
 
 class _ReLU6(torch.autograd.Function):
-    """PyTorch's kernels, recorded from the output: where it is 0 or 6, the input was not between them."""
+    """PyTorch's kernels, recorded by a mask: the user may change the output in place, as after PyTorch's own."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, inplace: bool) -> Tensor:
-        output = input.clamp_(0, 6) if inplace else input.clamp(0, 6)
-        if inplace:
-            ctx.mark_dirty(input)
-        ctx.save_for_backward(output)
-        return output
+        # PyTorch's backward kernel decides where a gradient passes: its vectors and its tails treat NaN differently.
+        ctx.save_for_backward(torch.ops.aten.hardtanh_backward(input, input, 0, 6).bool())
+        ctx.set_materialize_grads(False)
+        if not inplace:
+            return input.clamp(0, 6)
+        ctx.mark_dirty(input)
+        return input.clamp_(0, 6)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (output,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(grads[0], output, 0, 6), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        (mask,), (grad,) = ctx.saved_tensors, grads
+        return None if grad is None else torch.where(mask, grad, 0), None
 
 
 class ReLU6(nn.ReLU6):
-    """`torch.nn.ReLU6`, which keeps its output for the backward pass: the array that the next layer keeps anyway.
+    """`torch.nn.ReLU6`, which keeps one byte an element for the backward pass: whether the input was between 0 and 6.
 
-    PyTorch's keeps its input, and in place a copy of it: one more pass over memory, and one more array.
+    PyTorch's keeps its input, and in place a copy of it.
 
     Examples
     --------
@@ -187,8 +333,14 @@ class ReLU6(nn.ReLU6):
     tensor([0., 2., 6.])
     """
 
+    __prepare_scriptable__ = refuse_script
+
+    __init__ = checked(nn.ReLU6)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return `input`, limited to 0 to 6."""
+        if not isinstance(input, Tensor) and (node := traced(self, input)) is not None:
+            return node
         if way(input) is Way.RECORDED:
             result: Tensor = _ReLU6.apply(input, self.inplace)  # type: ignore[no-untyped-call]
             return result
@@ -207,21 +359,33 @@ class MaxPool2d(nn.MaxPool2d):
               [13., 15.]]]])
     """
 
+    __prepare_scriptable__ = refuse_script
+
+    __init__ = checked(nn.MaxPool2d)
+
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the pooled `input`, and with ``return_indices=True`` the position of each maximum in its plane."""
+        if not isinstance(input, Tensor) and (node := traced(self, input)) is not None:
+            return node
         if not supported(input):
             result: Tensor | tuple[Tensor, Tensor] = super().forward(input)
         else:
             result = max_pool2d(
                 input,
-                self.kernel_size,
-                self.stride,
-                self.padding,
-                dilation=self.dilation,
+                torch_pair(self.kernel_size),
+                _stride_of(self),
+                torch_pair(self.padding),
+                dilation=torch_pair(self.dilation),
                 ceil_mode=self.ceil_mode,
                 return_indices=self.return_indices,
             )
         return result
+
+
+def _stride_of(pool: nn.MaxPool2d) -> Any:
+    """Return the stride; None, as for PyTorch, where it is that of the window: so is an empty sequence."""
+    stride: Any = pool.stride
+    return None if isinstance(stride, (tuple, list)) and not stride else torch_pair(stride)
 
 
 class Sequential(nn.Sequential):
@@ -229,7 +393,7 @@ class Sequential(nn.Sequential):
 
     It holds the same layers under the same names; what a run gives is what its layers give one after the other. A run
     is looked for in every call, so layers may be exchanged, sliced, and given hooks or a ``forward`` of their own: such
-    a layer is called by itself, and each layer where there are hooks for all modules.
+    a layer is called by itself, and each layer where there are hooks for all modules, or torch.fx traces.
     `convx.torch.convert` makes these out of `torch.nn.Sequential`.
 
     Notes
@@ -248,12 +412,14 @@ class Sequential(nn.Sequential):
     torch.Size([2, 8, 2, 2])
     """
 
+    __prepare_scriptable__ = refuse_script
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of the last layer."""
         layers, start, result = list(self), 0, input
         while start < len(layers):
             run = next((run for run in runs(layers, start) if obstacle(run) is None), ())
-            if run and supported(result):
+            if run and supported(result) and not isinstance(result, Proxy):
                 result = _fused(result, *run)
                 start += len(run)
             else:
@@ -271,13 +437,13 @@ def _fused(input: Tensor, conv: nn.Module, *others: nn.Module) -> Tensor:
         input,
         conv.weight,
         conv.bias,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
+        torch_pair(conv.stride),
+        torch_pair(conv.padding),
+        torch_pair(conv.dilation),
         conv.groups,
-        pool_kernel_size=pool.kernel_size,
-        pool_stride=pool.stride,
-        pool_padding=pool.padding,
+        pool_kernel_size=torch_pair(pool.kernel_size),
+        pool_stride=_stride_of(pool),
+        pool_padding=torch_pair(pool.padding),
     )
 
 
@@ -305,29 +471,21 @@ def obstacle(run: Sequence[nn.Module]) -> str | None:
         return None
     if isinstance(conv, Conv2d) and conv.padding_mode != "zeros":
         return f"the fused operation has no padding_mode {conv.padding_mode!r}"
+    if isinstance(conv, Conv2d) and conv.algorithm != "auto":
+        return f"the fused operation has no algorithm {conv.algorithm!r}"
     if pool.ceil_mode:
         return "the fused operation has no ceil_mode"
     if pool.return_indices:
         return "the fused operation returns no indices"
-    if _pair(pool.dilation) != (1, 1):
+    if torch_pair(pool.dilation) != (1, 1):
         return "the fused operation has no dilated pooling"
-    height, width = _pair(pool.kernel_size)
-    if height * width > _MOST_TAPS:
+    kernel_size: Any = torch_pair(pool.kernel_size)
+    settled = isinstance(kernel_size, tuple) and all(isinstance(each, int | torch.SymInt) for each in kernel_size)
+    if settled and math.prod(kernel_size) > _MOST_TAPS:
         return f"the fused operation has windows of at most {_MOST_TAPS} elements"
     return None
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether something is to be called before or after the layer's forward or backward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 def has_own_forward(module: nn.Module) -> bool:
-    """Tell whether `forward` was replaced in this one layer."""
-    return "forward" in vars(module)
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    """Tell whether `forward` was replaced in this one layer, or `_conv_forward`, which that of nn.Conv2d calls."""
+    return "forward" in vars(module) or "_conv_forward" in vars(module)

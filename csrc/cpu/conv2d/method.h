@@ -1,0 +1,53 @@
+// A method of conv2d: what it is called, what it can compute, what it costs, and the functions that plan, run and
+// explain it. A method is one file; methods.cpp has the lists in which the passes look for theirs.
+#pragma once
+
+#include "cpu/conv2d/packed_weight.h"
+#include "cpu/conv2d/pixel_sum.h"
+#include "cpu/conv2d/window_sum.h"
+#include "cpu/pass_plan.h"
+#include "cpu/runtime/run_tasks.h"
+
+namespace convx {
+
+// Whether a method computes a pass of a problem; where it does not, why.
+struct Verdict {
+    const char* refusal = nullptr;
+    explicit operator bool() const { return !refusal; }
+};
+
+// What callers may ask about a method instead of its name.
+struct Traits {
+    Algorithm family = Algorithm::direct;  // direct: sums of products of the values themselves
+    bool whole_images = false;             // leaves single images to another method, by what is in them
+    bool own_parallelism = false;          // one call after the other is faster than calls side by side
+    double multiplications = 1;            // of those of the sum itself
+};
+
+struct MethodInfo {
+    const char* name;
+    Traits traits;
+    Verdict (*supports)(const ConvProblem&, ConvPass);
+    // Whether it is the first choice among the methods of its family behind it in the list: a matter of the problem of
+    // one image and the kernels, never of the batch, the threads or the strides of arrays.
+    bool (*suits)(const ConvProblem&, ConvPass, const Kernels&);
+};
+
+// `Sum` is WindowSum<T> or PixelSum<T>.
+template <class Sum>
+struct Method : MethodInfo {
+    using T = typename Sum::Element;
+
+    // False, and nothing of use is written, where the sum has to skip an operand over the border that is not finite:
+    // reference.h computes it then.
+    bool (*run)(const Sum&, const KernelSet<T>&);
+    void (*describe)(const Sum&, const KernelSet<T>&, int threads, PassPlan&);
+    // The weight in the form in which `run` reads it; null where there is none.
+    void (*pack)(const Sum&, const KernelSet<T>&, PackedWeight<T>&);
+};
+
+// The row of the method M, defined in its file by method_row.h.
+template <class M, class Sum>
+const Method<Sum>& method_row();
+
+}  // namespace convx

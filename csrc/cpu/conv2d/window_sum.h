@@ -1,0 +1,71 @@
+// Forward and the input gradient as one sum over windows, which every method of these passes computes:
+//
+//   dest[n, row, i, j] = relu(bias[row] + sum over channel, tap of weight[row, channel, tap] * source[n, channel,
+//   h(tap,
+//                        i), w(tap, j)])
+//
+// Forward: source is the input, rows are output channels. Input gradient: source is grad_output, rows are input
+// channels, and a stride splits dest into phases with taps of their own (axis_table.h): dense sums without
+// multiplications by inserted zeros.
+#pragma once
+
+#include "common/problem.h"
+#include "cpu/conv2d/axis_table.h"
+#include "cpu/conv2d/pixels.h"
+#include "cpu/kernels/kernel_set.h"
+
+namespace convx {
+
+enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
+
+template <class T>
+struct PackedWeight;
+
+template <class T>
+struct WindowSum {
+    using Element = T;
+
+    const ConvProblem* problem;  // grad_input: with borders of zeros alone (unfolded in conv2d.cpp)
+    ConvPass pass;
+    int64_t batch, groups;
+    int64_t channels, rows;  // of a group: summed over, and written
+    TensorView<const T> source;
+    TensorView<T> dest;
+    TensorView<const T> weight_view;
+    const T* weight;
+    int64_t weight_group, weight_row, weight_channel, weight_h, weight_w;  // strides
+    const T* bias;                                                         // groups * rows values, or null
+    int64_t bias_stride;
+    bool relu;
+    Border border;
+    const PackedWeight<T>* packed = nullptr;  // the weight once more, as this method has packed it (packed_weight.h)
+
+    void set_weight(TensorView<const T> view) {
+        weight_view = view;
+        weight = view.data;
+        weight_group = problem->group_out() * view.stride[0];
+        weight_row = view.stride[forward() ? 0 : 1];
+        weight_channel = view.stride[forward() ? 1 : 0];
+        weight_h = view.stride[2];
+        weight_w = view.stride[3];
+    }
+    bool forward() const { return pass == ConvPass::forward; }
+    T pad() const { return static_cast<T>(border.value); }
+    int64_t flops() const { return problem->flops(); }
+};
+
+// Data may be null: then the sum only describes the problem, over dense arrays of its layout.
+template <class T>
+WindowSum<T> forward_sum(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
+                         TensorView<const T> bias, TensorView<T> output);
+template <class T>
+WindowSum<T> grad_input_sum(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
+                            TensorView<T> grad_input, TensorView<const T> bias);
+template <class T>
+WindowSum<T> described_sum(const ConvProblem& problem, ConvPass pass);
+
+// An empty sum everywhere: the bias alone.
+template <class T>
+void fill_with_bias(const WindowSum<T>& sum);
+
+}  // namespace convx

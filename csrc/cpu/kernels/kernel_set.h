@@ -1,0 +1,209 @@
+// The table of kernels that every instruction set fills in: the only door between ISA-free loop nests and SIMD code.
+//
+// This header is included by files compiled for one instruction set, so it holds nothing but plain structs.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels/depthwise_jobs.h"
+#include "cpu/kernels/grouped_jobs.h"
+#include "cpu/kernels/pool_jobs.h"
+#include "cpu/kernels/winograd_jobs.h"
+
+namespace convx {
+
+// Where a GEMM tile goes and what happens to it on the way: c = relu(acc [+ c] + bias).
+template <class T>
+struct TileOutput {
+    T* c;
+    int64_t row_stride;              // elements between rows; columns are adjacent
+    bool accumulate;                 // add to what is there (a later part of the reduction)
+    const T* row_bias = nullptr;     // one value per row, or null
+    const T* column_bias = nullptr;  // one value per column, or null
+    bool relu = false;
+};
+
+// Pixels that stand anywhere; the d-th value that each is multiplied with lies offsets[d] further on.
+template <class T>
+struct PlacedPixels {
+    const T* const* pixel;
+    const int32_t* offsets;
+};
+
+// A run of adjacent positions of a direct convolution (kernels/few_channels.inl.h): for each row i < rows and each
+// position x < count  dest = relu([dest +] sum over d < depth of weights[d * rows + i] * source[x + offsets[d]] +
+// bias).
+template <class T>
+struct FewChannelsRun {
+    const T* source;  // readable up to the last whole vector
+    const int32_t* offsets;
+    const T* weights;
+    int64_t depth;
+    int64_t count;
+    int rows;
+    T* dest;
+    int64_t dest_stride;  // between rows; positions are adjacent
+    bool accumulate;
+    const T* bias;  // one value per row, or null
+    bool relu;
+};
+
+// sums[i * sums_stride + t] += sum over p < count of grad[i * grad_stride + p] * source[p + offsets[t]].
+template <class T>
+struct FewChannelsDots {
+    const T* grad;
+    int64_t grad_stride;
+    const T* source;
+    const int32_t* offsets;
+    int64_t count;  // a multiple of lanes
+    int rows, taps;
+    T* sums;
+    int64_t sums_stride;
+};
+
+// sums[r * sums_row + i] += sum over j < count of grads[j] * source[places[j] + offsets[r] + i], for r < rows and i <
+// vectors * lanes, all of which can be read and written.
+template <class T>
+struct ChosenProducts {
+    const T* source;
+    const int64_t* offsets;
+    int rows, vectors;
+    const int32_t* places;
+    const T* grads;
+    int64_t count;
+    T* sums;
+    int64_t sums_row;
+};
+
+template <class T>
+struct KernelSet {
+    int lanes;  // elements of one vector
+    int mr;     // rows of a GEMM tile: width of a row panel
+    int nr;     // columns of a GEMM tile: width of a column panel, a multiple of lanes
+
+    // One tile: sum over d < depth of a[d * mr + i] * b[d * nr + j], for i < rows <= mr, j < columns <= nr.
+    void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const TileOutput<T>& out);
+
+    // The same with rows that stand anywhere: sum over d < depth of a[i][d] * b[d * nr + j].
+    void (*gemm_tile_rows)(int rows, int columns, int64_t depth, const T* const* a, const T* b,
+                           const TileOutput<T>& out);
+
+    // The same with pixels in the rows: sum over d < depth of a.pixel[i][a.offsets[d]] * b[d * nr + j].
+    void (*gemm_tile_pixels)(int rows, int columns, int64_t depth, const PlacedPixels<T>& a, const T* b,
+                             const TileOutput<T>& out);
+
+    // One tile of dot products: sum over d < depth of a[i][d] * b[j][d], for i < rows <= dot_rows, j < columns <=
+    // dot_columns; `out` without bias and ReLU.
+    int dot_rows, dot_columns;
+    void (*dot_tile)(int rows, int columns, int64_t depth, const T* const* a, const T* const* b,
+                     const TileOutput<T>& out);
+
+    // Direct convolution with few channels. Tiles of few_channels_limit accumulators: of rows r <= mr, limit / r
+    // vectors and 8 at most; of rows r <= 5 and taps, limit / r and 10 - r at most.
+    int few_channels_limit;
+    void (*few_channels_run)(const FewChannelsRun<T>& job);
+    void (*few_channels_dots)(const FewChannelsDots<T>& job);
+
+    // The weight gradient of pixels that max-pooling has chosen.
+    void (*chosen_products)(const ChosenProducts<T>& job);
+
+    // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get
+    // `pad`.
+    void (*pack_lanes)(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t depth, const LaneRun* runs,
+                       int run_count, int width, int64_t step, T pad);
+
+    // dst[d * dst_stride + i] = rows[i][d] for d < depth, i < row_count.
+    void (*pack_transposed)(T* dst, int64_t dst_stride, const T* const* rows, int row_count, int64_t depth);
+
+    // Panels of adjacent channels, mr or nr wide: dst[c / width * panel_stride + p * width + c % width] = src[p *
+    // src_stride + c] for p < pixels, c < channels. Whole vectors are written, a vector behind each panel too.
+    void (*pack_row_panels)(T* dst, int64_t panel_stride, const T* src, int64_t src_stride, int64_t pixels,
+                            int64_t channels);
+    void (*pack_column_panels)(T* dst, int64_t panel_stride, const T* src, int64_t src_stride, int64_t pixels,
+                               int64_t channels);
+
+    // Winograd transforms and what lies between them (winograd_jobs.h).
+    void (*winograd_stage)(const WinogradStage<T>& job);
+    void (*winograd_products)(const WinogradProducts<T>& job);
+    void (*winograd_input)(const WinogradInput<T>& job);
+    void (*winograd_weights)(const WinogradWeights<T>& job);
+    void (*winograd_wide_weights)(const WinogradWeights<T>& job);  // panels of nr rows
+    void (*winograd_input_pixels)(const WinogradPixelInput<T>& job);
+    void (*winograd_tile_products)(const WinogradTileProducts<T>& job);
+    void (*winograd_output_pixels)(const WinogradPixelOutput<T>& job);
+    void (*winograd_output)(const WinogradOutput<T>& job);
+    void (*winograd_input_tiles)(const WinogradTiles<T>& job);
+    void (*winograd_gradient_tiles)(const WinogradTiles<T>& job);
+    void (*winograd_taps)(const WinogradTaps<T>& job);
+
+    // Depthwise convolutions (depthwise_jobs.h): some planes, with kernel 3 or 5, stride 1 or 2; the adjoint of stride
+    // 2; the gradient of the weights; a few pixels with adjacent channels, and their share of the gradient of the
+    // weights.
+    void (*depthwise_planes)(int kernel, int stride, const DepthwisePlanes<T>& job);
+    void (*depthwise_planes_adjoint)(int kernel, const DepthwisePlanes<T>& job);
+    void (*depthwise_grad_weight)(int kernel, int stride, const DepthwiseGradWeight<T>& job);
+    void (*depthwise_pixels)(const DepthwisePixels<T>& job);
+    void (*depthwise_pixel_products)(const DepthwisePixelProducts<T>& job);
+
+    // Convolutions of few channels a group (grouped_jobs.h).
+    void (*grouped_tile)(const GroupedTile<T>& job);
+    void (*grouped_grad_weight)(const GroupedGradWeight<T>& job);
+    void (*grouped_channels)(const GroupedChannels<T>& job);
+    void (*grouped_channel_sums)(const GroupedChannelSums<T>& job);
+
+    // A row of `count` elements taken apart into even and odd ones, and put together again.
+    void (*split_row)(T* even, T* odd, const T* source, int64_t count);
+    void (*join_row)(T* dest, const T* even, const T* odd, int64_t count);
+
+    // The roofs (roofline.inl.h): FMA on registers, returning the flops done, and a copy around the caches.
+    int64_t (*fma_rounds)(int64_t rounds, T* sink);
+    void (*stream_copy)(T* dst, const T* src, int64_t count);
+
+    // ReLU of `count` adjacent elements; `around_caches` writes with non-temporal stores.
+    void (*relu)(T* output, const T* input, int64_t count, bool around_caches);
+    void (*relu_backward)(T* grad_input, const T* grad_output, const T* output, int64_t count, bool around_caches);
+
+    // The same with one bit an element of what the gradient passes, `count` of them from the first byte's lowest on.
+    void (*relu_mask)(T* output, uint8_t* mask, const T* input, int64_t count, bool around_caches);
+    void (*relu_mask_backward)(T* grad_input, const T* grad_output, const uint8_t* mask, int64_t count,
+                               bool around_caches);
+
+    // Max-pooling (pool_jobs.h). The pairs work on two residues of the columns modulo 2 at once: pool_stage_pairs reads
+    // both in turn from even.source, pool_sum_pairs writes both in turn to even.output. `even` has as many columns as
+    // `odd` or one more; where it has more, its sums can be read for a whole vector from that column on.
+    void (*pool_stage)(const PoolStage<T>& job);
+    void (*pool_stage_pairs)(const PoolStage<T>& even, const PoolStage<T>& odd);
+    void (*pool_max)(const PoolMax<T>& job);
+    void (*pool_sum)(const PoolSum<T>& job);
+    void (*pool_spread)(const PoolSpread<T>& job);
+    void (*pool_sum_pairs)(const PoolSum<T>& even, const PoolSum<T>& odd);
+    // Narrow planes, `lanes` of them at a time: values and codes, which become numbers, are packed (as whole vectors,
+    // the last ones past `count`), pooled or summed, and unpacked. The planes that come next lie `ahead` elements
+    // further on. pool_pack returns false if there may be a NaN, which pool_max_numbers must not meet.
+    bool (*pool_pack)(T* to, const T* const* planes, int64_t count, int64_t ahead);
+    void (*pool_max_numbers)(const PoolMax<T>& job);
+    void (*pool_pack_codes)(T* to, const uint8_t* const* planes, int64_t count);
+    bool (*pool_name_indices)(const PoolNaming<T>& job);  // false if an index is that of no tap inside the image
+    bool (*pool_check_lanes)(const PoolLaneCheck<T>& job);
+    void (*pool_sum_lanes)(const PoolLaneSum<T>& job);
+    void (*pool_unpack)(const PoolUnpack<T>& job);
+};
+
+struct Kernels {
+    const char* name;
+    const KernelSet<float>& f32;
+    const KernelSet<double>& f64;
+};
+
+template <class T>
+const KernelSet<T>& kernel_set(const Kernels& kernels);
+template <>
+inline const KernelSet<float>& kernel_set<float>(const Kernels& kernels) {
+    return kernels.f32;
+}
+template <>
+inline const KernelSet<double>& kernel_set<double>(const Kernels& kernels) {
+    return kernels.f64;
+}
+
+}  // namespace convx
