@@ -2,7 +2,7 @@
 The same network in PyTorch, before and after convert
 =====================================================
 
-A PyTorch model, an optimiser and a loop as they are; `convx.torch.convert` is the one line that is added. The two
+A PyTorch model, an optimizer and a loop as they are; `convx.torch.convert` is the one line that is added. The two
 models start from the same weights and see the same batches, so their losses can be compared step by step, and their
 times epoch by epoch. The data are the pictures of :doc:`plot_faces`.
 """

@@ -471,7 +471,7 @@ X, W = np.ones((1, 4, 5, 5)), np.ones((2, 4, 3, 3))
         (lambda: reference.conv2d(X, np.ones((2, 5, 3, 3))), r"weight has 5 input channels per group, expected 4"),
         (lambda: reference.conv2d(X, W, groups=3), "groups is 3"),
         (lambda: reference.conv2d(X, W, np.ones(3)), r"bias has shape \(3,\), expected \(2,\)"),
-        (lambda: reference.conv2d(X, W, dilation=3), "spans 7 cells"),
+        (lambda: reference.conv2d(X, W, dilation=3), "spans 7 pixels"),
         (lambda: reference.conv2d(X, W, padding=-1), "padding is -1"),
         (lambda: reference.conv2d(X, W, padding="full"), "padding is 'full'"),
         (lambda: reference.conv2d(X, W, stride=0), "stride is 0"),
@@ -484,7 +484,7 @@ X, W = np.ones((1, 4, 5, 5)), np.ones((2, 4, 3, 3))
         (lambda: reference.conv2d(np.ones((1, 4, 0, 5)), W), "size of zero"),
         (lambda: reference.conv2d_backward(np.ones((1, 2, 3, 4)), X, W), "grad_output"),
         (lambda: reference.max_pool2d(X, 2, padding=2), "expected at most 1"),
-        (lambda: reference.max_pool2d(X, 6), "spans 6 cells"),
+        (lambda: reference.max_pool2d(X, 6), "spans 6 pixels"),
         (lambda: reference.max_pool2d(np.ones((1, 1, 16, 16)), 16, return_codes=True), "256 taps"),
         (lambda: reference.max_pool2d(X, 2, return_codes=True, return_indices=True), "at most one"),
         (

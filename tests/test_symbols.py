@@ -37,7 +37,7 @@ def violations(object_file):
 
 
 def test_isa_objects_share_nothing(tmp_path):
-    """Without the optimiser, which takes most of the time and could only hide an inline function by inlining it."""
+    """Without the optimizer, which takes most of the time and could only hide an inline function by inlining it."""
     options = ("-DCONVX_PYTHON=OFF", "-DCONVX_AVX512_EMULATION=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
     run("cmake", "-S", CHECKOUT, "-B", tmp_path, "-G", "Ninja", *options)
     run("cmake", "--build", tmp_path, "--target", "convx_isas")

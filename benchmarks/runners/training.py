@@ -19,7 +19,7 @@ LEARNING_RATE = 1e-3
 
 
 class Step:
-    """Forward, loss, backward and the optimiser's step on one batch: a call. It returns the first weight's gradient."""
+    """Forward, loss, backward and the optimizer's step on one batch: a call. It returns the first weight's gradient."""
 
     def __init__(
         self,

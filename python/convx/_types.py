@@ -1,4 +1,4 @@
-"""The types of the options, and what the fused operation keeps for its backward pass."""
+"""The types of the options, and the saved arrays of the fused operation."""
 
 from __future__ import annotations
 

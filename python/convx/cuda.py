@@ -69,6 +69,15 @@ def device_count() -> int:
 def device_name(device: int = 0) -> str:
     """Return the name and the compute capability of a device.
 
+    Parameters
+    ----------
+    device : int, default 0
+        From 0 to `device_count` - 1.
+
+    Returns
+    -------
+    str
+
     Raises
     ------
     RuntimeError

@@ -1,6 +1,6 @@
-"""Optimisers: :class:`SGD` and :class:`Adam`, with the formulas of PyTorch.
+"""Optimizers: :class:`SGD` and :class:`Adam`, with the formulas of PyTorch.
 
-An optimiser changes the parameters' values in place. It takes any :class:`convx.nn.Parameter` and skips those without a
+An optimizer changes the parameters' values in place. It takes any :class:`convx.nn.Parameter` and skips those without a
 gradient. The hyperparameters are plain attributes, so a learning-rate schedule is an assignment, ``optimizer.lr *=
 0.1``, which the next step checks. The state of a parameter is made at its first step, in the array library of its
 value: see :meth:`convx.nn.Module.to`.
@@ -35,7 +35,7 @@ def _in_range(owner: str, name: str, value: Any, below: float = math.inf) -> flo
 
 
 class Optimizer:
-    """The base class of the optimisers: the parameters, and the state of each between steps.
+    """The base class of the optimizers: the parameters, and the state of each between steps.
 
     Parameters
     ----------
@@ -48,6 +48,20 @@ class Optimizer:
         Where there is no parameter, one occurs twice, or a hyperparameter is out of its range.
     TypeError
         Where an item is not a Parameter, or a hyperparameter is not a number.
+
+    Examples
+    --------
+    A training step, with the learning rate of a schedule:
+
+    >>> import numpy as np
+    >>> from convx import nn, optim
+    >>> network = nn.Linear(2, 1, rng=0)
+    >>> optimizer = optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    >>> optimizer.lr *= 0.5
+    >>> output, context = network.forward(np.ones((4, 2), np.float32))
+    >>> optimizer.zero_grad()
+    >>> _ = network.backward(output, context)
+    >>> optimizer.step()
     """
 
     lr: float
@@ -96,6 +110,10 @@ class Optimizer:
 
         Parameters are named by their position. ``numpy.savez(path, **optimizer.state_dict())`` stores it;
         :meth:`load_state_dict` takes the result of ``numpy.load``.
+
+        Returns
+        -------
+        dict from str to array or number
         """
         state = self._hyperparameters()
         for position, kept in enumerate(self.state):
@@ -105,12 +123,19 @@ class Optimizer:
 
     @quiet
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load the :meth:`state_dict` of an optimiser of the same class and parameters; nothing in case of an error.
+        """Load the :meth:`state_dict` of an optimizer of the same class and parameters; nothing in case of an error.
+
+        Parameters
+        ----------
+        state_dict : mapping from str to array or number
+            As :meth:`state_dict` returns it.
 
         Raises
         ------
         ShapeError
             Where names are missing or unexpected or a shape is not that of the parameter; the message lists them all.
+        ValueError, TypeError
+            For bad hyperparameters, as the constructor does.
         """
         problems = [f"missing {name!r}" for name in self.hyperparameters if name not in state_dict]
         loaded: list[dict[str, Any]] = [{} for _ in self.parameters]
@@ -167,6 +192,16 @@ class SGD(Optimizer):
         ``weight_decay * value`` is added to the gradient first.
     nesterov : bool
         Step along ``grad + momentum * buffer`` instead of the buffer.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :class:`Optimizer` does; also for `nesterov` without momentum.
+
+    References
+    ----------
+    Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning" (ICML 2013),
+    in the form of PyTorch: the learning rate multiplies the buffer.
 
     Examples
     --------
@@ -239,6 +274,21 @@ class Adam(Optimizer):
         Added to the divisor.
     weight_decay : float
         ``weight_decay * value`` is added to the gradient first.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :class:`Optimizer` does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn, optim
+    >>> parameter = nn.Parameter(np.array([1.0]))
+    >>> parameter.accumulate(np.array([0.5]))
+    >>> optim.Adam([parameter], lr=0.1).step()    # the first step has the length of the learning rate
+    >>> parameter.value.round(6)
+    array([0.9])
     """
 
     hyperparameters = ("lr", "betas", "eps", "weight_decay")

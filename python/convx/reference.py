@@ -1,10 +1,13 @@
 """The operations of convx in plain NumPy: the arithmetic to read, and the oracle of the tests.
 
-Independent of the compiled kernels. The work is done in the dtype of the arrays: pass float64 to get a truth for
-float32. Every function loops over the taps (r, s) of the kernel and does all of n, c, p, q at once.
+The code is independent of the compiled kernels. Every function loops over the taps (r, s) of the kernel and computes
+all n, c, p, q at once, in the dtype of the arrays: float64 arrays give a truth for float32.
 
-Letters: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
-Bad shapes and options raise ValueError, wrong dtypes TypeError.
+Parameters, shapes, results and the sources of the formulas are those of the functions of the same name in `convx`. Any
+floating-point dtype is accepted. `algorithm` and `precision` are ignored. Bad shapes and options raise ValueError,
+wrong dtypes TypeError.
+
+Notation: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ class _Axis:
 
     @property
     def extent(self) -> int:
-        """Cells from the first tap of a window to the last."""
+        """Pixels from the first tap of a window to the last."""
         return self.dilation * (self.taps - 1) + 1
 
     @property
@@ -75,11 +78,11 @@ class _Axis:
         rounding = self.stride - 1 if self.ceil_mode else 0
         out = (self.size + self.before + self.after - self.extent + rounding) // self.stride + 1
         if self.ceil_mode and (out - 1) * self.stride >= self.size + self.before:
-            out -= 1  # a window may not start in the padding behind the image
+            out -= 1  # no window starts in the bottom or right padding
         return out
 
     def outputs(self, tap: int) -> slice:
-        """Return the outputs for which this tap counts: under "zeros", those for which it falls inside the image."""
+        """Return the outputs to which this tap adds: under "zeros", those whose tap falls inside the image."""
         if self.mode != "zeros":
             return slice(0, self.out)
         offset = tap * self.dilation - self.before
@@ -88,20 +91,20 @@ class _Axis:
         return slice(first, max(first, stop))
 
     def taps_inside(self) -> npt.NDArray[np.intp]:
-        """Return for each output the number of taps that fall inside the image."""
+        """Return the number of taps inside the image, for each output."""
         count = np.zeros(self.out, np.intp)
         for tap in range(self.taps):
             count[self.outputs(tap)] += 1
         return count
 
     def reads(self, tap: int) -> slice:
-        """Return the cells of the padded image that this tap reads, one for each of `outputs`."""
+        """Return the pixels of the padded image that this tap reads, one for each of `outputs`."""
         outputs = self.outputs(tap)
         start = outputs.start * self.stride + tap * self.dilation
         return slice(start, start + (outputs.stop - outputs.start) * self.stride, self.stride)
 
     def sources(self) -> npt.NDArray[np.intp]:
-        """Return for each cell of the padded image the cell of the image that it shows, or -1."""
+        """Return the source pixel of each pixel of the padded image; -1 for a constant."""
         position = np.arange(-self.before, self.size + self.after)
         if self.mode == "replicate":
             return position.clip(0, self.size - 1)
@@ -114,7 +117,7 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _TransposedAxis:
-    """One spatial axis of a transposed convolution: pixel p spreads to the cells p*stride + r*dilation - before."""
+    """One spatial axis of a transposed convolution: input pixel p adds to outputs p*stride + r*dilation - before."""
 
     size: int
     stride: int
@@ -123,10 +126,10 @@ class _TransposedAxis:
     out: int
 
     def reaches(self, tap: int) -> tuple[slice, slice]:
-        """Return the pixels whose tap lies inside the output, and the cells that they reach."""
+        """Return the input pixels whose tap lies inside the output, and the outputs to which they add."""
         offset = tap * self.dilation - self.before
-        cells = np.arange(self.size) * self.stride + offset
-        inside = np.flatnonzero((cells >= 0) & (cells < self.out))
+        outputs = np.arange(self.size) * self.stride + offset
+        inside = np.flatnonzero((outputs >= 0) & (outputs < self.out))
         if inside.size == 0:
             return slice(0), slice(0)
         first, last = int(inside[0]), int(inside[-1])
@@ -154,9 +157,15 @@ def conv2d(
 ) -> FloatArray:
     """Compute ``y[n,k,p,q] = b[k] + sum_{c,r,s} x[n,c,h,w] * w[k,c,r,s]``, h = p*stride + r*dilation - top, w alike.
 
-    Taps outside the image are skipped under "zeros"; under "constant" they read ``padding_value``. Where the two axes
-    have different modes, a tap that "zeros" skips is skipped whatever the other axis says.
-    ``algorithm`` and ``precision`` are accepted and ignored.
+    Taps outside the image are skipped under "zeros", whatever the mode of the other axis; under "constant" they read
+    `padding_value`. See `convx.conv2d` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> reference.conv2d(np.array([[[1.0, 2.0, 3.0]]]), np.array([[[[10.0, 100.0]]]]))
+    array([[[210., 320.]]])
     """
     x, unbatched = _to_nchw("conv2d", input, layout)
     groups = _integer("conv2d", "groups", groups)
@@ -202,10 +211,19 @@ def conv2d_backward(
     output_mask: OutputMask = (True, True, True),
     per_sample: bool = False,
 ) -> Gradients[np.floating[Any]]:
-    """Return the gradients of `conv2d`, its exact adjoint: (grad_input, grad_weight, grad_bias).
+    """Compute the gradients of `conv2d`: (grad_input, grad_weight, grad_bias), None where `output_mask` is False.
 
-    None stands where ``output_mask`` is False. With ``per_sample`` the gradients of weight and bias have a batch axis
-    in front, unless the input has none. ``algorithm`` and ``precision`` are accepted and ignored.
+    With `per_sample` the gradients of weight and bias have a batch axis in front, unless the input has none. See
+    `convx.conv2d_backward` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> x, w = np.array([[[1.0, 2.0, 3.0]]]), np.array([[[[10.0, 100.0]]]])
+    >>> grad_input, grad_weight, grad_bias = reference.conv2d_backward(np.ones((1, 1, 2)), x, w)
+    >>> grad_input, grad_weight.ravel(), grad_bias
+    (array([[[ 10., 110., 100.]]]), array([3., 5.]), array([2.]))
     """
     x, unbatched = _to_nchw("conv2d_backward", input, layout)
     groups = _integer("conv2d_backward", "groups", groups)
@@ -256,7 +274,18 @@ def conv2d_grad_norms(
     algorithm: str = "auto",
     precision: Precision = "ieee",
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the squared norms of every image's gradients of weight and bias, in float64."""
+    """Compute the squared norms of every image's gradients of weight and bias, in float64.
+
+    See `convx.conv2d_grad_norms` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> x = np.array([[[[1.0, 2.0, 3.0]]], [[[1.0, 0.0, 0.0]]]])
+    >>> reference.conv2d_grad_norms(np.ones((2, 1, 1, 2)), x, (1, 1, 1, 2))
+    (array([34.,  1.]), array([4., 4.]))
+    """
     _, grad_weight, grad_bias = conv2d_backward(
         grad_output,
         input,
@@ -297,7 +326,14 @@ def conv_transpose2d(
 ) -> FloatArray:
     """Add ``x[n,c,p,q] * w[c,k,r,s]`` to ``y[n,k,h,w]``, h = p*stride + r*dilation - top, w alike, and the bias.
 
-    Cells that the padding cuts off are left out. ``algorithm`` and ``precision`` are accepted and ignored.
+    Products that fall outside the output are left out. See `convx.conv_transpose2d` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> reference.conv_transpose2d(np.array([[[1.0, 2.0]]]), np.array([[[[1.0, 10.0, 100.0]]]]), stride=(1, 2))
+    array([[[  1.,  10., 102.,  20., 200.]]])
     """
     op = "conv_transpose2d"
     x, unbatched = _to_nchw(op, input, layout)
@@ -313,10 +349,10 @@ def conv_transpose2d(
     y = np.zeros((n, k, rows.out, cols.out), x.dtype)
     y_groups = _split_groups(y, groups)
     for r, s in _taps_of(weight):
-        (pixels_h, cells_h), (pixels_w, cells_w) = rows.reaches(r), cols.reaches(s)
+        (pixels_h, outputs_h), (pixels_w, outputs_w) = rows.reaches(r), cols.reaches(s)
         patch = x_groups[..., pixels_h, pixels_w]
         total = kernel[..., r, s].swapaxes(-1, -2) @ _flatten_plane(patch)  # g k c @ n g c pq
-        y_groups[..., cells_h, cells_w] += total.reshape(*total.shape[:-1], *patch.shape[-2:])
+        y_groups[..., outputs_h, outputs_w] += total.reshape(*total.shape[:-1], *patch.shape[-2:])
     if bias is not None:
         y += bias[:, None, None]
     return _store(op, _from_nchw(y, layout, unbatched), out)
@@ -338,7 +374,19 @@ def conv_transpose2d_backward(
     precision: Precision = "ieee",
     output_mask: OutputMask = (True, True, True),
 ) -> Gradients[np.floating[Any]]:
-    """Return the gradients of `conv_transpose2d`: (grad_input, grad_weight, grad_bias), None where masked."""
+    """Compute the gradients of `conv_transpose2d`: (grad_input, grad_weight, grad_bias), None where masked.
+
+    See `convx.conv_transpose2d_backward` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> x, w = np.array([[[1.0, 2.0]]]), np.array([[[[1.0, 10.0, 100.0]]]])
+    >>> grad_input, grad_weight, grad_bias = reference.conv_transpose2d_backward(np.ones((1, 1, 4)), x, w)
+    >>> grad_input, grad_weight.ravel(), grad_bias
+    (array([[[111., 111.]]]), array([3., 3., 3.]), array([4.]))
+    """
     op = "conv_transpose2d_backward"
     x, unbatched = _to_nchw(op, input, layout)
     groups = _integer(op, "groups", groups)
@@ -353,8 +401,8 @@ def conv_transpose2d_backward(
     grad_x_groups = _split_groups(grad_x, groups)
     grad_kernel = np.zeros(kernel.shape, g.dtype)
     for r, s in _taps_of(weight):
-        (pixels_h, cells_h), (pixels_w, cells_w) = rows.reaches(r), cols.reaches(s)
-        g_tap = _flatten_plane(g_groups[..., cells_h, cells_w])  # n g k pq
+        (pixels_h, outputs_h), (pixels_w, outputs_w) = rows.reaches(r), cols.reaches(s)
+        g_tap = _flatten_plane(g_groups[..., outputs_h, outputs_w])  # n g k pq
         patch = x_groups[..., pixels_h, pixels_w]
         if output_mask[0]:
             grad_x_groups[..., pixels_h, pixels_w] += (kernel[..., r, s] @ g_tap).reshape(patch.shape)
@@ -369,7 +417,17 @@ def conv_transpose2d_backward(
 
 @quiet
 def relu(input: FloatArray, *, return_mask: bool = False, out: FloatArray | None = None) -> Any:
-    """Compute ``x if not (x <= 0) else 0``: NaN stays NaN. With ``return_mask`` also the bits of ``not (y <= 0)``."""
+    """Compute ``x if not (x <= 0) else 0``: NaN stays NaN. With `return_mask` also the bits of ``not (y <= 0)``.
+
+    See `convx.relu` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> reference.relu(np.array([-1.0, 0.0, 2.0, np.nan]), return_mask=True)
+    (array([ 0.,  0.,  2., nan]), array([12], dtype=uint8))
+    """
     _expect_dtypes("relu", input, out=out)
     output = _store("relu", np.where(input <= 0, input.dtype.type(0), input), out)
     return (output, np.packbits(~(output <= 0), bitorder="little")) if return_mask else output
@@ -382,7 +440,17 @@ def relu_backward(
     *,
     out: FloatArray | None = None,
 ) -> FloatArray:
-    """Compute ``0 if y <= 0 else grad`` from the output of `relu`, or its mask: a NaN output passes the gradient."""
+    """Compute ``0 if y <= 0 else grad`` from the output of `relu` or its mask: a NaN output passes the gradient on.
+
+    See `convx.relu_backward` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> reference.relu_backward(np.array([5.0, 6.0, 7.0]), np.array([0.0, 2.0, np.nan]))
+    array([0., 6., 7.])
+    """
     size, zero = grad_output.size, grad_output.dtype.type(0)
     if output.dtype == np.uint8:
         mask = cast("npt.NDArray[np.uint8]", output)
@@ -409,10 +477,18 @@ def max_pool2d(
     return_indices: bool = False,
     return_codes: bool = False,
 ) -> Any:
-    """Return the largest value of each window, alone or with int64 indices ``h*W + w`` or uint8 codes ``r*S + s``.
+    """Take the largest value of each window, alone or with int64 indices ``h*W + w`` or uint8 codes ``r*S + s``.
 
-    Ties go to the first tap, a NaN wins over all and the last NaN is the one pointed at. A window that dilation carries
-    over the image without one tap inside gives -inf, index -1 and code 255: no gradient.
+    Ties go to the first tap. A window with NaN gives NaN and selects the last NaN. A window whose taps all fall outside
+    the image (by dilation) gives -inf, index -1 and code 255. See `convx.max_pool2d` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> x = np.array([[[1.0, 2.0, 5.0, 6.0], [3.0, 4.0, 7.0, 8.0]]])
+    >>> reference.max_pool2d(x, 2, return_indices=True)
+    (array([[[4., 8.]]]), array([[[5, 7]]]))
     """
     x, unbatched = _to_nchw("max_pool2d", input, layout)
     rows, cols = _pool_axes("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
@@ -454,7 +530,16 @@ def max_pool2d_backward(
 ) -> FloatArray:
     """Compute ``grad_input[index] += grad_output``, windows in row-major order; code 255 adds nothing.
 
-    Index -1 adds nothing either and stands for a window without a tap inside the image; elsewhere it is an error.
+    Index -1 adds nothing either. It is an error except for a window without a tap inside the image. See
+    `convx.max_pool2d_backward` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> reference.max_pool2d_backward(np.array([[[4.0, 8.0]]]), np.array([[[5, 7]]]), (1, 2, 4), 2)
+    array([[[0., 0., 0., 0.],
+            [0., 4., 0., 8.]]])
     """
     op = "max_pool2d_backward"
     input_shape = tuple(_integer(op, "input_shape", size) for size in input_shape)
@@ -479,7 +564,7 @@ def max_pool2d_backward(
     empty = (rows.taps_inside() == 0)[:, None] | (cols.taps_inside() == 0)
     absent = (index == -1) & (empty | (chosen.dtype == np.uint8))
     if ((index < 0) & ~absent).any() or (index >= h * w).any():
-        raise ValueError(f"{op}: an index lies outside the plane of {h} x {w} cells")
+        raise ValueError(f"{op}: an index lies outside the plane of {h} x {w} pixels")
 
     has_gradient = index >= 0
     plane = np.arange(n * c).reshape(n, c, 1, 1) * (h * w)
@@ -504,7 +589,19 @@ def conv2d_relu_max_pool2d(
     layout: Layout = "NCHW",
     precision: Precision = "ieee",
 ) -> tuple[FloatArray, SavedConv2dReluMaxPool2d[Any]]:
-    """Return ``max_pool2d(relu(conv2d(...)))`` and what its backward pass needs."""
+    """Compute ``max_pool2d(relu(conv2d(...)))``, and what its backward pass needs.
+
+    See `convx.conv2d_relu_max_pool2d` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> x, w = np.array([[[1.0, -2.0, 3.0, 4.0]]]), np.array([[[[10.0]]]])
+    >>> y, saved = reference.conv2d_relu_max_pool2d(x, w, pool_kernel_size=(1, 2))
+    >>> y, saved.codes
+    (array([[[10., 40.]]]), array([[[0, 1]]], dtype=uint8))
+    """
     y = conv2d(input, weight, bias, stride, padding, dilation, groups, activation="relu", layout=layout)
     output, codes = max_pool2d(y, pool_kernel_size, pool_stride, pool_padding, layout=layout, return_codes=True)
     codes[output <= 0] = _NO_GRADIENT
@@ -518,7 +615,19 @@ def conv2d_relu_max_pool2d(
 def conv2d_relu_max_pool2d_backward(
     grad_output: FloatArray, saved: SavedConv2dReluMaxPool2d[Any], *, output_mask: OutputMask = (True, True, True)
 ) -> Gradients[np.floating[Any]]:
-    """Return the gradients of the three operations in sequence; takes what either forward pass of convx saved."""
+    """Compute the gradients of the three operations in sequence; `saved` may come from `convx` or from this module.
+
+    See `convx.conv2d_relu_max_pool2d_backward` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import reference
+    >>> x, w = np.array([[[1.0, -2.0, 3.0, 4.0]]]), np.array([[[[10.0]]]])
+    >>> y, saved = reference.conv2d_relu_max_pool2d(x, w, pool_kernel_size=(1, 2))
+    >>> reference.conv2d_relu_max_pool2d_backward(np.ones_like(y), saved)[0]
+    array([[[10.,  0.,  0., 10.]]])
+    """
     op = "conv2d_relu_max_pool2d_backward"
     x, _ = _to_nchw(op, saved.input, saved.layout)
     groups = _integer(op, "groups", saved.groups)
@@ -556,7 +665,7 @@ def _taps_of(weight: FloatArray) -> Iterator[tuple[int, int]]:
 
 
 def _slices(r: int, s: int, rows: _Axis, cols: _Axis) -> tuple[Any, Any]:
-    """Return where tap (r, s) counts in the output, and what it reads there in the padded image."""
+    """Return the outputs to which tap (r, s) adds, and the pixels of the padded image that it reads for them."""
     return (..., rows.outputs(r), cols.outputs(s)), (..., rows.reads(r), cols.reads(s))
 
 
@@ -572,21 +681,21 @@ def _flatten_plane(array: FloatArray) -> FloatArray:
 def _pad(x: FloatArray, rows: _Axis, cols: _Axis, value: float) -> FloatArray:
     if real(value) is None:
         raise TypeError(f"padding_value is {value!r}, expected a number")
-    for axis, line in ((2, rows), (3, cols)):
-        sources = line.sources()
+    for axis, problem in ((2, rows), (3, cols)):
+        sources = problem.sources()
         x = np.take(x, sources.clip(min=0), axis)
         x[(slice(None),) * axis + (sources < 0,)] = value
     return x
 
 
 def _unpad(grad_padded: FloatArray, rows: _Axis, cols: _Axis) -> FloatArray:
-    """Apply the adjoint of `_pad`: every padded cell adds its gradient to the cell that it shows."""
-    for axis, line in ((2, rows), (3, cols)):
-        lines = np.moveaxis(grad_padded, axis, 0)
-        folded = np.zeros((line.size, *lines.shape[1:]), lines.dtype)
-        for cell, source in enumerate(line.sources()):
+    """Apply the adjoint of `_pad`: every padded pixel adds its gradient to its source pixel."""
+    for axis, problem in ((2, rows), (3, cols)):
+        padded = np.moveaxis(grad_padded, axis, 0)
+        folded = np.zeros((problem.size, *padded.shape[1:]), padded.dtype)
+        for position, source in enumerate(problem.sources()):
             if source >= 0:
-                folded[source] += lines[cell]
+                folded[source] += padded[position]
         grad_padded = np.moveaxis(folded, 0, axis)
     return grad_padded
 
@@ -695,7 +804,7 @@ def _transposed_axes(
         before, after = _sides(op, padding, i, size, extent, strides[i])
         out = (size - 1) * strides[i] + extent - before - after + extra[i]
         if out < 1:
-            raise ValueError(f"{op}: padding is {padding!r}, which leaves {out} cells of the output")
+            raise ValueError(f"{op}: padding is {padding!r}, which leaves an output of size {out}")
         return _TransposedAxis(size, strides[i], dilations[i], before, out)
 
     return axis(0), axis(1)
@@ -739,13 +848,13 @@ def _axes(
     def axis(i: int) -> _Axis:
         extent = dilations[i] * (taps[i] - 1) + 1
         before, after = _sides(op, padding, i, sizes[i], extent, strides[i])
-        line = _Axis(sizes[i], taps[i], strides[i], dilations[i], before, after, modes[i], ceil_mode)
-        if line.out < 1:
+        problem = _Axis(sizes[i], taps[i], strides[i], dilations[i], before, after, modes[i], ceil_mode)
+        if problem.out < 1:
             raise ValueError(
-                f"{op}: the window spans {extent} cells in {'height' if i == 0 else 'width'}, "
+                f"{op}: the window spans {extent} pixels in {'height' if i == 0 else 'width'}, "
                 f"expected at most {sizes[i] + before + after} (input {sizes[i]} + padding {before} + {after})"
             )
-        return line
+        return problem
 
     return axis(0), axis(1)
 
@@ -819,7 +928,7 @@ def _expect(op: str, name: str, got: tuple[int, ...], expected: tuple[int, ...])
 
 def _expect_dtypes(op: str, first: FloatArray, **others: FloatArray | None) -> None:
     if not np.issubdtype(first.dtype, np.floating):
-        raise TypeError(f"{op}: the first array has dtype {first.dtype}, expected a floating one")
+        raise TypeError(f"{op}: the first array has dtype {first.dtype}, expected floating point")
     for name, array in others.items():
         if array is not None and array.dtype != first.dtype:
             raise TypeError(f"{op}: {name} has dtype {array.dtype}, expected {first.dtype}")

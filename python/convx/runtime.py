@@ -39,6 +39,11 @@ def get_num_threads() -> int:
     problems use fewer threads. A forked child uses one until it calls `set_num_threads`. Results have the same bits for
     any number.
 
+    Returns
+    -------
+    int
+        At least 1.
+
     Examples
     --------
     >>> import convx
@@ -112,6 +117,10 @@ def get_default_algorithm() -> str:
     The first of these that is set determines it: `set_default_algorithm`, the environment variable
     ``CONVX_ALGORITHM``, and ``"auto"``.
 
+    Returns
+    -------
+    {"auto", "direct"}
+
     Raises
     ------
     RuntimeError
@@ -169,7 +178,7 @@ def default_algorithm(algorithm: Literal["auto", "direct"]) -> Iterator[None]:
     Parameters
     ----------
     algorithm : {"auto", "direct"}
-        As of `set_default_algorithm`.
+        As in `set_default_algorithm`.
 
     Raises
     ------
@@ -334,6 +343,13 @@ class CudaPlan:
         Multiplications and additions of the direct sum; array bytes, each read or written once.
     reason : str
         Why this tile and this split-K.
+
+    Examples
+    --------
+    ::
+
+        plan, = convx.explain("conv2d", (8, 64, 56, 56), (64, 64, 3, 3), padding=1, device="cuda")
+        print(plan.tile, plan.workspace_bytes)
     """
 
     name: str

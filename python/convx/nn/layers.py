@@ -30,15 +30,12 @@ from ..ops import (
 )
 from .module import Module, Parameter, check_array
 
-# An argmax code is one byte, and 255 means "no gradient".
+# An argmax code is one byte; 255 means "no gradient".
 MAX_TAPS_WITH_CODES = 255
 
 
 def _dtype(dtype: Any) -> Any:
-    """Return `dtype` as a dtype of NumPy, for messages; anything else is left to the check.
-
-    NumPy takes None as float64, so None is left to the check too.
-    """
+    """Return `dtype` as a dtype of NumPy, for messages; None, which NumPy takes as float64, and all else unchanged."""
     try:
         return None if dtype is None else np.dtype(dtype)
     except (TypeError, ValueError):
@@ -46,7 +43,7 @@ def _dtype(dtype: Any) -> Any:
 
 
 def _accumulate(*pairs: tuple[Parameter | None, FloatArray | None]) -> None:
-    """Add each gradient to its parameter, reshaped to it; a layer without a bias has neither."""
+    """Add each gradient to its parameter, in the parameter's shape; None stands for a bias that the layer lacks."""
     for parameter, grad in pairs:
         if parameter is not None and grad is not None:
             parameter.accumulate(grad.reshape(parameter.value.shape))
@@ -81,6 +78,15 @@ def he_normal(
         The generator; an int seeds a new one; None takes fresh entropy from the system.
     fan_in : float, optional
         The number of products in an output, by default the product of all sizes of `shape` but the first.
+
+    Returns
+    -------
+    ndarray of the given shape and dtype
+
+    Raises
+    ------
+    TypeError
+        Where `dtype` is not floating point.
     """
     if np.dtype(dtype).kind != "f":
         raise TypeError(f"he_normal: dtype is {np.dtype(dtype)}, expected floating point")
@@ -129,6 +135,11 @@ class Conv2d(_WithOptions):
         Shape (K,).
     stride, padding, dilation, groups, padding_mode, padding_value, layout, algorithm
         The options. Later assignments are checked in the next call.
+
+    Raises
+    ------
+    ShapeError, TypeError
+        For bad sizes, options and dtypes, as :func:`convx.conv2d` does.
 
     Examples
     --------
@@ -237,6 +248,11 @@ class ConvTranspose2d(_WithOptions):
     stride, padding, output_padding, groups, dilation, layout, algorithm
         The options. Later assignments are checked in the next call.
 
+    Raises
+    ------
+    ShapeError, TypeError
+        For bad sizes, options and dtypes, as :func:`convx.conv_transpose2d` does.
+
     Examples
     --------
     >>> import numpy as np
@@ -321,6 +337,15 @@ class ReLU(Module):
 
     The context is a mask of one bit an element. So the output can be freed where the next layer does not keep it (a
     pooling does not), and the backward pass reads 1/32 of it. Where the next layer keeps it, the mask adds 3 %.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> layer = nn.ReLU()
+    >>> output, context = layer.forward(np.array([-1.0, 2.0]))
+    >>> output, layer.backward(np.array([5.0, 6.0]), context)
+    (array([0., 2.]), array([0., 6.]))
     """
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
@@ -367,6 +392,18 @@ class MaxPool2d(_WithOptions):
     ----------
     kernel_size, stride, padding, dilation, ceil_mode, layout
         The options. Later assignments are checked in the next call.
+
+    Raises
+    ------
+    ShapeError, TypeError
+        For bad options, as :func:`convx.max_pool2d` does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> nn.MaxPool2d(3, stride=2, padding=1)(np.zeros((1, 8, 32, 32), np.float32)).shape
+    (1, 8, 16, 16)
     """
 
     kernel_size: Pair
@@ -397,7 +434,7 @@ class MaxPool2d(_WithOptions):
         self._keep(options)
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, _Pooled]:
-        """Pool `input`; the context is the chosen taps and the input's shape."""
+        """Pool `input`; the context is the selected taps and the input's shape."""
         options = self._options
         kernel = _cpu.settle_max_pool2d_layer("MaxPool2d", self.kernel_size, *options.values())
         codes = math.prod(kernel) <= MAX_TAPS_WITH_CODES
@@ -425,6 +462,25 @@ class Flatten(Module):
     """Join the axes from `start_dim` to `end_dim`, both included, in row-major order.
 
     After an NHWC layer the order of the joined values is therefore (h, w, c), after an NCHW layer (c, h, w).
+
+    Parameters
+    ----------
+    start_dim, end_dim : int
+        The first and the last axis; negative numbers count from the last axis of the input.
+
+    Raises
+    ------
+    ShapeError
+        Where `start_dim` lies behind `end_dim`, and in `forward` where the input lacks one of them.
+    TypeError
+        Where one is not an integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> nn.Flatten()(np.zeros((8, 32, 2, 2))).shape
+    (8, 128)
     """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
@@ -486,6 +542,11 @@ class Linear(Module):
         Shape (out_features, in_features).
     bias : Parameter or None
         Shape (out_features,).
+
+    Raises
+    ------
+    ShapeError, TypeError
+        For bad sizes and dtypes, and in `forward` for an input with another last axis or dtype.
 
     Examples
     --------
@@ -565,6 +626,25 @@ class Sequential(Module):
     """Run layers one after another, without fusion or reordering.
 
     The layers are named "0", "1", ... in :meth:`state_dict`; ``network[i]``, ``len`` and iteration work on them.
+
+    Parameters
+    ----------
+    *layers : Module
+        The layers, in the order of the forward pass.
+
+    Raises
+    ------
+    TypeError
+        Where an argument is not a Module.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+    >>> output, context = network.forward(np.zeros((2, 1, 8, 8), np.float32))
+    >>> output.shape, network.backward(output, context).shape
+    ((2, 4, 3, 3), (2, 1, 8, 8))
     """
 
     def __init__(self, *layers: Module) -> None:

@@ -47,6 +47,15 @@ class CrossEntropyLoss:
     reduction : {"mean", "sum"}
         Over the N rows.
 
+    Raises
+    ------
+    ShapeError
+        For another `reduction`, at construction and in `forward`.
+
+    References
+    ----------
+    Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 6.2.2.3.
+
     Examples
     --------
     >>> import numpy as np
@@ -82,7 +91,8 @@ class CrossEntropyLoss:
         Returns
         -------
         loss : scalar of the input's dtype
-        context : what :meth:`backward` needs
+        context : object
+            For :meth:`backward`.
 
         Raises
         ------
@@ -106,7 +116,18 @@ class CrossEntropyLoss:
 
     @quiet
     def backward(self, context: _Classified) -> FloatArray:
-        """Return the gradient of the loss with respect to the input, shape (N, classes): softmax minus one-hot."""
+        """Compute the gradient of the loss with respect to the input: softmax minus one-hot labels.
+
+        Parameters
+        ----------
+        context : object
+            The second result of :meth:`forward`.
+
+        Returns
+        -------
+        array, shape (N, classes)
+            With ``reduction="mean"`` divided by N.
+        """
         grad = context.probabilities.copy()
         grad[_rows(context.labels), context.labels] -= 1
         if self.reduction == "mean":
@@ -114,7 +135,7 @@ class CrossEntropyLoss:
         return grad
 
     def __call__(self, input: FloatArray, labels: IntArray) -> Any:
-        """Compute the loss alone."""
+        """Compute the loss alone; see :meth:`forward`."""
         return self.forward(input, labels)[0]
 
     def _check(self, input: FloatArray, labels: IntArray) -> None:

@@ -34,14 +34,29 @@ class Parameter:
     Parameters
     ----------
     value : array
-        The values; optimisers change them in place.
+        The values; optimizers change them in place.
     name : str
         The name in error messages, such as ``"weight"``.
 
     Attributes
     ----------
     grad : array or None
-        The sum of all gradients since the last :meth:`zero_grad`, of the value's shape and dtype; None before them.
+        The sum of all gradients since the last :meth:`zero_grad`, of the value's shape and dtype; None before one.
+
+    Raises
+    ------
+    TypeError
+        Where `value` is not an array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from convx import nn
+    >>> parameter = nn.Parameter(np.array([1.0, 2.0]))
+    >>> parameter.accumulate(np.array([0.5, 0.5]))
+    >>> parameter.accumulate(np.array([0.5, 0.0]))
+    >>> parameter.grad
+    array([1. , 0.5])
     """
 
     def __init__(self, value: FloatArray, name: str = "parameter") -> None:
@@ -52,7 +67,18 @@ class Parameter:
 
     @quiet
     def accumulate(self, grad: FloatArray) -> None:
-        """Add `grad` to the gradient. The first gradient is not copied: do not change it afterwards."""
+        """Add `grad` to the gradient. The first gradient is not copied: do not change it afterwards.
+
+        Parameters
+        ----------
+        grad : array
+            Of the value's shape and dtype.
+
+        Raises
+        ------
+        ShapeError, TypeError
+            For another shape, or another dtype.
+        """
         if grad.shape != self.value.shape:
             raise ShapeError(f"{self.name}: gradient has shape {grad.shape}, expected {self.value.shape}")
         if grad.dtype != self.value.dtype:
@@ -99,7 +125,19 @@ class Module:
     """
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, Any]:
-        """Compute the output and the context for :meth:`backward`; the module does not change."""
+        """Compute the output and the context for :meth:`backward`; the module does not change.
+
+        Parameters
+        ----------
+        input : array
+            The batch, of the dtype and the library of the parameters.
+
+        Returns
+        -------
+        output : array
+        context : object
+            Whatever `backward` needs.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def backward(self, grad_output: FloatArray, context: Any, *, need_grad_input: bool = True) -> Any:
@@ -113,6 +151,10 @@ class Module:
             The second result of that `forward`.
         need_grad_input : bool
             False skips the gradient of the input (a network's first layer does not need it) and returns None.
+
+        Returns
+        -------
+        array of the shape of the input, or None
         """
         raise NotImplementedError(f"{type(self).__name__} does not define backward")
 
@@ -163,6 +205,16 @@ class Module:
         array_module : module
             ``numpy`` or ``cupy``.
 
+        Returns
+        -------
+        Module
+            This one.
+
+        Raises
+        ------
+        TypeError
+            Where `array_module` has no function ``asarray``.
+
         Examples
         --------
         >>> import numpy as np
@@ -183,12 +235,28 @@ class Module:
 
         A shared parameter appears under each of its names, as in PyTorch. Unlike PyTorch's, the arrays are copies:
         later training does not change a state dict.
+
+        Returns
+        -------
+        dict from str to array
+
+        Examples
+        --------
+        >>> from convx import nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+        >>> {name: value.shape for name, value in network.state_dict().items()}
+        {'0.weight': (2, 1, 3, 3), '0.bias': (2,)}
         """
         return {name: parameter.value.copy() for name, parameter in self._parameters_by_every_name()}
 
     @quiet
     def load_state_dict(self, state_dict: Mapping[str, FloatArray]) -> None:
         """Copy `state_dict` into the parameters, in place; all of them or, after an error, none.
+
+        Parameters
+        ----------
+        state_dict : mapping from str to array
+            As :meth:`state_dict` returns it; arrays of NumPy or CuPy.
 
         Raises
         ------
@@ -215,7 +283,18 @@ class Module:
             parameter.value[...] = moved_like(state_dict[name], parameter.value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`state_dict` to exactly `path` as an npz file (arrays only, no pickle)."""
+        """Write :meth:`state_dict` to exactly `path` as an npz file (arrays only, no pickle).
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file; no suffix is added.
+
+        Raises
+        ------
+        OSError
+            Where the file cannot be written.
+        """
         with open(path, "wb") as file:
             arrays = {name: moved(value, np) for name, value in self.state_dict().items()}
             np.savez(file, **arrays)
@@ -223,12 +302,19 @@ class Module:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load a file of :meth:`save`; nothing in the file is executed.
 
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
         Raises
         ------
         OSError
             Where the file cannot be read.
         ValueError
-            Where it is not an npz file. Errors of :meth:`load_state_dict` are raised too.
+            Where it is not an npz file.
+        ShapeError, TypeError
+            As :meth:`load_state_dict` does.
         """
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):
