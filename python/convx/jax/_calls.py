@@ -1,7 +1,7 @@
-"""One compiled operation as a node of a JAX program: a call of XLA's foreign functions, or back into Python.
+"""One compiled operation as a node of a JAX program: an XLA FFI call or a Python callback.
 
-`convx._jax` has the handlers that XLA calls directly. Where it was not built, or this jaxlib cannot load it, XLA calls
-Python, which calls the functions for NumPy arrays.
+`convx._jax` has the handlers that XLA calls directly. Without it (not built, or refused by this jaxlib), XLA calls
+Python, and Python calls the functions for NumPy arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HOW_TO_BUILD = "install it from source with CONVX_JAX=ON in the environment (RE
 
 @functools.cache
 def slow_reason() -> str | None:
-    """Return why calls go through Python; None where XLA calls convx directly. Registers the handlers."""
+    """Register the handlers; return why calls go through Python, None where XLA calls convx directly."""
     try:
         from .. import _jax
     except ImportError as error:
@@ -36,7 +36,7 @@ def slow_reason() -> str | None:
         return (
             f"convx._jax was built for version {version} of XLA's foreign function interface, which the installed "
             f"jaxlib {installed} does not load: install a newer jaxlib, or build convx with the headers of this one "
-            f"(CONVX_JAX_INCLUDE). jaxlib says: {error}"
+            f"(CONVX_JAX_INCLUDE); jaxlib's error: {error}"
         )
     return None
 
@@ -44,7 +44,7 @@ def slow_reason() -> str | None:
 @functools.cache
 def _warn_once(reason: str) -> None:
     warnings.warn(
-        f"convx.jax goes through jax.pure_callback, 100 us and more for every call: {reason}",
+        f"convx.jax goes through jax.pure_callback, 100 us and more a call: {reason}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -56,10 +56,7 @@ def call(
     arrays: Sequence[jax.Array],
     specs: Mapping[str, ConvSpec | PoolSpec],
 ) -> tuple[jax.Array, ...]:
-    """Add the operation `name` to the program that is being traced.
-
-    `specs` has the convolution and the pooling under "conv" and "pool".
-    """
+    """Add the operation `name` to the traced program; `specs` has the options under "conv" and "pool"."""
     if reason := slow_reason():
         _warn_once(reason)
         function = functools.partial(_FUNCTIONS[name], [result.shape for result in results], **specs)
@@ -69,7 +66,7 @@ def call(
 
 
 def _attributes(spec: ConvSpec | PoolSpec, fused: bool) -> dict[str, Any]:
-    """Return what csrc/bindings/jax_calls.cpp reads."""
+    """Return the attributes that csrc/bindings/jax_calls.cpp reads."""
 
     def numbers(*values: int) -> Any:
         return np.array(values, np.int64)
@@ -93,7 +90,7 @@ def _attributes(spec: ConvSpec | PoolSpec, fused: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# The functions behind the callbacks: NumPy arrays, results in the order of the handlers of convx._jax.
+# The functions behind the callbacks: NumPy arrays in, results in the order of the handlers of convx._jax.
 
 
 def _on_numpy(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> list[Any]:
@@ -101,7 +98,7 @@ def _on_numpy(function: Callable[..., tuple[Any, ...]], *arrays: Any) -> list[An
 
 
 def _nothing_of(shape: Sequence[int], like: Any) -> Any:
-    """Return an array of zeros that takes no memory: where only its shape is asked for."""
+    """Return an array of zeros without memory of its own, for an argument of which only the shape is read."""
     return np.broadcast_to(np.zeros((), like.dtype), shape)
 
 
@@ -124,7 +121,7 @@ def _conv2d_backward(g: Any, x: Any, weight: Any, conv: ConvSpec, mask: tuple[bo
 def _conv2d_grad_input(shapes: Any, g: Any, weight: Any, bias: Any = None, *, conv: ConvSpec) -> tuple[Any, ...]:
     if bias is None:
         return _conv2d_backward(g, _nothing_of(shapes[0], g), weight, conv, (True, False, False))
-    # What the windows leave over of the padded input.
+    # The output padding: the rows and columns of the padded input that no window reaches.
     sizes = zip(conv.input_size, conv.padding, conv.kernel_size, conv.stride, conv.dilation, strict=True)
     rows, columns = ((n + sum(sides) - d * (k - 1) - 1) % s for n, sides, k, s, d in sizes)
     options = (conv.stride, conv.padding, (rows, columns), conv.groups, conv.dilation, conv.layout, conv.algorithm)
@@ -136,7 +133,7 @@ def _conv2d_grad_weight(shapes: Any, g: Any, x: Any, *, conv: ConvSpec) -> tuple
 
 
 def _conv2d_grad_bias(_: Any, g: Any, *, conv: ConvSpec) -> tuple[Any, ...]:
-    # The gradient of a 1x1 convolution that has this output, of an input without channels.
+    # The bias gradient of a 1x1 convolution with this output and an input of zero channels.
     none = (g.shape[0], 0, *g.shape[2:]) if conv.layout == "NCHW" else (*g.shape[:3], 0)
     weight = np.empty((g.shape[channel_axis(conv.layout)], 0, 1, 1), g.dtype)
     mask = (False, False, True)
@@ -166,17 +163,17 @@ def _max_pool2d(shapes: Any, x: Any, *, pool: PoolSpec) -> tuple[Any, ...]:
     )
     if not isinstance(result, tuple):
         return (result,)
-    y, chosen = result
-    return (y, chosen if pool.has_codes() else chosen.view(np.uint32).reshape(shapes[1]))
+    y, selection = result
+    return (y, selection if pool.has_codes() else selection.view(np.uint32).reshape(shapes[1]))
 
 
-def _max_pool2d_backward(shapes: Any, g: Any, chosen: Any, *, pool: PoolSpec) -> tuple[Any, ...]:
+def _max_pool2d_backward(shapes: Any, g: Any, selection: Any, *, pool: PoolSpec) -> tuple[Any, ...]:
     if not pool.has_codes():
-        chosen = np.ascontiguousarray(chosen).view(np.int64).reshape(g.shape)
+        selection = np.ascontiguousarray(selection).view(np.int64).reshape(g.shape)
     return (
         ops.max_pool2d_backward(
             g,
-            chosen,
+            selection,
             shapes[0],
             pool.kernel_size,
             pool.stride,

@@ -1,7 +1,7 @@
-"""An axis of vmap, folded into the axes that the kernels have: one call instead of many.
+"""The mapped axis of vmap, folded into the batch or the channels of one call.
 
-Folding into the batch is free. Folding into channels moves the axis beside them, a copy, free too where it meets no
-other axis on its way, as with images one by one in NCHW.
+Folding into the batch is free. Folding into channels copies, since the mapped axis moves beside the channels; it is
+free where no axis lies between the two (NCHW, one image at a time).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from jax.custom_batching import custom_vmap
 
 
 class Foldable:
-    """A function whose calls under vmap are folded into one, by a rule as `custom_vmap.def_vmap` takes it.
+    """A function with a rule that folds its calls under vmap into one, in the form of `custom_vmap.def_vmap`.
 
-    An axis of length 0 is not folded: no call is made, since no kernel has zero channels. As `custom_vmap` does, it
-    takes and gives arrays, or tuples of them.
+    It takes and returns arrays or tuples of them. A mapped axis of length 0 gives empty results without a call, since
+    no kernel has zero channels.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -29,7 +29,7 @@ class Foldable:
         return self._run(*arrays)
 
     def def_vmap(self, rule: Callable[..., Any]) -> Callable[..., Any]:
-        """Set the rule: ``rule(size, batched, *arrays)`` gives the results and whether each has the axis."""
+        """Set the rule: ``rule(size, batched, *arrays)`` returns the results, and which of them are batched."""
 
         def fold(size: int, batched: list[bool], *arrays: jax.Array) -> Any:
             if size > 0:
@@ -45,7 +45,7 @@ class Foldable:
 
 
 def struct(shape: Any, dtype: Any) -> Any:
-    """Return the shape and dtype of an array, without one."""
+    """Return a shape and a dtype as a `jax.ShapeDtypeStruct`."""
     untyped: Any = jax.ShapeDtypeStruct
     return untyped(tuple(shape), dtype)
 
@@ -61,9 +61,9 @@ def out_of_batch(array: jax.Array, size: int) -> jax.Array:
 
 
 def into_channels(array: jax.Array, axis: int, groups: int = 1) -> jax.Array:
-    """Turn (B, ..., C, ...) into (..., G*B*C/G, ...): every group has the B parts of its channels side by side.
+    """Turn (B, ..., C, ...) into (..., G*B*C/G, ...): group by group, the B slices of its channels are adjacent.
 
-    `axis` is the one of the channels without B.
+    `axis` is the channel axis of an array without B.
     """
     size, shape = array.shape[0], array.shape[1:]
     apart = array.reshape(size, *shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
@@ -79,5 +79,5 @@ def out_of_channels(array: jax.Array, axis: int, size: int, groups: int = 1) -> 
 
 
 def spread(array: jax.Array, size: int, batched: bool) -> jax.Array:
-    """Return `array` with the axis of vmap in front, repeated where it has none."""
+    """Return `array` with the mapped axis in front, broadcast where it has none."""
     return array if batched else jnp.broadcast_to(array, (size, *array.shape))

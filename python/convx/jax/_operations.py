@@ -1,12 +1,11 @@
 """The operations on settled problems, with their derivatives and their rules for vmap.
 
-Three maps are the convolution: y = F(x, w), grad_input = I(g, w), grad_weight = W(g, x), each linear in both arguments,
-and all three hold the same number <F(x, w), g> = <x, I(g, w)> = <w, W(g, x)>. So the derivatives of each are the other
-two, and derivatives of any order are calls of these three. F and I take a bias along, whose gradient is the sum S over
-all but the channels. Images are 4-D here.
+A convolution is three maps, each linear in both arguments: y = F(x, w), grad_input = I(g, w), grad_weight = W(g, x).
+They are adjoint to each other: <F(x, w), g> = <x, I(g, w)> = <w, W(g, x)>. So the derivatives of each are the other
+two, and derivatives of any order are calls of these three. F and I also add a bias; its gradient is S, the sum over all
+axes but the channels. Images are 4-D here.
 
-Every forward rule calls its own function again: a derivative of the derivative then finds a function that it knows how
-to derive, not the call of the kernel.
+Every forward rule calls its own function, not the kernel, so that the derivative can be differentiated again.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def conv2d_grad_input(conv: ConvSpec, g: Array, weight: Array, bias: Array | None) -> Array:
-    """I: (g, weight, bias of its channels) -> grad_input, for a linear `conv`."""
+    """I: (g, weight, bias of the input channels) -> grad_input, for a linear `conv`."""
 
     @Foldable
     def run(g: Array, weight: Array, *bias: Array) -> Array:
@@ -141,7 +140,7 @@ conv2d_grad_weight.defvjp(_conv2d_grad_weight_forward, _conv2d_grad_weight_backw
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def conv2d_grad_bias(conv: ConvSpec, g: Array) -> Array:
-    """S: g -> its sum over all but the channels."""
+    """S: g -> its sum over all axes but the channels."""
     axis = channel_axis(conv.layout)
 
     @Foldable
@@ -180,7 +179,7 @@ def _call_conv2d(conv: ConvSpec, arrays: Sequence[Array]) -> Array:
 
 
 def _forward(conv: ConvSpec, function: Callable[..., Any], arrays: Sequence[Array]) -> Any:
-    """Return ``function(conv, input, weight, bias)``, which gives images of K channels, with its rule for vmap."""
+    """Call ``function(conv, input, weight, bias)``, whose results are images of K channels, with a rule for vmap."""
 
     @Foldable
     def run(*arrays: Array) -> Any:
@@ -205,7 +204,7 @@ def _forward(conv: ConvSpec, function: Callable[..., Any], arrays: Sequence[Arra
 
 
 def conv_transpose2d(conv: ConvSpec, size: Size, x: Array, weight: Array, bias: Array | None) -> Array:
-    """Compute I(x, weight, bias) and the cells behind it, up to `size`, that no window reaches: the bias alone."""
+    """Compute I(x, weight, bias), extended to `size` by pixels that no window reaches: the bias alone."""
     if conv.input_size == size and x.shape[channel_axis(conv.layout)] > 0:
         return conv2d_grad_input(conv, x, weight, bias)
     channels = weight.shape[1] * conv.groups
@@ -244,7 +243,7 @@ relu.defvjp(_relu_forward, _relu_backward)
 
 @jax.custom_vjp
 def relu_backward(g: Array, y: Array) -> Array:
-    """Compute g where y is not <= 0: linear in g, and a step in y."""
+    """Compute ``0 if y <= 0 else g``: linear in g, with zero derivative in y."""
     return _elementwise("relu_backward", g, y)
 
 
@@ -278,44 +277,44 @@ def _elementwise(name: str, *arrays: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def max_pool2d(pool: PoolSpec, x: Array) -> Array:
-    """Compute the maxima alone."""
+    """Compute the maxima without codes."""
     return _call_max_pool2d(pool, x, False)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def max_pool2d_chosen(pool: PoolSpec, x: Array) -> tuple[Array, Array]:
-    """Compute the maxima and where they were: codes, or indices as pairs of uint32 where codes cannot name them."""
-    y, chosen = _call_max_pool2d(pool, x, True)
-    return y, chosen
+def max_pool2d_selected(pool: PoolSpec, x: Array) -> tuple[Array, Array]:
+    """Compute the maxima and their argmax codes; for windows of over 255 taps int64 indices, as pairs of uint32."""
+    y, selection = _call_max_pool2d(pool, x, True)
+    return y, selection
 
 
 def _max_pool2d_forward(pool: PoolSpec, x: Array) -> tuple[Array, Array]:
-    return max_pool2d_chosen(pool, x)
+    return max_pool2d_selected(pool, x)
 
 
-def _max_pool2d_backward(pool: PoolSpec, chosen: Array, g: Array) -> tuple[Array]:
-    return (max_pool2d_backward(pool, g, chosen),)
+def _max_pool2d_backward(pool: PoolSpec, selection: Array, g: Array) -> tuple[Array]:
+    return (max_pool2d_backward(pool, g, selection),)
 
 
-def _max_pool2d_chosen_forward(pool: PoolSpec, x: Array) -> tuple[tuple[Array, Array], Array]:
-    y, chosen = max_pool2d_chosen(pool, x)
-    return (y, chosen), chosen
+def _max_pool2d_selected_forward(pool: PoolSpec, x: Array) -> tuple[tuple[Array, Array], Array]:
+    y, selection = max_pool2d_selected(pool, x)
+    return (y, selection), selection
 
 
-def _max_pool2d_chosen_backward(pool: PoolSpec, chosen: Array, cotangents: Any) -> tuple[Array]:
-    return (max_pool2d_backward(pool, cotangents[0], chosen),)
+def _max_pool2d_selected_backward(pool: PoolSpec, selection: Array, cotangents: Any) -> tuple[Array]:
+    return (max_pool2d_backward(pool, cotangents[0], selection),)
 
 
 max_pool2d.defvjp(_max_pool2d_forward, _max_pool2d_backward)
-max_pool2d_chosen.defvjp(_max_pool2d_chosen_forward, _max_pool2d_chosen_backward)
+max_pool2d_selected.defvjp(_max_pool2d_selected_forward, _max_pool2d_selected_backward)
 
 
 def _call_max_pool2d(pool: PoolSpec, x: Array, want: bool) -> tuple[Array, ...]:
     @Foldable
     def run(x: Array) -> tuple[Array, ...]:
         shape = image_shape(pool.layout, x.shape[0], x.shape[channel_axis(pool.layout)], pool.output_size)
-        chosen = struct(shape, jnp.uint8) if pool.has_codes() else struct((*shape, 2), jnp.uint32)
-        return call("max_pool2d", [_like(x, shape), chosen][: 1 + want], (x,), {"pool": pool})
+        selection = struct(shape, jnp.uint8) if pool.has_codes() else struct((*shape, 2), jnp.uint32)
+        return call("max_pool2d", [_like(x, shape), selection][: 1 + want], (x,), {"pool": pool})
 
     @run.def_vmap
     def fold(size: int, batched: list[bool], x: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
@@ -327,39 +326,39 @@ def _call_max_pool2d(pool: PoolSpec, x: Array, want: bool) -> tuple[Array, ...]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def max_pool2d_backward(pool: PoolSpec, g: Array, chosen: Array) -> Array:
-    """Send g to the chosen cells: linear in g."""
+def max_pool2d_backward(pool: PoolSpec, g: Array, selection: Array) -> Array:
+    """Add g to the selected pixels: linear in g."""
 
     @Foldable
-    def run(g: Array, chosen: Array) -> Array:
+    def run(g: Array, selection: Array) -> Array:
         shape = image_shape(pool.layout, g.shape[0], g.shape[channel_axis(pool.layout)], pool.input_size)
-        (grad_input,) = call("max_pool2d_backward", [_like(g, shape)], (g, chosen), {"pool": pool})
+        (grad_input,) = call("max_pool2d_backward", [_like(g, shape)], (g, selection), {"pool": pool})
         return grad_input
 
     @run.def_vmap
     def fold(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        g, chosen = (into_batch(spread(array, size, has)) for array, has in zip(arrays, batched, strict=True))
-        return out_of_batch(max_pool2d_backward(pool, g, chosen), size), True
+        g, selection = (into_batch(spread(array, size, has)) for array, has in zip(arrays, batched, strict=True))
+        return out_of_batch(max_pool2d_backward(pool, g, selection), size), True
 
-    grad_input: Array = run(g, chosen)
+    grad_input: Array = run(g, selection)
     return grad_input
 
 
-def _max_pool2d_backward_forward(pool: PoolSpec, g: Array, chosen: Array) -> tuple[Array, Array]:
-    return max_pool2d_backward(pool, g, chosen), chosen
+def _max_pool2d_backward_forward(pool: PoolSpec, g: Array, selection: Array) -> tuple[Array, Array]:
+    return max_pool2d_backward(pool, g, selection), selection
 
 
-def _max_pool2d_backward_backward(pool: PoolSpec, chosen: Array, c: Array) -> tuple[Array, None]:
-    return take_chosen(pool, c, chosen), None
+def _max_pool2d_backward_backward(pool: PoolSpec, selection: Array, c: Array) -> tuple[Array, None]:
+    return gather_selected(pool, c, selection), None
 
 
 max_pool2d_backward.defvjp(_max_pool2d_backward_forward, _max_pool2d_backward_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def take_chosen(pool: PoolSpec, x: Array, chosen: Array) -> Array:
-    """Read the chosen cells, 0 where there is none: the adjoint of `max_pool2d_backward`."""
-    cells = chosen_cells(pool, chosen)
+def gather_selected(pool: PoolSpec, x: Array, selection: Array) -> Array:
+    """Gather the selected pixels, 0 where a window has none: the adjoint of `max_pool2d_backward`."""
+    indices = selected_indices(pool, selection)
     (h, w), channels_last = pool.input_size, pool.layout == "NHWC"
     axis = 1 if channels_last else 2
 
@@ -368,27 +367,27 @@ def take_chosen(pool: PoolSpec, x: Array, chosen: Array) -> Array:
         return array.reshape((n, size, c) if channels_last else (n, c, size))
 
     p, q = pool.output_size
-    found = jnp.take_along_axis(as_planes(x, h * w), as_planes(jnp.maximum(cells, 0), p * q), axis=axis)
-    return jnp.where(cells >= 0, found.reshape(cells.shape), 0)
+    found = jnp.take_along_axis(as_planes(x, h * w), as_planes(jnp.maximum(indices, 0), p * q), axis=axis)
+    return jnp.where(indices >= 0, found.reshape(indices.shape), 0)
 
 
-def _take_chosen_forward(pool: PoolSpec, x: Array, chosen: Array) -> tuple[Array, Array]:
-    return take_chosen(pool, x, chosen), chosen
+def _gather_selected_forward(pool: PoolSpec, x: Array, selection: Array) -> tuple[Array, Array]:
+    return gather_selected(pool, x, selection), selection
 
 
-def _take_chosen_backward(pool: PoolSpec, chosen: Array, c: Array) -> tuple[Array, None]:
-    return max_pool2d_backward(pool, c, chosen), None
+def _gather_selected_backward(pool: PoolSpec, selection: Array, c: Array) -> tuple[Array, None]:
+    return max_pool2d_backward(pool, c, selection), None
 
 
-take_chosen.defvjp(_take_chosen_forward, _take_chosen_backward)
+gather_selected.defvjp(_gather_selected_forward, _gather_selected_backward)
 
 
-def chosen_cells(pool: PoolSpec, chosen: Array) -> Array:
-    """Return the chosen cells as ``h*W + w``, -1 for none: int64 in JAX's 64-bit mode, otherwise int32."""
+def selected_indices(pool: PoolSpec, selection: Array) -> Array:
+    """Return the selected pixels as indices ``h*W + w``, -1 for none: int64 in JAX's 64-bit mode, otherwise int32."""
     integer = jax.dtypes.canonicalize_dtype(jnp.int64)
     if not pool.has_codes():
-        return jax.lax.bitcast_convert_type(chosen if integer == jnp.int64 else chosen[..., 0], integer)
-    code = chosen.astype(integer)
+        return jax.lax.bitcast_convert_type(selection if integer == jnp.int64 else selection[..., 0], integer)
+    code = selection.astype(integer)
     rows, columns = (2, 3) if pool.layout == "NCHW" else (1, 2)
 
     def position(tap: Array, axis: int, along: int) -> Array:
@@ -400,16 +399,15 @@ def chosen_cells(pool: PoolSpec, chosen: Array) -> Array:
     return jnp.where(code == 255, -1, h * pool.input_size[1] + w)
 
 
-# conv2d_relu_max_pool2d: its output and codes, and two gradients, each a call of its own, so that XLA drops the one
-# that nobody asked for. One call for both would spread the gradient over the windows once instead of twice, which made
-# no difference that could be measured.
+# conv2d_relu_max_pool2d. Its two gradients are separate calls, so that XLA drops the one that is not used. One call for
+# both would scatter the gradient over the windows once instead of twice; that made no measurable difference.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def conv2d_relu_max_pool2d(
     conv: ConvSpec, pool: PoolSpec, x: Array, weight: Array, bias: Array | None
 ) -> tuple[Array, Array]:
-    """Compute the fused block: (output, codes)."""
+    """Compute the fused block: (output, argmax codes)."""
 
     def run(spec: ConvSpec, x: Array, *weights: Array) -> tuple[Array, ...]:
         shape = image_shape(spec.layout, x.shape[0], weights[0].shape[0], pool.output_size)
@@ -439,7 +437,7 @@ conv2d_relu_max_pool2d.defvjp(_conv2d_relu_max_pool2d_forward, _conv2d_relu_max_
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def fused_grad_input(conv: ConvSpec, pool: PoolSpec, g: Array, weight: Array, codes: Array) -> Array:
-    """Compute I(U(g), weight), where U spreads the gradient over the windows: 0 where the ReLU is dead."""
+    """Compute I(U(g), weight), where U scatters the gradient over the windows (0 where the ReLU is dead)."""
     axis = channel_axis(conv.layout)
 
     @Foldable
@@ -471,7 +469,7 @@ def _fused_grad_input_forward(
 def _fused_grad_input_backward(conv: ConvSpec, pool: PoolSpec, kept: Any, c: Array) -> tuple[Any, ...]:
     g, weight, codes = kept
     grad_weight = conv2d_grad_weight(conv, max_pool2d_backward(pool, g, codes), c)
-    return take_chosen(pool, conv2d(conv, c, weight, None), codes), grad_weight, None
+    return gather_selected(pool, conv2d(conv, c, weight, None), codes), grad_weight, None
 
 
 fused_grad_input.defvjp(_fused_grad_input_forward, _fused_grad_input_backward)
@@ -516,7 +514,7 @@ def _fused_grad_weight_backward(
     g, x, codes = kept
     weight, bias = cotangents
     grad_input = conv2d_grad_input(conv, max_pool2d_backward(pool, g, codes), weight, None)
-    return take_chosen(pool, conv2d(conv, x, weight, bias), codes), grad_input, None
+    return gather_selected(pool, conv2d(conv, x, weight, bias), codes), grad_input, None
 
 
 fused_grad_weight.defvjp(_fused_grad_weight_forward, _fused_grad_weight_backward)

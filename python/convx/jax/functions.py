@@ -51,7 +51,7 @@ def conv2d(
     Raises
     ------
     ShapeError
-        For shapes that do not fit each other, and for options out of range; under ``jax.jit`` when it is traced.
+        For inconsistent shapes and for options out of range; under ``jax.jit`` at tracing.
     TypeError
         For arrays that are not JAX's, dtypes other than float32 and float64, and dtypes that differ.
     ValueError
@@ -227,7 +227,7 @@ def max_pool2d(
 ) -> Array | tuple[Array, Array]:
     """Take the largest value of every window, as `convx.max_pool2d` does.
 
-    The gradient goes to the selected cell: the first of equal ones.
+    The gradient goes to the selected pixel: the first of equal ones.
 
     Parameters
     ----------
@@ -236,20 +236,20 @@ def max_pool2d(
     kernel_size, stride, padding, dilation, ceil_mode, layout
         As in `convx.max_pool2d`; none of them may be traced.
     return_indices : bool, default False
-        Return the indices too: ``h*W + w`` of the selected cell, -1 where a window has none. int32, or int64 in JAX's
+        Also return indices: ``h*W + w`` of the selected pixel, -1 where a window has none; int32, or int64 in JAX's
         64-bit mode.
 
     Returns
     -------
     output : jax.Array, shape (N, C, P, Q), or (N, P, Q, C) with ``layout="NHWC"``; 3-D for a 3-D input
     indices : jax.Array, the shape of `output`
-        Only when asked for; then the result is a pair.
+        Only on request; then the result is a pair.
 
     Raises
     ------
     ShapeError
-        For options out of range, windows that do not fit, and sizes of 0 other than N; under ``jax.jit`` when it is
-        traced.
+        For options out of range, windows larger than the padded image, and sizes of 0 other than N; under ``jax.jit``
+        at tracing.
     TypeError
         For an array that is not JAX's and for other dtypes.
     ValueError
@@ -293,13 +293,13 @@ def conv2d_relu_max_pool2d(
 ) -> Array:
     """Compute ``max_pool2d(relu(conv2d(input, weight, bias)))`` as one operation for training.
 
-    For the backward pass it keeps the input, the weight and one byte for each pooled element; the output of the
-    convolution never exists as a whole. Second derivatives compute it once more.
+    The backward pass needs the input, the weight and one byte for each pooled element. The output of the convolution
+    is not kept; second derivatives compute it again.
 
     Parameters
     ----------
     input, weight, bias, stride, padding, dilation, groups, layout
-        As in `conv2d`; outside the image are zeros.
+        As in `conv2d`; the border is zero.
     pool_kernel_size, pool_stride, pool_padding
         `kernel_size`, `stride` and `padding` of `max_pool2d`; the window has at most 255 taps.
 
@@ -338,8 +338,8 @@ def conv2d_relu_max_pool2d(
     return y
 
 
-# Jitted, so that a call outside of jit costs one dispatch and not the walk through every rule, which takes 1 ms; inside
-# of jit they leave no trace.
+# Jitted: a call outside of jit then costs one dispatch instead of a walk through every rule (1 ms). Inlined: inside of
+# jit they leave no trace.
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -361,8 +361,8 @@ def _relu(x: Array) -> Array:
 def _max_pool2d(spec: PoolSpec, return_indices: bool, x: Array) -> Any:
     if not return_indices:
         return _unbatched(x, _operations.max_pool2d(spec, _batched(x)))
-    y, chosen = _operations.max_pool2d_chosen(spec, _batched(x))
-    return _unbatched(x, y), _unbatched(x, _operations.chosen_cells(spec, chosen))
+    y, selection = _operations.max_pool2d_selected(spec, _batched(x))
+    return _unbatched(x, y), _unbatched(x, _operations.selected_indices(spec, selection))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -379,7 +379,7 @@ def _unbatched(like: Array, image: Array) -> Array:
 
 
 def _check_arrays(op: str, **arrays: Any) -> None:
-    """Refuse what is no array of JAX on the CPU; where a traced array will lie is not known."""
+    """Refuse all but JAX arrays on the CPU; the device of a traced array is unknown."""
     for name, array in arrays.items():
         if array is None and name == "bias":
             continue
