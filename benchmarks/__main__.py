@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: says what to install where something is missing, else hands over to the command line."""
+"""`python -m benchmarks`: run the command line, or name the package that is missing."""
 
 import sys
 
@@ -7,6 +7,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("rich", "matplotlib", "numpy"):
         raise
-    sys.exit(f"the benchmarks need {error.name}: python -m pip install 'convx[bench]' (PyTorch, if wanted, apart)")
+    sys.exit(f"the benchmarks need {error.name}: python -m pip install 'convx[bench]' (and torch, to compare with it)")
 
 sys.exit(main())

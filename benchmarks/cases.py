@@ -1,7 +1,7 @@
-"""What is timed: a case is one problem, one pass, one dtype, with the list it came from and how often it occurs there.
+"""The timed cases: a case is one problem, pass and dtype, with its occurrences in the layer lists.
 
 The layer lists are the CSV files in shapes/ (their README names the sources). Identical layers are timed once: the
-`*N` of a name and repeats across the chosen lists become the case's `occurrences`, the weight in totals per network.
+`*N` of a name and repeats across the selected lists become the case's `occurrences`, its weight in a network's sum.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ PROBLEMS: dict[str, type[Problem]] = {
 }
 ITEMSIZE = {"float32": 4, "float64": 8}
 
-# The batch of lists that stand for whole networks; the others were written with the batch that they are about.
+# The batch size of the lists of whole networks; all other lists have their own.
 NETWORK_BATCH = 8
 NETWORKS = (
     "alexnet", "grouped", "mobilenet_v1", "mobilenet_v2", "pool", "pool_2x2", "resnet18", "resnet50", "resnet50_v1_5",
     "squeezenet_v11", "vgg11", "vgg19",
 )  # fmt: skip
 
-# A layer alone and in a batch: `layers` and `inference` time both.
+# One image and a batch: `layers` and `inference` time both.
 NETWORK_BATCHES = (1, NETWORK_BATCH)
 
-# What is trained: networks of networks.py, the batch that they are timed with, and the size of an image.
+# The trained networks of networks.py: batch size, and shape (C, H, W) of an image.
 TRAINED: dict[str, tuple[int, tuple[int, int, int]]] = {
     "lenet5": (64, (1, 28, 28)),
     "vgg11_cifar": (64, (3, 32, 32)),
@@ -52,7 +52,7 @@ TRAINED: dict[str, tuple[int, tuple[int, int, int]]] = {
     "mobilenet_v2": (NETWORK_BATCH, (3, 224, 224)),
 }
 
-# From inside the first-level cache to several times any last-level cache; the shorter list is for --quick.
+# From within L1 to several times any last-level cache; the shorter list is for --quick.
 RELU_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 26)
 FEW_RELU_SIZES = (1 << 12, 1 << 20, 1 << 24)
 
@@ -66,11 +66,11 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time. `occurrences` says how often the layer occurs in each list that was asked for.
+    """One problem to time; `occurrences` counts the layer in each requested list.
 
-    `rotate` marks layers of a network: between two visits of one layer, training touches far more than a cache holds,
-    so weights and saved arrays are rotated through copies; the array that the neighbouring layer has just written is
-    not (it is as warm in real use as its size allows).
+    `rotate` marks layers of a network. Training touches far more than a cache holds between two visits of one layer, so
+    weights and saved arrays rotate through copies. The array that the neighbouring layer has just written does not: in
+    real use it is as warm as its size allows.
     """
 
     op: str
@@ -91,7 +91,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Names the cell across result files: what is computed, not which list it was found in."""
+        """The name of the cell in all result files; it does not depend on the list."""
         return f"{self.op}.{self.passname} {self.dtype} {self.problem.describe()}"
 
     @property
@@ -111,7 +111,7 @@ class Case:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the arrays that `rotate` is about: weights, and what a training step saves for backward."""
+        """Bytes of the arrays that `rotate`: weights, and the saved arrays of a backward pass."""
         size, problem = ITEMSIZE[self.dtype], self.problem
         if isinstance(problem, FusedProblem):
             saved = prod(problem.input_shape) * size + prod(problem.output_shape) if self.passname == "backward" else 0
@@ -124,10 +124,10 @@ class Case:
         return prod(problem.output_shape) * size if self.passname == "backward" else 0
 
     def copies(self, cache_bytes: int, most: int = 8) -> int:
-        """How many copies of the stored arrays take turns, so that together they exceed twice the last-level cache.
+        """The number of copies of the stored arrays that together exceed twice the last-level cache.
 
-        `most` bounds the set-up time of libraries that compile a model per weight; small weights then stay within the
-        last-level cache, where reading them costs next to nothing beside their arithmetic.
+        `most` bounds the set-up time of libraries that compile a model for each weight. Small weights then stay in the
+        last-level cache; reading them costs next to nothing beside their arithmetic.
         """
         if not self.rotate or self.stored_bytes == 0 or self.bytes >= 2 * cache_bytes:
             return 1
@@ -201,7 +201,7 @@ def fused_problem(row: dict[str, int], n: int) -> FusedProblem:
 
 
 def pool_problem(row: dict[str, int], n: int) -> PoolProblem | str:
-    """The problem, or why there is none: libraries pad symmetrically, by half the kernel at most."""
+    """The problem, or the reason why it is left out: libraries pad symmetrically, by at most half the kernel."""
     kernel, padding = pair(row, "r", "s"), pair(row, "pad_h", "pad_w")
     if any(p > k // 2 for p, k in zip(padding, kernel, strict=True)):
         return "padding of more than half the kernel"
@@ -215,7 +215,7 @@ def pool_problem(row: dict[str, int], n: int) -> PoolProblem | str:
 
 
 def problems(op: str, name: str, batch: int | None) -> Iterator[tuple[str, int, Problem | str]]:
-    """(layer, occurrences, problem) of the rows about the operation; a text in place of a problem says why not."""
+    """(layer, occurrences, problem) of the operation's rows; a reason instead of the problem where it is left out."""
     for layer, times, row in read_rows(name):
         n = batch or row["n"]
         if op == "conv2d" and "k" in row:
@@ -247,7 +247,7 @@ def layer_cases(
 ) -> list[Case]:
     """Cases of the given lists.
 
-    Batch None takes `network_batches` for networks and the list's own for others; 0 takes the list's own for all.
+    Batch None means `network_batches` for networks and the list's own for others; 0 means the list's own for all.
     """
     cases: list[Case] = []
     for name in lists:
@@ -280,7 +280,7 @@ def relu_cases(
 
 
 def overhead_cases() -> list[Case]:
-    """Calls whose arithmetic is nothing: what is timed is the way from Python to the kernel and back."""
+    """Calls with next to no arithmetic: the time is that of the dispatch path from Python to the kernel and back."""
     conv = ConvProblem(1, 1, 8, 8, 1, (3, 3), padding=(1, 1))
     wider = ConvProblem(1, 8, 8, 8, 8, (3, 3), padding=(1, 1))
     pool = PoolProblem(1, 1, 8, 8, (2, 2), (2, 2))
@@ -301,7 +301,7 @@ def overhead_cases() -> list[Case]:
 def training_cases(
     networks: Sequence[str] = tuple(TRAINED), batches: Sequence[int] = (0,), dtypes: Sequence[str] = ("float32",)
 ) -> list[Case]:
-    """A training step of each network, at each batch; 0 is the network's own."""
+    """A training step of each network at each batch size; 0 is the network's own."""
     return [
         Case("training", "step", NetworkProblem(name, n or TRAINED[name][0], TRAINED[name][1]), dtype, name)
         for dtype in dtypes
@@ -311,7 +311,7 @@ def training_cases(
 
 
 def merge(cases: Iterable[Case]) -> list[Case]:
-    """Identical problems once, in the order of their first appearance, with the occurrences of each list added up."""
+    """Merge identical problems, in the order of their first appearance; the occurrences of each list add up."""
     merged: dict[str, Case] = {}
     for case in cases:
         first = merged.get(case.key)
@@ -326,7 +326,7 @@ def merge(cases: Iterable[Case]) -> list[Case]:
 
 
 def thin(cases: Sequence[Case], each: int = 1) -> list[Case]:
-    """At most `each` layers of every class and operation, with all passes; every relu and overhead: for --quick."""
+    """Select for --quick: at most `each` layers of each class and operation, with all passes; all relu and overhead."""
     chosen: dict[tuple[str, str, str], list[str]] = {}
     kept = []
     for case in cases:

@@ -1,4 +1,4 @@
-"""One library's process: reads one JSON request per line, answers with one JSON line.
+"""The process of one library: it reads one JSON request a line and answers with one JSON line.
 
     {"do": "describe"}                                        -> {"ok": {version, threads, ...}} or {"missing": why}
     {"do": "prepare", "case": ..., "copies": n, "warm_up": s} -> {"ok": {"probe": [...], "notes": {...}}}
@@ -9,7 +9,7 @@
     {"do": "burst", "seconds": s, "dtype": "float32"}         -> {"ok": FLOP/s}, by convx's runner
     {"do": "copy", "seconds": s, "bytes": b}                  -> {"ok": bytes/s}, by convx's runner
 
-A failure is answered with {"error": what}; the process lives on. session.py starts it as
+A failure is answered with {"error": what}; the process continues. session.py starts it as
 `python -m benchmarks.child NAME THREADS`.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.cases import Case
 
 
 class Server:
-    """Holds the runner and the calls of the prepared case."""
+    """The runner, and the calls of the prepared case."""
 
     def __init__(self, name: str, threads: int) -> None:
         self.name, self.threads = name, threads
@@ -81,7 +81,7 @@ class Server:
 
 
 def main() -> None:
-    # Libraries may print: what they write to the standard output goes to the standard error, away from the protocol.
+    # Libraries may print: their standard output goes to the standard error, away from the protocol.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     server = Server(sys.argv[1], int(sys.argv[2]))

@@ -1,8 +1,8 @@
-"""Whether convx chooses its methods well: every supported method of every layer is timed, the choice against the best.
+"""The regret of convx's choice of methods: every supported method of every layer is timed.
 
-The regret of a cell is what the choice costs: its time over that of the fastest method, less one. Methods take turns
-in this process; one that is more than `HOPELESS` times slower than the best in the first turn gets no other. Once
-measured, a file of times judges another choice without a clock (`judged`).
+The regret of a cell is the time of the chosen method over that of the fastest one, less one. Methods take turns in this
+process; a method that takes more than `HOPELESS` times as long as the best in the first turn gets no other turn. A file
+of times judges the choices of another build without new measurements (`judged`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """A cell: the seconds of every method, in the order of the list."""
+    """A cell: the chosen method, and the seconds of every method in the order of the list."""
 
     case: str
     kind: str
@@ -76,7 +76,7 @@ def call(case: Case, layout: str, given: Sequence[np.ndarray], method: str) -> A
 
 
 def candidates(case: Case, layout: str, algorithm: str) -> tuple[str, list[str]]:
-    """The chosen method, and all that can compute the case."""
+    """The chosen method, and the names of all supported ones."""
     import convx
 
     problem: Any = case.problem
@@ -106,7 +106,7 @@ def measure(case: Case, layout: str, algorithm: str, seconds: float, rounds: int
         for name in names:
             found, _ = sample([call(case, layout, given, name)], seconds / (rounds + 1) / len(names), 1)
             times[name].append(statistics.median(found))
-        if turn == 0:  # warms up, and tells who is out of the question
+        if turn == 0:  # the warm-up, which also excludes hopeless methods
             best = min(value[0] for value in times.values())
             names = [name for name in names if times[name][0] <= HOPELESS * best or name == chosen]
             times |= {name: [] for name in names}
@@ -114,7 +114,7 @@ def measure(case: Case, layout: str, algorithm: str, seconds: float, rounds: int
 
 
 def judged(cases: Sequence[Case], layouts: Sequence[str], algorithm: str, path: Path) -> Iterator[Choice]:
-    """The choices of this build by the times of a file; cells that the file lacks are left out."""
+    """Judge the choices of this build by the times of a file; cells that the file lacks are left out."""
     saved = {(each["case"], each["layout"]): each["seconds"] for each in json.loads(path.read_text())["choices"]}
     for case in cases:
         for layout in layouts:
@@ -151,9 +151,9 @@ def about(threads: int, algorithm: str) -> dict[str, Any]:
 
 
 def show(choices: Sequence[Choice], console: Console, most: int = 60) -> None:
-    """The cells with the largest regret, and what they come to."""
+    """Print the cells with the largest regret, and the regret by class and in all."""
     worst = sorted((each for each in choices if each.regret > 0.02), key=lambda each: -each.regret)
-    table = Table("pass and problem", "class", "layout", "chosen", "fastest", "regret", title="where the choice costs")
+    table = Table("pass and problem", "class", "layout", "chosen", "fastest", "regret", title="largest regrets")
     for each in worst[:most]:
         table.add_row(each.case, each.kind, each.layout, each.chosen, each.best, percent(each.regret))
     console.print(table)
@@ -171,7 +171,7 @@ def show(choices: Sequence[Choice], console: Console, most: int = 60) -> None:
 
 
 def summary(regrets: Sequence[float]) -> tuple[int, float, int, float, float]:
-    """Count, median, how many are too large, mean, largest."""
+    """Count, median, number over MOST_REGRET, mean, largest."""
     over = sum(each > MOST_REGRET for each in regrets)
     return len(regrets), statistics.median(regrets), over, statistics.fmean(regrets), max(regrets)
 

@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: which cases, which libraries, where the result goes."""
+"""The command line of the benchmarks: cases, libraries, and the file of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.results import FOLDER, Results, file_name
 from benchmarks.runners import MODULES, PEERS
 from benchmarks.session import Session, Settings, instruction_sets
 
-# The commands that go by layer lists: the operation, and the lists where --lists names none.
+# The commands with layer lists: their operation, and their default lists.
 OPS = {"layers": "conv2d", "inference": "conv2d", "pool": "max_pool2d", "fused": "conv2d_relu_max_pool2d"}
 LISTS: dict[str, Sequence[str]] = {
     "layers": ("resnet50", "vgg19", "mobilenet_v1", "grouped", "small", "photo"),
@@ -28,9 +28,9 @@ LISTS: dict[str, Sequence[str]] = {
     "fused": ("conv_relu_pool",),
 }
 ALL = ("layers", "pool", "fused", "relu", "overhead")
-# A network alone and in a batch; pooling and fused layers in a batch.
+# One image and a batch for networks; a batch for pooling and fused layers.
 BATCHES = {"layers": catalogue.NETWORK_BATCHES, "inference": catalogue.NETWORK_BATCHES}
-# What `layers` times in float64 beside float32, unless lists or dtypes are chosen.
+# The lists that `layers` also times in float64, unless --lists or --dtype is given.
 FLOAT64_LISTS = ("resnet18",)
 EVERY_PEER = (*PEERS, "convx-separate", "reference")
 RUNNERS: dict[str, Sequence[str]] = {
@@ -44,9 +44,9 @@ RUNNERS: dict[str, Sequence[str]] = {
     "all": EVERY_PEER,
     "floor": ("torch", "numpy"),
 }
-# A training step takes up to a second: several of them in each of the rounds.
+# A training step takes up to a second; each round has several.
 STEP_SECONDS = 15.0
-# Start-up, the cell in progress at the deadline, and the plots take the rest of the minute.
+# Under a minute: start-up, the cell in progress at the deadline, and the plots take the time after the deadline.
 QUICK: dict[str, Any] = {
     "seconds": 0.02, "rounds": 2, "warm_up": 0.1, "most_copies": 2, "peak_seconds": 0.1, "burst_seconds": 0.01,
     "deadline": 38.0,
@@ -58,12 +58,12 @@ def words(text: str) -> list[str]:
 
 
 def batches(text: str) -> list[int]:
-    """Numbers, or `list` for the list's own batch."""
+    """Batch sizes; 0 for `list`, the list's own."""
     return [0 if word == "list" else int(word) for word in words(text)]
 
 
 def names_of(allowed: Sequence[str]) -> Any:
-    """An argparse type: comma-separated names, each of which must be one of `allowed`."""
+    """An argparse type for comma-separated names out of `allowed`."""
 
     def parse(text: str) -> list[str]:
         for word in words(text):
@@ -85,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--passes", type=names_of(passes), metavar="A,B", help=f"of {', '.join(passes)} (default: all)")
     run.add_argument("--quick", action="store_true", help="a layer of each class, short samples: under a minute")
     run.add_argument("--seconds", type=float, help="of timing for each cell and library (default: 0.5; networks: 15)")
-    run.add_argument("--rounds", type=int, help="turns of all libraries that these seconds are cut into (default: 5)")
-    run.add_argument("--memory", choices=("keep", "default"), default="keep", help="default: malloc as it comes")
+    run.add_argument("--rounds", type=int, help="number of turns that share these seconds (default: 5)")
+    run.add_argument("--memory", choices=("keep", "default"), default="keep", help="default: malloc unchanged")
     run.add_argument("--cache", choices=("auto", "warm"), default="auto", help="warm: no rotation of arrays")
     run.add_argument("--output", type=Path, help="default: benchmarks/results/MACHINE-DATE-COMMAND.json")
     by_list = argparse.ArgumentParser(add_help=False)
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         help="or `list`: the list's own (default: 1 and 8 in inference, 8 for pool)",
     )
 
-    top = argparse.ArgumentParser(prog="python -m benchmarks", description="Times convx beside other libraries.")
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description="Time convx against other libraries.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, about in (
         ("layers", "conv2d: forward, with ReLU, both gradients"),
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("overhead", parents=[run], help="calls on tiny arrays")
     commands.add_parser("all", parents=[run], help="all of these in one file")
     commands.add_parser("floor", parents=[run], help="the figures of the speed floor, and whether they are met")
-    chosen = commands.add_parser("choices", help="every method of every layer: whether convx takes the fastest")
+    chosen = commands.add_parser("choices", help="every method of every layer: the regret of convx's choice")
     chosen.add_argument("--lists", type=names_of(lists), metavar="A,B", help=f"of {', '.join(lists)}")
     chosen.add_argument("--batch", type=batches, metavar="N,M", help="default: 1 and 8; `list`: the list's own")
     chosen.add_argument("--passes", type=names_of(choices.PASSES), metavar="A,B", help=", ".join(choices.PASSES))
@@ -128,11 +128,11 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--threads", type=int, default=machine.cpu_count())
     chosen.add_argument("--seconds", type=float, default=0.3, help="of timing for each cell (default: 0.3)")
     chosen.add_argument("--rounds", type=int, default=3, help="turns of all methods (default: 3)")
-    chosen.add_argument("--output", type=Path, help="a JSON file for what was found")
-    chosen.add_argument("--judge", type=Path, metavar="FILE", help="no timing: this build's choices by FILE's times")
+    chosen.add_argument("--output", type=Path, help="the JSON file of the results (default: none)")
+    chosen.add_argument("--judge", type=Path, metavar="FILE", help="no timing: judge this build by the times of FILE")
     again = commands.add_parser("report", help="tables and plots of a result file")
     again.add_argument("file", type=Path)
-    compare = commands.add_parser("compare", help="what changed from one result file to another")
+    compare = commands.add_parser("compare", help="the changes from one result file to another")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
     return top
@@ -151,7 +151,7 @@ def list_cases(options: argparse.Namespace, command: str) -> list[Case]:
 
 
 def chosen_lists(options: argparse.Namespace, command: str) -> Sequence[str]:
-    # The sum over a network needs all its layers.
+    # A sum over a network needs all its layers; --quick therefore takes one network.
     few = command == "inference" and options.quick
     return getattr(options, "lists", None) or (LISTS[command][-1:] if few else LISTS[command])
 
@@ -188,7 +188,7 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
     if not options.quick:
         return found
     few = found if options.command in ("inference", "networks") else catalogue.thin(found)
-    # Cheap ones first: what the deadline cuts off is then as little as can be. Moving a byte costs about ten FLOPs.
+    # Cheap cases first, so that the deadline cuts off as few as possible. Moving a byte costs about ten FLOPs.
     return sorted(few, key=lambda case: case.flops + 10 * case.bytes)
 
 
@@ -210,7 +210,7 @@ def settings(options: argparse.Namespace) -> Settings:
 
 
 def measure(options: argparse.Namespace, console: Console) -> Path:
-    """Runs the command and saves its results; the file's path."""
+    """Run the command, save its results, and return the file's path."""
     cases, chosen = chosen_cases(options), settings(options)
     peers = options.peers if options.peers is not None else RUNNERS[options.command]
     names = ["convx", *peers]
@@ -227,7 +227,7 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
 
 
 def measure_choices(options: argparse.Namespace, console: Console) -> None:
-    """Runs `choices`: in this process, since only convx takes part."""
+    """Run `choices` in this process, since only convx takes part."""
     import convx
     from convx import _cpu
 
@@ -249,7 +249,7 @@ def measure_choices(options: argparse.Namespace, console: Console) -> None:
 
 
 def tell(path: Path, console: Console) -> None:
-    """Tables on the console and in a text file beside the JSON, and the plots."""
+    """Print the tables on the console and in a text file beside the JSON, and draw the plots."""
     results = Results.load(path)
     more = [floor.summary(results)] if results.about["kind"] == "floor" else training.tables(results)
     report.show(results, console, more)

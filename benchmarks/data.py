@@ -1,4 +1,4 @@
-"""Input arrays of a case: random, never zeros (cheaper to multiply and to branch on), and equal in every process."""
+"""Input arrays of a case: random (zeros are cheaper to multiply and to branch on), and equal in every process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = NDArray[Any]
 # Results of the libraries are compared at this many positions, drawn with the seed below.
 PROBES = 64
 SEED = 20
-# Every network of networks.py has at least so many classes.
+# Every network of networks.py has at least this many classes.
 LABELS = 10
 
 
 def arrays(case: Case) -> dict[str, Array]:
-    """The arrays that the pass reads, by role, NCHW; weights have He's variance, so that results are of order 1."""
+    """The arrays that the pass reads, by name, in NCHW; weights have He's variance, so that results are of order 1."""
     rng = np.random.default_rng(SEED)
     dtype = np.dtype(case.dtype)
 
@@ -53,7 +53,7 @@ def arrays(case: Case) -> dict[str, Array]:
 
 
 def probe(values: Array) -> list[float]:
-    """The result (NCHW) at PROBES fixed random positions: what two libraries must agree on."""
+    """The values of the result (NCHW) at PROBES fixed random positions, to compare the libraries."""
     positions = np.random.default_rng(SEED).integers(0, values.size, PROBES)
     return [float(values[np.unravel_index(position, values.shape)]) for position in positions]
 

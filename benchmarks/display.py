@@ -1,4 +1,4 @@
-"""Progress while a run goes on: a live bar with the latest results on a terminal, one line per case in a log."""
+"""Progress of a run: a live bar with the latest results on a terminal, one line per case in a log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 def line(cell: Cell) -> str:
-    """One case in one line: every time, and how convx compares."""
+    """One case in one line: all times, and the ratio."""
     times = [
         f"{name} {duration(timing['median'])}" if "median" in timing else f"{name} -"
         for name, timing in cell.timings.items()
@@ -39,7 +39,7 @@ def title(case: Case) -> str:
 
 
 class LiveDisplay:
-    """Implements session.Display on a rich console; use as a context manager."""
+    """session.Display on a rich console; a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""The speed floor: a few figures that say whether the library is as fast as it has to be, from one run."""
+"""The speed floor: figures that the library has to reach, measured in one run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Value = Callable[[Cell], float | None]
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the summary: what was found (no value where the run cannot tell; words in any case) and the bound."""
+    """A line of the summary: the measured value (None where the run has none) with its description, and the bound."""
 
     what: str
     found: tuple[float | None, str]
@@ -46,7 +46,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """None where there is no value. Seconds are to be small, shares and ratios large."""
+        """None without a value. The bound is the largest of seconds, the smallest of shares and ratios."""
         if self.value is None:
             return None
         return self.value <= self.bound if self.unit == "us" else self.value >= self.bound
@@ -58,7 +58,7 @@ class Figure:
 
 
 def counts(problem: Problem, kernels: Sequence[Pair] = KERNELS) -> bool:
-    """Whether the floor is about this layer: dense, 1x1 or 3x3, with enough input channels; strided ones included."""
+    """Whether the floor covers the layer: dense, 1x1 or 3x3, with enough input channels, strided or not."""
     if not isinstance(problem, ConvProblem):
         return False
     return problem.groups == 1 and problem.c >= LEAST_CHANNELS and problem.kernel in kernels
@@ -74,7 +74,7 @@ def cases() -> list[Case]:
 
 
 def median_over(cells: Sequence[Cell], value: Value) -> tuple[float | None, str]:
-    """The lower of two medians, over distinct layers and over layers as often as they occur, and both in words."""
+    """The lower of two medians, over distinct layers and weighted by occurrence, and a description of both."""
     pairs = [(each, sum(cell.case.occurrences.values())) for cell in cells if (each := value(cell)) is not None]
     if not cells:
         return None, "not in this run"
@@ -112,7 +112,7 @@ def figures(results: Results) -> list[Figure]:
 
 
 def avx2(results: Results, cells: Sequence[Cell]) -> tuple[float | None, str]:
-    """Over all passes of the floor's layers, each instruction set forced."""
+    """The ratio of AVX-512's time to AVX2's over all passes of the floor's layers, each instruction set forced."""
 
     def ratio(cell: Cell) -> float | None:
         wide, narrow = cell.seconds("convx@avx512"), cell.seconds("convx@avx2")

@@ -1,10 +1,10 @@
 """``python -m benchmarks.gpu``: every operation on a CUDA device against PyTorch with cuDNN, in one process.
 
-Arrays are PyTorch's, convx works on them in place. Each sample is the time between two CUDA events around as many calls
-as fill a millisecond; the libraries take turns, and inputs rotate through copies that together exceed twice the
-second-level cache. cuDNN runs in benchmark mode, in NCHW and channels_last, whichever is faster counts as the best
-peer. Results are compared with float64 before anything is timed. The bounds, copy bandwidth and matrix products of each
-precision, are measured in the same run.
+The arrays are PyTorch's; convx reads them in place. A sample is the time between two CUDA events around as many calls
+as fill a millisecond. The libraries take turns, and inputs rotate through copies that together exceed twice the L2
+cache. cuDNN runs in benchmark mode, in NCHW and channels_last; the faster one is the best peer. Results are compared
+with float64 before anything is timed. The bounds (copy bandwidth, matrix products of each precision) are measured in
+the same run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LISTS = ("resnet50", "mobilenet_v1", "grouped", "small")
 
 @dataclass(frozen=True)
 class Mode:
-    """How numbers are stored and multiplied: convx's precision and PyTorch's switch for TF32."""
+    """A dtype and a precision: convx's option, and PyTorch's switch for TF32."""
 
     name: str
     dtype: torch.dtype
@@ -63,7 +63,7 @@ def tensor(shape: Sequence[int], mode: Mode) -> torch.Tensor:
 
 
 def nhwc(x: torch.Tensor) -> torch.Tensor:
-    """The same elements with the channels last, as an array of shape (N, H, W, C)."""
+    """A view of shape (N, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
@@ -72,7 +72,7 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 def calls(case: Case, mode: Mode) -> dict[str, Call]:
-    """A call by each library: convx and PyTorch, in NCHW and with the channels last."""
+    """The calls of convx and PyTorch, in NCHW and channels_last."""
     problem = case.problem
     if isinstance(problem, ConvProblem):
         return conv_calls(case.passname, problem, mode)
@@ -130,8 +130,8 @@ def pool_calls(passname: str, problem: PoolProblem, mode: Mode) -> dict[str, Cal
             keep = {saved[passname]: True} if passname in saved else {}
             return lambda: convx.max_pool2d(x, **options, **keep)
         kind = "return_indices" if passname == "backward_indices" else "return_codes"
-        chosen = convx.max_pool2d(x, **options, **{kind: True})[1]
-        return lambda: convx.max_pool2d_backward(g, chosen, tuple(x.shape), **options)
+        selection = convx.max_pool2d(x, **options, **{kind: True})[1]
+        return lambda: convx.max_pool2d_backward(g, selection, tuple(x.shape), **options)
 
     def torch_call(x: torch.Tensor, g: torch.Tensor) -> Call:
         if passname.startswith("forward"):
@@ -217,7 +217,7 @@ def first_tensor(result: Any) -> torch.Tensor:
 
 
 def conv_error(case: Case, mode: Mode) -> dict[str, float]:
-    """Errors of convx and cuDNN against float64, on the same data."""
+    """The errors of convx and cuDNN against float64, relative to the largest value, on the same data."""
     assert isinstance(case.problem, ConvProblem)
     found: dict[str, float] = {}
     torch.manual_seed(1)
@@ -232,7 +232,7 @@ def conv_error(case: Case, mode: Mode) -> dict[str, float]:
 
 
 def time_alternately(functions: dict[str, list[Call]], rounds: int, seconds: float) -> dict[str, float]:
-    """Median seconds of a call, by library; they take turns."""
+    """Median seconds of a call, by library; the libraries take turns."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def sample(choices: list[Call], count: int) -> float:
@@ -258,7 +258,7 @@ def time_alternately(functions: dict[str, list[Call]], rounds: int, seconds: flo
 
 
 def bounds() -> dict[str, float]:
-    """Copy bandwidth in bytes/s (read and written) and matrix products in FLOP/s, as PyTorch reaches them here."""
+    """Copy bandwidth in bytes/s (read and written) and matrix products in FLOP/s, measured with PyTorch."""
     source = torch.randn(1 << 28, device="cuda")
     target = torch.empty_like(source)
     copy = time_alternately({"copy": [lambda: target.copy_(source)]}, 3, 0.1)["copy"]
@@ -352,7 +352,7 @@ def summary(rows: Sequence[dict[str, Any]], limits: dict[str, float]) -> Table:
 
 
 def of_bound(row: dict[str, Any], limits: dict[str, float]) -> float | None:
-    """Share of the roofline: the longer of bytes over copy bandwidth and FLOPs over the matrix product's rate."""
+    """Share of the roofline: the larger of bytes over copy bandwidth and FLOPs over the matrix product's rate."""
     ours = best(row, ("convx", "convx-nhwc"))
     rate = limits.get(row["mode"], limits["float32"])
     return max(row["bytes"] / limits["copy"], row["flops"] / rate) / ours if ours else None

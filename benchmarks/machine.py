@@ -1,4 +1,4 @@
-"""The machine in words, and what it can do: FMA peak and copy bandwidth, measured by convx's own native loops."""
+"""The machine: its description, its FMA peak and its copy bandwidth, measured by convx's own native loops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-# Assumed where the system does not tell: no more than the usual last-level cache of a server part.
+# Assumed where the system does not tell: a common size for a server's last-level cache.
 DEFAULT_CACHE = 32 << 20
 
 
@@ -74,7 +74,7 @@ def describe() -> dict[str, Any]:
 
 
 def revision() -> dict[str, Any]:
-    """Git revision of the checkout, and whether it has changes that no commit holds."""
+    """Git revision of the checkout, and whether it has uncommitted changes."""
 
     def git(*arguments: str) -> str:
         try:
@@ -87,14 +87,14 @@ def revision() -> dict[str, Any]:
 
 
 def burst(seconds: float, dtype: str) -> float:
-    """FLOP/s of independent fused multiply-adds on all threads of convx, for a moment."""
+    """FLOP/s of independent fused multiply-adds on all threads of convx."""
     from convx import _cpu
 
     return _cpu.fma_peak(dtype, seconds)
 
 
 def copy(seconds: float, bytes: int) -> float:
-    """Bytes/s (read + written) of a copy around the caches on all threads of convx, for a moment."""
+    """Bytes/s (read + written) of a copy with non-temporal stores on all threads of convx."""
     from convx import _cpu
 
     return _cpu.copy_bandwidth(bytes, seconds)

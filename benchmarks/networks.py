@@ -1,7 +1,7 @@
-"""Networks in PyTorch, written by hand: what the benchmarks, the tests and the examples train.
+"""Networks in PyTorch, which the benchmarks and the tests train.
 
-Each is ``nn.Sequential(features, classifier)``, both of them nn.Sequential, so that `units` can take it apart layer by
-layer. Parameters have PyTorch's default initial values.
+Each is ``nn.Sequential(features, classifier)`` of two nn.Sequential, so that `units` can split it layer by layer.
+Parameters have PyTorch's default initial values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 CLASSES = 10
-# What goes into a unit with the layer before it, rather than beginning one.
+# Layers that belong to the unit of the layer before them.
 FOLLOWERS = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.MaxPool2d)
 
 
@@ -27,7 +27,7 @@ def network(features: Iterable[nn.Module], classifier: Iterable[nn.Module]) -> n
 def lenet5(classes: int = CLASSES) -> nn.Sequential:
     """LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition" (1998), figure 2.
 
-    With ReLU and max-pooling, as it is taught today; for images of 1 x 28 x 28.
+    With ReLU and max-pooling, as is common today; for images of 1 x 28 x 28.
     """
     features = [
         nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
@@ -51,7 +51,7 @@ def vgg11(classes: int = CLASSES) -> nn.Sequential:
 
 
 def convolution(c: int, k: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution without bias and the batch normalisation that has one; padded so that stride 1 keeps the size."""
+    """A convolution without bias, and batch normalisation; padded so that stride 1 keeps the size."""
     return [nn.Conv2d(c, k, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(k)]
 
 
@@ -82,7 +82,7 @@ def resnet18(classes: int = 1000, width: int = 64) -> nn.Sequential:
 
 
 class InvertedResidual(nn.Module):
-    """Widen by a 1x1 convolution, filter each channel, narrow by a 1x1 convolution; a shortcut where shapes allow."""
+    """A 1x1 convolution that widens, a depthwise 3x3, a 1x1 that narrows; a shortcut where the shapes allow it."""
 
     def __init__(self, c: int, k: int, stride: int, widening: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def mobilenet_v2(classes: int = 1000) -> nn.Sequential:
 
 
 def pooled(features: list[nn.Module], channels: int, classes: int) -> nn.Sequential:
-    """The mean over each plane, and one linear layer."""
+    """A network with global average pooling and one linear layer behind `features`."""
     return network([*features, nn.AdaptiveAvgPool2d(1)], [nn.Linear(channels, classes)])
 
 
@@ -125,14 +125,14 @@ BUILDERS: dict[str, Callable[[], nn.Sequential]] = {
 
 
 def build(name: str, seed: int = 0) -> nn.Sequential:
-    """The network of that name with the initial values that belong to the seed."""
+    """The network of that name, with initial values drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BUILDERS[name]()
 
 
 def units(model: nn.Sequential) -> Iterator[tuple[str, nn.Sequential]]:
-    """Cuts a network into (name, part): a layer with what follows it up to the next one, or a block."""
+    """Split a network into (name, unit): a layer with its followers, or a block."""
     for name, part in model.named_children():
         assert isinstance(part, nn.Sequential)
         starts = [index for index, layer in enumerate(part) if index == 0 or not isinstance(layer, FOLLOWERS)]

@@ -22,7 +22,7 @@ from benchmarks.report import NetworkTotal, network_totals
 from benchmarks.results import Cell, Results
 from benchmarks.runners import PEERS
 
-# One colour per class, in the order of CLASSES: neighbours differ, the 3x3 family is a ramp.
+# One colour for each class, in the order of CLASSES: neighbours differ, the 3x3 classes form a ramp.
 COLOURS = dict(
     zip(
         CLASSES,
@@ -35,7 +35,7 @@ COLOURS = dict(
 
 
 def draw(results: Results, stem: Path) -> list[Path]:
-    """Writes STEM-ratio-OP.png, -networks.png, -training.png, -roofline.png, of which there is something to show."""
+    """Write STEM-ratio-OP.png, -networks.png, -training.png and -roofline.png, those for which there are cells."""
     written = []
     for op in dict.fromkeys(cell.case.op for cell in results.cells):
         cells = [
@@ -71,7 +71,7 @@ def row_label(cell: Cell) -> str:
 
 
 def ratio_plot(results: Results, op: str, cells: Sequence[Cell], path: Path) -> Path:
-    """A panel per pass, a bar per layer: how many times faster convx is than the fastest peer."""
+    """A panel for each pass, a bar for each layer: the time of the fastest peer over that of convx."""
     passes = [name for name in dict.fromkeys(c.case.passname for c in cells) if any(
         c.ratio() for c in cells if c.case.passname == name)]  # fmt: skip
     order = sorted(cells, key=lambda cell: CLASSES.index(cell.case.kind))
@@ -116,7 +116,7 @@ def ratio_plot(results: Results, op: str, cells: Sequence[Cell], path: Path) -> 
 
 
 def network_plot(results: Results, totals: Sequence[NetworkTotal], path: Path) -> Path:
-    """A group of bars per network: the time of each library for all its layers, over that of convx."""
+    """A group of bars for each network: the time of each library for all its layers, over that of convx."""
     names = [name for name in results.runners if name != "reference" and any(name in each.seconds for each in totals)]
     colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     colours["convx"] = "#222222"
@@ -157,7 +157,7 @@ def ratio_ticks(axis: Axes, low: float, high: float) -> None:
 
 
 def on_the_roof(results: Results) -> list[Cell]:
-    """The cells that a roofline can show: arithmetic was counted, and convx has a time."""
+    """The cells of the roofline: those with counted FLOPs and a time of convx."""
     return [
         cell for cell in results.cells
         if cell.case.dtype == "float32" and cell.case.kind != "overhead" and results.of_peak(cell)

@@ -1,11 +1,11 @@
-"""The problems that are timed, as plain sizes: output shapes, floating-point operations and bytes follow from them.
+"""The timed problems, as plain sizes, with their output shapes, FLOPs and bytes.
 
-Letters: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
+Notation: N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups.
 
-FLOPs count one multiply and one add per tap, taps over the border included (the usual convention: it makes the
-figures of all libraries and papers comparable, and is exact without padding). Bytes are what an ideal machine would
-move: every input array read once, every output array written once. A library that moves more is charged nothing extra,
-so "percent of the copy bandwidth" is a statement about the operation and not about the detours of an implementation.
+FLOPs are one multiplication and one addition per tap, taps over the border included: the usual convention, by which the
+figures of all libraries and papers are comparable, and exact without padding. Bytes are the least possible traffic:
+every input array read once, every output array written once. Additional traffic of a library does not count, so the
+share of the copy bandwidth describes the operation, not the implementation.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ConvProblem:
         return (self.n, self.k, *(conv_size(*size) for size in sizes))
 
     def flops(self, passname: str) -> int:
-        """The same for forward and for each gradient: every one visits each (output, tap, channel) once."""
+        """The same for every pass: forward and each gradient visit each (output, tap, channel) once."""
         return 2 * prod(self.output_shape) * (self.c // self.groups) * prod(self.kernel)
 
     def elements(self, passname: str) -> int:
@@ -113,15 +113,15 @@ class PoolProblem:
         return 0
 
     def bytes(self, passname: str, itemsize: int) -> int:
-        """Input and output (or their gradients) once, and the record of the winners where the pass has one."""
-        record = {
+        """Input and output (or their gradients) once, and codes or indices where the pass has them."""
+        selection = {
             "forward": 0,
             "forward_codes": CODE_BYTES,
             "forward_indices": INDEX_BYTES,
             "backward": CODE_BYTES,
             "backward_indices": INDEX_BYTES,
         }[passname]
-        return (prod(self.input_shape) + prod(self.output_shape)) * itemsize + prod(self.output_shape) * record
+        return (prod(self.input_shape) + prod(self.output_shape)) * itemsize + prod(self.output_shape) * selection
 
     def describe(self) -> str:
         text = f"{self.n}x{self.c}x{self.h}x{self.w} {self.kernel[0]}x{self.kernel[1]} s{by(self.stride)}"
@@ -185,11 +185,11 @@ class FusedProblem:
 
     @property
     def needs_grad_input(self) -> bool:
-        """A first layer's input is data: no training step asks for its gradient."""
+        """Whether a training step needs it: the input of a first layer (at most 4 channels) is data."""
         return self.conv.c > 4
 
     def flops(self, passname: str) -> int:
-        """Backward is counted as dense gradients, although three of four gradients through a 2x2 pool are zero."""
+        """Backward counts as dense gradients, although a 2x2 pooling makes three of four values of them zero."""
         if passname == "forward":
             return self.conv.flops(passname)
         return self.conv.flops(passname) * (2 if self.needs_grad_input else 1)
@@ -208,7 +208,7 @@ class FusedProblem:
 
 @dataclass(frozen=True)
 class NetworkProblem:
-    """A whole network of networks.py, and a batch of images of (C, H, W) for it. No work is counted: it is compared."""
+    """A whole network of networks.py with a batch of images (C, H, W); its FLOPs and bytes are not counted."""
 
     network: str
     n: int

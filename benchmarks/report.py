@@ -1,4 +1,4 @@
-"""Tables of a result file: the run in words, every cell by class, and the summaries by class and by network."""
+"""Tables of a result file: a description of the run, all cells by class, the summaries by class and by network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmarks.problems import ReluProblem
 from benchmarks.results import Cell, Results, geometric_mean, median
 from benchmarks.runners import PEERS
 
-# A log or a file has no width of its own; this holds every column.
+# The width in a log or a file; it holds every column.
 FILE_WIDTH = 210
-# A ratio below this is a cell that a peer does better, noise aside.
+# A cell with a ratio below this is lost to a peer, beyond noise.
 LEVEL = 0.95
-# A load average before the run from which its times are not to be trusted.
+# With a load average above this before the run, its times are not to be trusted.
 BUSY = 0.7
 
 
@@ -57,7 +57,7 @@ def header(results: Results) -> list[RenderableType]:
         f"{machine['load_average_after']:.1f} after",
     ]
     if machine["load_average"] > BUSY:
-        lines.append("OTHER WORK WAS RUNNING ON THIS MACHINE: THE TIMES OF ALL LIBRARIES SUFFER FROM IT, AND NOT ALIKE")
+        lines.append("OTHER WORK WAS RUNNING ON THIS MACHINE: IT DISTURBS THE TIMES OF ALL LIBRARIES, AND NOT EQUALLY")
     lines += peak_lines(results)
     for name, library in about["libraries"].items():
         details = ", ".join(f"{library[key]}" for key in ("isa", "layout") if library.get(key))
@@ -88,7 +88,7 @@ def peak_lines(results: Results) -> list[str]:
 
 
 def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
-    """One class: a row per layer and pass, our figures first, then every other library's time."""
+    """One class: a row for each layer and pass, with the figures of convx, then the time of every other library."""
     others = [name for name in results.runners if name != "convx" and any("median" in c.timings[name] for c in cells)]
     counted = any(cell.case.flops for cell in cells) and kind != "overhead"
     moved = any(cell.case.bytes for cell in cells) and kind != "overhead"
@@ -98,7 +98,7 @@ def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
     before = None
     for cell in sorted(cells, key=lambda cell: cell.case.dtype):
         case = cell.case
-        # A layer's name and sizes stand at its first pass only.
+        # The name and the sizes of a layer stand in its first row only.
         same, before = before == (case.name, case.problem), (case.name, case.problem)
         ours, best = cell.seconds("convx"), cell.best_peer()
         made.add_row(
@@ -117,7 +117,7 @@ def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
 
 
 def entry(cell: Cell, name: str) -> Text:
-    """The time of a runner, or a dash; what failed or gave another result than the others is said in red."""
+    """The time of a runner, or a dash; failures and different results in red."""
     timing = cell.timings.get(name, {})
     if "error" in timing:
         return Text("failed", style="bold red")
@@ -129,7 +129,7 @@ def entry(cell: Cell, name: str) -> Text:
 
 
 def class_summary(results: Results) -> Table:
-    """By class and pass: the ratio to the best peer and to each, and the share of what the machine can do."""
+    """By class and pass: the ratio to the best peer and to each peer, and the shares of peak and copy bandwidth."""
     peers = [name for name in results.runners if name in PEERS]
     columns = ["class", "pass", "cells", "geomean", "worst", "in layer", f"under {LEVEL}"]
     made = table(
@@ -162,7 +162,7 @@ def class_summary(results: Results) -> Table:
 
 
 def where(cell: Cell) -> str:
-    """The layer in few words: its name without the network's, and the batch."""
+    """The name of the layer without that of its network, and the batch size."""
     if isinstance(cell.case.problem, ReluProblem):
         return cell.case.problem.describe()
     return f"{cell.case.name.rpartition(':')[2]} N={batch(cell)}"
@@ -170,7 +170,7 @@ def where(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class NetworkTotal:
-    """Seconds of all layers of a list, each as often as it occurs, by runner: of those that ran every layer."""
+    """Seconds of all layers of a list, weighted by occurrence, for each runner that ran every layer."""
 
     name: str
     label: str
@@ -178,7 +178,7 @@ class NetworkTotal:
 
     @property
     def best_peer(self) -> str | None:
-        """One library for the whole network, not the best of each layer."""
+        """The one library with the least time for the whole network."""
         return min((name for name in PEERS if name in self.seconds), key=self.seconds.__getitem__, default=None)
 
     @property
@@ -188,7 +188,7 @@ class NetworkTotal:
 
 
 def network_totals(results: Results) -> list[NetworkTotal]:
-    """The lists of which every layer was timed."""
+    """The sums of the lists that were timed completely."""
     groups: dict[tuple[str, str, str, str, int], list[Cell]] = {}
     for cell in results.cells:
         case = cell.case
@@ -229,7 +229,7 @@ def total(cells: Iterable[Cell], name: str, runner: str) -> float | None:
 
 
 def troubles(results: Results) -> list[str]:
-    """What a reader must know: failures, and results that differ."""
+    """Failures, and results that differ."""
     found = []
     for cell in results.cells:
         for name, timing in cell.timings.items():
@@ -241,7 +241,7 @@ def troubles(results: Results) -> list[str]:
 
 
 def left_out(results: Results) -> list[str]:
-    """Rows of the lists and cells that were not timed: one line per reason."""
+    """The rows and cells that were not timed: one line for each reason."""
     left, found = results.about["left_out"], list[str]()
     for reason in dict.fromkeys(left.values()):
         keys = [key for key, why in left.items() if why == reason]
@@ -250,7 +250,7 @@ def left_out(results: Results) -> list[str]:
 
 
 def unsupported(results: Results) -> list[str]:
-    """Which library did not take part in what, and why: one line per library and reason."""
+    """The passes that a library did not run: one line for each library and reason."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for cell in results.cells:
         for name, timing in cell.timings.items():
@@ -260,7 +260,7 @@ def unsupported(results: Results) -> list[str]:
 
 
 def show(results: Results, console: Console, more: Sequence[RenderableType] = ()) -> None:
-    """Everything, in reading order; `more` goes before the notes at the end."""
+    """Print all tables and notes; `more` stands before the notes."""
     parts: list[Any] = header(results)
     parts += [cell_table(results, kind, cells) for kind, cells in results.by_class().items()]
     parts += [class_summary(results), network_summary(results), *more]
@@ -274,7 +274,7 @@ def show(results: Results, console: Console, more: Sequence[RenderableType] = ()
 
 
 def compare(before: Results, after: Results, console: Console) -> None:
-    """Cell by cell, convx in two files; a change counts where the boxes between the quartiles do not touch."""
+    """Compare convx in two files, cell by cell; a change counts where the ranges of the quartiles do not overlap."""
     for label, results in (("A", before), ("B", after)):
         about = results.about
         console.print(f"{label}: {about['command']}, {about['date']}, {about['machine']['cpu']}", highlight=False)

@@ -1,4 +1,4 @@
-"""Result files: what a run found, as JSON, and the figures that tables and plots take from it."""
+"""Result files: a run as JSON, and the figures for tables and plots."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass
 class Cell:
-    """One case and, by runner, its timing: seconds as in timing.summarise, or {"unsupported" | "error": why}."""
+    """One case and its timing by runner: seconds as in timing.summarise, or {"unsupported" | "error": reason}."""
 
     case: Case
     timings: dict[str, dict[str, Any]]
     copies: int = 1
     together: bool = True
-    # FLOP/s of bursts of FMA between the turns of this cell: {"min", "median", "max", "count"}; none were taken where
-    # nothing is multiplied.
+    # FLOP/s of FMA bursts between the turns of this cell: {"min", "median", "max", "count"}; None for cells without
+    # multiplications.
     peak: dict[str, float] | None = None
-    # The same in bytes/s of copies, taken where nothing is multiplied and the arrays exceed the cache.
+    # The same in bytes/s of copies, for cells without multiplications whose arrays exceed the cache.
     copy: dict[str, float] | None = None
 
     def seconds(self, runner: str) -> float | None:
-        """Median seconds of a call; None where the runner has no time, or a result that differs from the others'."""
+        """Median seconds of a call; None where the runner has no time or a different result."""
         timing = self.timings.get(runner, {})
         return timing["median"] if "median" in timing and timing.get("agrees", True) else None
 
@@ -46,7 +46,7 @@ class Cell:
         return min(times, key=lambda item: item[1], default=None)
 
     def ratio(self, peers: Sequence[str] = PEERS, subject: str = "convx") -> float | None:
-        """Time of the fastest peer over that of convx: above 1 convx is faster."""
+        """Time of the fastest peer over that of convx: above 1, convx is faster."""
         ours, best = self.seconds(subject), self.best_peer(peers)
         return best[1] / ours if ours and best else None
 
@@ -64,31 +64,31 @@ class Results:
         return list(self.about["libraries"])
 
     def peaks(self, dtype: str) -> list[dict[str, float]]:
-        """The bursts next to the cells of that type."""
+        """The bursts beside the cells of that dtype."""
         return [cell.peak for cell in self.cells if cell.peak and cell.case.dtype == dtype]
 
     def peak(self, dtype: str) -> float | None:
-        """FLOP/s on the run's threads: the median over the bursts next to the cells.
+        """FLOP/s on the threads of the run: the median over the bursts beside the cells.
 
-        The clock of a virtual machine drifts by 10 % and more within a run: the highest burst is a speed that most
-        cells never had a chance of. A run without bursts has the few measurements at its beginning and end.
+        The clock of a virtual machine drifts by 10 % and more within a run; most cells never had the clock of the
+        highest burst. Without bursts: the median of the measurements before, during and after the run.
         """
         bursts = [burst["median"] for burst in self.peaks(dtype)]
         return median(bursts or [each["fma"][dtype]["all"] for each in self.about["peaks"]])
 
     @property
     def bandwidth(self) -> float | None:
-        """Copy bandwidth in bytes/s (read + written) on the run's threads, the highest of the run's measurements."""
+        """Copy bandwidth in bytes/s (read + written) on the threads of the run: the highest measured."""
         return max((each["copy"]["all"] for each in self.about["peaks"]), default=None)
 
     def of_peak(self, cell: Cell, runner: str = "convx") -> float | None:
-        """Share of the FMA peak that was measured next to the cell."""
+        """Share of the FMA peak measured beside the cell."""
         seconds = cell.seconds(runner)
         peak = cell.peak["median"] if cell.peak else self.peak(cell.case.dtype)
         return cell.case.flops / seconds / peak if seconds and peak and cell.case.flops else None
 
     def of_bandwidth(self, cell: Cell, runner: str = "convx") -> float | None:
-        """Share of the copy bandwidth: of that measured next to the cell, else of the run's highest."""
+        """Share of the copy bandwidth measured beside the cell, otherwise of the highest of the run."""
         seconds, bandwidth = cell.seconds(runner), cell.copy["median"] if cell.copy else self.bandwidth
         return cell.case.bytes / seconds / bandwidth if seconds and bandwidth else None
 
@@ -105,7 +105,7 @@ class Results:
             {**vars(cell), "case": cell.case.to_json(), "flops": cell.case.flops, "bytes": cell.case.bytes}
             for cell in self.cells
         ]
-        # A line per cell: a file that can be kept in git and read by eye.
+        # One line for each cell, so that git shows readable differences.
         head = json.dumps(self.about, indent=1).removesuffix("\n}")
         path.write_text(head + ',\n "cells": [\n' + ",\n".join(map(json.dumps, cells)) + "\n]}\n")
 
@@ -127,7 +127,7 @@ class Results:
 
 
 def file_name(about: dict[str, Any]) -> str:
-    """Machine, date and kind: `amd-epyc-4cpu-2026-01-31-layers`."""
+    """Machine, threads, date and command: `amd-epyc-4threads-2026-01-31-layers`."""
     cpu = re.sub(r"\((r|tm)\)|processor|cpu|@.*|\d+-core", "", about["machine"]["cpu"].lower())
     words = "-".join(re.findall(r"[a-z0-9]+", cpu)) or "machine"
     threads = about["settings"]["threads"]

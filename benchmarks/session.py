@@ -1,4 +1,4 @@
-"""A run: one process per library, the same case to each in turn, several rounds of it; the times are collected here."""
+"""A run: one process for each library; every case goes to each in turn, in several rounds."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ from benchmarks import machine, timing
 from benchmarks.cases import ITEMSIZE, Case
 from benchmarks.results import FORMAT, Cell, Results
 
-# Agreement of results, relative to the largest probed value: far above rounding (Winograd's included), far below what
-# a wrong tap does.
+# Allowed difference of results, relative to the largest probed value: far above rounding (Winograd's included), far
+# below the effect of a wrong tap.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
-# The gradient of a network's first weight: every number that lies next to zero in some layer, and so on another side of
-# ReLU in another order of additions, moves it. Between PyTorch's own two layouts that was 1e-2 with MobileNetV2.
+# The same for the gradient of a network's first weight. Another order of additions moves values near zero to the other
+# side of a ReLU. PyTorch's own two layouts differ by 1e-2 with MobileNetV2.
 TRAINING_TOLERANCE = {"float32": 5e-2, "float64": 1e-6}
-# Other libraries' worker threads spin for a while after their last call; this lets them go to sleep.
+# The pause before a turn: worker threads of the other libraries spin for a while after their last call.
 PAUSE_SECONDS = 0.01
-# What ends a run and keeps what it has measured.
+# Signals that end a run and keep its results.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# glibc keeps what it is given back, so that no library pays page faults for each large output (see README.md).
+# glibc keeps freed memory, so that no library pays page faults for each large output (see README.md).
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 @dataclass(frozen=True)
 class Settings:
     threads: int
-    # Wall time per cell and library, split over the rounds.
+    # Wall time for each cell and library, over all rounds.
     seconds: float = 0.5
     rounds: int = 5
-    # Most seconds that a library may take, once per cell, until its allocator is calm.
+    # Limit of the warm-up, once for each cell and library.
     warm_up: float = 2.0
     isa: str | None = None
-    # "keep": freed memory is reused (see KEEP_MEMORY); "default": the allocators as they come.
+    # "keep": freed memory is reused (see KEEP_MEMORY); "default": the allocators are unchanged.
     memory: str = "keep"
-    # Copies of stored arrays that take turns (see Case.copies); 1 leaves everything in cache.
+    # Limit of the rotating copies of stored arrays (see Case.copies); 1 leaves everything in cache.
     most_copies: int = 8
     peak_seconds: float = 0.3
-    # Of FMA, before each turn of the libraries: what the cell is measured against.
+    # The FMA burst before each turn of the libraries, the peak of the cell.
     burst_seconds: float = 0.03
-    # The peaks are measured again after this much time, because clocks and neighbours change.
+    # The interval between measurements of the peaks, since clocks and neighbours change.
     peak_interval: float = 120.0
-    # Stop starting new cells after this many seconds; what is left out is reported.
+    # No cell starts after this many seconds; the report lists those left out.
     deadline: float | None = None
 
 
@@ -68,13 +68,13 @@ class Display(Protocol):
 
 
 class ChildDied(Exception):
-    """The process ended or hung; the text says how, with the end of what it wrote."""
+    """The process ended or hung; the message has the status and the end of its output."""
 
 
 class Child:
     """The process of one runner."""
 
-    # No cell takes this long; a library that hangs is killed and reported.
+    # Longer than any cell: a process that takes longer is killed and reported.
     TIMEOUT = 300.0
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -85,7 +85,7 @@ class Child:
     def spawn(self) -> subprocess.Popen[str]:
         count = str(self.settings.threads)
         names = ("CONVX_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        # A session of its own (below) keeps the terminal's Ctrl-C away: the parent decides what ends.
+        # start_new_session keeps the terminal's Ctrl-C away from the child; the parent ends it.
         environment = {**os.environ, **dict.fromkeys(names, count)}
         if self.settings.memory == "keep":
             environment |= KEEP_MEMORY
@@ -99,7 +99,7 @@ class Child:
         )  # fmt: skip
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """One request and its answer; raises ChildDied."""
+        """Send one request and return its answer; raises ChildDied."""
         assert self.process.stdin is not None and self.process.stdout is not None
         watchdog = threading.Timer(self.TIMEOUT, self.process.kill)
         watchdog.start()
@@ -171,7 +171,7 @@ class Session:
         description, cells, skipped = machine.describe(), list[Cell](), dict(left_out)
         isa_peaks = self.isa_peaks()
         self.measure_peaks()
-        # Also where a shell has started the run in the background, with SIGINT ignored.
+        # A shell that starts the run in the background ignores SIGINT; this handler replaces it.
         stop_signals = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
         try:
             for case in cases:
@@ -185,7 +185,7 @@ class Session:
                     self.measure_peaks()
             self.measure_peaks()
         except KeyboardInterrupt:
-            # What an hour has measured is kept; the processes may be in the middle of an answer and are asked no more.
+            # The results so far are kept. The processes may be in the middle of an answer: no more requests.
             skipped |= dict.fromkeys((case.key for case in cases[len(cells) :]), "interrupted")
         finally:
             for number, handler in stop_signals.items():
@@ -225,9 +225,9 @@ class Session:
         return {name.partition("@")[2]: self.ask_for_peaks(name)["ok"]["fma"]["float32"]["all"] for name in forced}
 
     def cell(self, case: Case) -> Cell:
-        """Times one case with every runner, interleaved where memory holds all of them at once."""
+        """Time one case with every runner, interleaved where memory suffices for all of them at once."""
         copies = case.copies(self.cache, self.settings.most_copies)
-        # Inputs, output, one more output for the allocator's choice, and the copies.
+        # Inputs, output, a second output that the allocator may keep, and the copies.
         size = ITEMSIZE[case.dtype] * prod(case.problem.output_shape) + 2 * case.bytes + copies * case.stored_bytes
         together = size * len(self.children) < machine.available_memory() / 2
         cell = Cell(case, {}, copies, together)
@@ -269,7 +269,7 @@ class Session:
                     "convx", "copy", seconds=self.settings.burst_seconds, bytes=max(4 * self.cache, 256 << 20)
                 )
                 copied += [answer["ok"]] if "ok" in answer else []
-            # In an order of chance: what a library leaves behind (spinning threads, a clock) is nobody's alone.
+            # In random order, so that spinning threads and the clock after one library affect all others alike.
             for name in self.chance.sample(order, len(order)):
                 self.display.busy(name)
                 time.sleep(PAUSE_SECONDS)
@@ -285,7 +285,7 @@ class Session:
             self.ask(name, "release")
 
     def ask(self, name: str, do: str, **request: Any) -> dict[str, Any]:
-        """As Child.ask, but a death becomes an error of this cell, and the process is started anew for the next one."""
+        """As Child.ask; a death becomes an error of this cell, and the process restarts for the next one."""
         if name not in self.children:
             return {"error": self.missing[name]}
         try:
@@ -300,7 +300,7 @@ class Session:
 
 
 def instruction_sets(settings: Settings) -> list[str]:
-    """Those that convx can run here; empty where convx is missing."""
+    """The instruction sets that convx can run here; empty where convx is missing."""
     child = Child("convx", settings)
     try:
         return list(child.ask("describe").get("ok", {}).get("isas", []))
@@ -315,7 +315,7 @@ def spread_of(bursts: Sequence[float]) -> dict[str, float] | None:
 
 
 def differences(probes: dict[str, list[float]]) -> dict[str, float]:
-    """Largest distance of each library from the median of all at the probed positions, over the largest value."""
+    """The largest distance of each library from the median of all, relative to the largest probed value."""
     if len(probes) < 2:
         return {}
     values = {name: np.asarray(probe) for name, probe in probes.items()}

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# A sample lasts at least this long (shorter calls are repeated within it): 1000 times the cost of reading the clock.
+# The least duration of a sample (shorter calls are repeated in it): 1000 times the cost of reading the clock.
 SAMPLE_SECONDS = 100e-6
-# Warm-up ends when this many calls in a row caused no page fault, or at its limits.
+# The warm-up ends after CALM_CALLS calls in a row without a page fault, or at its limits.
 CALM_CALLS = 2
 WARM_UP_CALLS = 20
 
@@ -21,7 +21,7 @@ def page_faults() -> int:
 
 
 def run_for(calls: Sequence[Callable[[], Any]], seconds: float) -> float:
-    """Runs the calls in turn for `seconds`, at least one; the duration of the last one, in seconds."""
+    """Run the calls in turn for `seconds`, at least one; return the duration of the last one, in seconds."""
     begin, count = time.perf_counter(), 0
     while True:
         start = time.perf_counter()
@@ -33,7 +33,7 @@ def run_for(calls: Sequence[Callable[[], Any]], seconds: float) -> float:
 
 
 def warm_up(calls: Sequence[Callable[[], Any]], limit: float) -> None:
-    """Runs every copy, and on until the allocator asks the system for no more pages, or `limit` seconds are over."""
+    """Run every copy, then more calls until they cause no page faults or `limit` seconds are over."""
     begin, calm = time.perf_counter(), 0
     for count in range(max(len(calls), WARM_UP_CALLS)):
         faults = page_faults()
@@ -46,9 +46,9 @@ def warm_up(calls: Sequence[Callable[[], Any]], limit: float) -> None:
 def sample(calls: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -> tuple[list[float], float]:
     """Durations of one call in seconds, for about `seconds` of wall time, and page faults per call.
 
-    A quarter of `seconds`, at most 20 ms and at least one call, goes first to bring back clock, caches and threads
-    after another library's turn. The copies take turns. The result of a call is dropped before the next one:
-    releasing it is timed, as it is in every use.
+    An untimed warm-up (a quarter of `seconds`, at most 20 ms, at least one call) brings back clock, caches and threads
+    after the turn of another library. The copies take turns. The result of a call is released before the next one, and
+    the release is timed, as it occurs in every use.
     """
     last = run_for(calls, min(0.02, seconds / 4))
     repeat = max(1, round(SAMPLE_SECONDS / max(last, 1e-9)))
@@ -74,12 +74,12 @@ def sample(calls: Sequence[Callable[[], Any]], seconds: float, least: int = 3) -
 
 
 def rounded(seconds: float) -> float:
-    """Six significant digits: beyond the clock's resolution, and half the size of a result file."""
+    """Round to six significant digits: finer than the clock, and half the size of a result file."""
     return float(f"{seconds:.6g}")
 
 
 def summarise(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Median, quartiles and extremes over all samples, in seconds, and each round's median (drift shows there)."""
+    """Median, quartiles and minimum over all samples, in seconds, and the median of each round, which shows drift."""
     samples = sorted(value for round_ in rounds for value in round_)
     if len(samples) == 1:
         quartiles = [samples[0]] * 3

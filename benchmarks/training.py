@@ -1,4 +1,4 @@
-"""What a run of `networks` found: time and saved bytes of a training step, before and after convx.torch.convert."""
+"""Tables and plot of `networks`: time and saved bytes of a training step, before and after convx.torch.convert."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from benchmarks.display import duration
 from benchmarks.report import table, times
 from benchmarks.results import Cell, Results
 
-# Each library in both layouts: NCHW and channels_last. A row's ratio compares the better one of each.
+# Each library in NCHW and channels_last. The ratio of a row compares the better layouts.
 OURS = ("convx", "convx-nhwc")
 THEIRS = ("torch", "torch-cl")
-# Units that keep less than this in both libraries get no row.
+# The table has no row for units that keep less than this in both libraries.
 LEAST_BYTES = 1 << 10
 
 
@@ -33,7 +33,7 @@ def best(cell: Cell, names: Sequence[str]) -> float | None:
 
 
 def ratio(cell: Cell) -> float | None:
-    """The step in PyTorch's better layout over that of convx in its own: above 1, convx is faster."""
+    """The time of a step in PyTorch's better layout over that in convx's better layout: above 1, convx is faster."""
     theirs, ours = best(cell, THEIRS), best(cell, OURS)
     return theirs / ours if theirs and ours else None
 
@@ -53,7 +53,7 @@ def saved_ratio(cell: Cell) -> float | None:
 
 
 def tables(results: Results) -> list[RenderableType]:
-    """The steps, and the saved bytes layer by layer; nothing where no network was trained."""
+    """The table of the steps, and the saved bytes layer by layer; empty where no network was trained."""
     cells = cells_of(results)
     if not cells:
         return []
@@ -68,7 +68,7 @@ def tables(results: Results) -> list[RenderableType]:
 
 
 def unit_table(cell: Cell) -> list[RenderableType]:
-    """A heading and the table; its title would be broken to the width of the table."""
+    """A heading and the table; as its title, the heading would be wrapped to the width of the table."""
     made = table("", ["layer, with what follows it", "torch", "convx", "ratio"])
     theirs, ours = (cell.timings.get(name, {}).get("saved_by_unit", []) for name in ("torch", "convx"))
     for (name, before), (_, after) in zip(theirs, ours, strict=False):
@@ -78,7 +78,7 @@ def unit_table(cell: Cell) -> list[RenderableType]:
 
 
 def plot(results: Results, subtitle: str, path: Path) -> Path | None:
-    """Time of a step, and saved bytes, of each network: over those of convx in NCHW."""
+    """Draw the time of a step and the saved bytes of each network, relative to convx in NCHW."""
     cells = [cell for cell in cells_of(results) if cell.seconds("convx")]
     if not cells:
         return None

@@ -1,8 +1,8 @@
-"""One runner per library: turns a case into calls as a user of that library would write them.
+"""One runner for each library: it turns a case into calls as a user of that library would write them.
 
-A runner's name may carry variants: `torch-cl` (channels_last), `convx-nhwc`, `convx-prepared` (weights packed
-ahead, as inference libraries do), `convx-separate` (three operations of the fused one), `convx@avx2` (instruction set
-forced). Every runner lives in a process of its own.
+The name of a runner may have variants: `torch-cl` (channels_last), `convx-nhwc`, `convx-prepared` (weights packed
+ahead, as inference libraries do), `convx-separate` (the fused operation as three), `convx@avx2` (instruction set
+forced). Every runner has its own process.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ MODULES = {
     "numpy": "benchmarks.runners.numpy",
     "reference": "benchmarks.runners.convx",
 }
-# Those that "the best peer" is chosen from: other people's libraries at their fastest, NumPy's own functions included.
+# The candidates for the best peer: the other libraries at their fastest, and NumPy's own functions.
 PEERS = ("torch", "torch-cl", "onnxruntime", "openvino", "numpy")
 
 
 class Unsupported(Exception):
-    """The library, or this way of using it, does not offer the pass; the text says why."""
+    """The runner does not have the pass; the message has the reason."""
 
 
 class Runner(ABC):
-    """Methods named OP_PASS take (case, arrays, copies) and return one ready call per copy; see `calls`."""
+    """Methods named OP_PASS take (case, arrays, copies) and return one call for each copy; see `calls`."""
 
-    # How the library's outputs come to be, stated in every result file.
+    # How the library allocates outputs, for the result file.
     outputs: ClassVar[str]
 
     def __init__(self, variant: str, threads: int) -> None:
@@ -49,14 +49,14 @@ class Runner(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Version, threads and whatever else decides the speed; raises ImportError where the library is missing."""
+        """Version, threads and other facts that determine the speed; raises ImportError without the library."""
 
     @abstractmethod
     def logical(self, case: Case, result: Any) -> Array:
         """The primary result of a call as an NCHW NumPy array."""
 
     def notes(self, case: Case) -> dict[str, Any]:
-        """What else is known of the case, once its calls were made: it goes into the result beside the times."""
+        """Other measurements of the case, made with its calls, for the result file."""
         return {}
 
     def calls(self, case: Case, arrays: dict[str, Array], copies: int) -> Calls:
@@ -69,7 +69,7 @@ class Runner(ABC):
 
 
 def create(name: str, threads: int) -> Runner:
-    """The runner of that name; an instruction set after `@` is for the process's environment, not for the runner."""
+    """The runner of that name; the instruction set after `@` is set in the environment of the process."""
     variant = name.partition("@")[0]
     if variant not in MODULES:
         raise ValueError(f"no runner {name!r}; there are {', '.join(MODULES)}")

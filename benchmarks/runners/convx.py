@@ -1,4 +1,4 @@
-"""convx, as its documentation says to call it."""
+"""convx, called as in its documentation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pool_options(problem: PoolProblem) -> dict[str, Any]:
 
 class ConvxRunner(Runner):
     outputs = "allocated by every call (NumPy's allocator), except relu forward_out"
-    # What is called; ReferenceRunner puts convx.reference here.
+    # The module whose functions are called.
     library: Any = convx
 
     def __init__(self, variant: str, threads: int) -> None:
@@ -104,15 +104,15 @@ class ConvxRunner(Runner):
     def max_pool2d_forward_indices(self, case: Case, data: dict[str, Array], copies: int) -> Calls:
         return self.max_pool2d_forward(case, data, copies, return_indices=True)
 
-    def max_pool2d_backward(self, case: Case, data: dict[str, Array], copies: int, record: str = "codes") -> Calls:
+    def max_pool2d_backward(self, case: Case, data: dict[str, Array], copies: int, kind: str = "codes") -> Calls:
         assert isinstance(case.problem, PoolProblem)
         problem, options = case.problem, {**pool_options(case.problem), "layout": self.layout}
         x = self.arrange(data["input"])
-        winners = self.library.max_pool2d(x, problem.kernel, **options, **{f"return_{record}": True})[1]
+        selection = self.library.max_pool2d(x, problem.kernel, **options, **{f"return_{kind}": True})[1]
         grad = self.arrange(data["grad_output"])
         return [
             partial(self.library.max_pool2d_backward, grad, saved, x.shape, problem.kernel, **options)
-            for saved in ring(winners, copies)
+            for saved in ring(selection, copies)
         ]
 
     def max_pool2d_backward_indices(self, case: Case, data: dict[str, Array], copies: int) -> Calls:
@@ -174,7 +174,7 @@ class ConvxRunner(Runner):
 
 
 class PreparedRunner(ConvxRunner):
-    """Forward with weights made ready before the clock starts, as ONNX Runtime and OpenVINO have them."""
+    """Forward with weights packed before the clock starts, as in ONNX Runtime and OpenVINO."""
 
     def calls(self, case: Case, arrays: dict[str, Array], copies: int) -> Calls:
         if case.op != "conv2d" or not case.passname.startswith("forward"):
@@ -189,11 +189,11 @@ class PreparedRunner(ConvxRunner):
 
 
 class SeparateRunner(ConvxRunner):
-    """The fused operation written as conv2d, relu and max_pool2d, each on its own: what fusing is worth."""
+    """The fused operation as separate calls of conv2d, relu and max_pool2d, to measure the gain of fusion."""
 
     def calls(self, case: Case, arrays: dict[str, Array], copies: int) -> Calls:
         if case.op != "conv2d_relu_max_pool2d":
-            raise Unsupported("only the fused operation is run as separate ones")
+            raise Unsupported("only the fused operation has separate calls")
         return super().calls(case, arrays, copies)
 
     def conv2d_relu_max_pool2d_forward(self, case: Case, data: dict[str, Array], copies: int) -> Calls:
@@ -227,11 +227,11 @@ class SeparateRunner(ConvxRunner):
 
 
 class ReferenceRunner(ConvxRunner):
-    """convx.reference, on small cases: NumPy for scale."""
+    """convx.reference on small cases, for scale."""
 
     outputs = "allocated by every call (NumPy's allocator)"
     library = convx.reference
-    # FLOPs or bytes; beyond this a call takes longer than "for scale" is worth.
+    # The limit of FLOPs and of bytes; larger cases take too long.
     most_work = 100_000_000
 
     def describe(self) -> dict[str, Any]:

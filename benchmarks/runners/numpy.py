@@ -1,4 +1,4 @@
-"""NumPy's own functions, where one call does the job."""
+"""NumPy's own functions, for operations of a single call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX models of one case each, for libraries that run graphs: weights are constants, so they may be packed ahead."""
+"""ONNX models of one case each, for libraries that run graphs; weights are constants, which they may pack ahead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
 
 
 def model(case: Case, data: dict[str, Array]) -> bytes:
-    """The serialised model, from `x` to the result (and `indices`); Unsupported for passes that a graph cannot have."""
+    """The serialised model, from `x` to the result (and `indices`); raises Unsupported for other passes."""
     if case.passname not in ("forward", "forward_relu", "forward_indices"):
         raise Unsupported("forward only" if not case.passname.startswith("forward") else "the library has no such pass")
     problem, nodes, names = case.problem, list[Any](), ["x"]
@@ -45,7 +45,7 @@ def model(case: Case, data: dict[str, Array]) -> bytes:
     constants = [numpy_helper.from_array(data[name], name) for name in ("weight", "bias") if name in data]
     inputs = [helper.make_tensor_value_info("x", kind, problem.input_shape)]
     graph = helper.make_graph(nodes, "case", inputs, outputs, constants)
-    # An old file format on purpose: every release of the runtimes reads it, whatever the onnx package's newest is.
+    # An old file format, which every release of the runtimes reads.
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     serialised: bytes = made.SerializeToString()
     return serialised

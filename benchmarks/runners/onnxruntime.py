@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one session per copy of the weights, forward only."""
+"""ONNX Runtime on the CPU: one session for each copy of the weights, forward only."""
 
 from __future__ import annotations
 

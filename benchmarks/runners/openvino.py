@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: one compiled model per copy of the weights, latency hint, forward only, true float32."""
+"""OpenVINO on the CPU: one compiled model for each copy of the weights, latency hint, forward only, IEEE float32."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class OpenVinoRunner(Runner):
 
     def calls(self, case: Case, arrays: dict[str, Array], copies: int) -> Calls:
         if case.dtype != "float32":
-            raise Unsupported("computes in float32 whatever the model's type")
+            raise Unsupported("computes in float32 for every dtype of the model")
         serialised = model(case, arrays)
         requests = [
             self.core.compile_model(self.core.read_model(serialised), "CPU", self.settings).create_infer_request()

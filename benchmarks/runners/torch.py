@@ -1,7 +1,7 @@
 """PyTorch on the CPU, eager, in NCHW (`torch`) or channels_last memory format (`torch-cl`).
 
-Gradients go through torch.ops.aten with an output mask, so that exactly one is timed and no autograd graph is built.
-Max-pooling always writes int64 indices: that is PyTorch's only kernel, so every pass is measured with them.
+Gradients are calls of torch.ops.aten with an output mask, so that exactly one is timed and no autograd graph is built.
+Every max-pooling writes int64 indices, since PyTorch has no other kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A training step of a whole network in PyTorch, as a user writes it, and what it keeps for the backward pass."""
+"""A training step of a whole network in PyTorch, and the bytes that it keeps for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.cases import Case
 from benchmarks.data import Array
 from benchmarks.problems import NetworkProblem
 
-# Small enough for hundreds of steps on one batch to stay among ordinary numbers.
+# Small, so that values stay ordinary for hundreds of steps on one batch.
 LEARNING_RATE = 1e-3
 
 
 class Step:
-    """Forward, loss, backward and the optimizer's step on one batch: a call. It returns the first weight's gradient."""
+    """A call: forward, loss, backward and the step of SGD on one batch. It returns the gradient of the first weight."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Step:
         return gradient
 
     def saved(self) -> dict[str, Any]:
-        """Bytes that the forward pass keeps: all at its end, where they are most, and those that each unit adds.
+        """Bytes that the forward pass keeps: the sum at its end, which is the peak, and the share of each unit.
 
-        Storages are counted once, and not at all where they exist anyway: parameters, buffers and the batch.
+        Each storage counts once; parameters, buffers and the batch do not count.
         """
         seen = {each.untyped_storage().data_ptr() for each in (*self.model.state_dict().values(), self.images)}
         new = 0
@@ -65,7 +65,7 @@ class Step:
             for name, part in networks.units(self.model):
                 before, result = new, part(result)
                 amounts.append((name, new - before))
-            # Holds the graph, and with it every storage, until all are counted: no address is used twice.
+            # The loss holds the graph, and with it every storage, so that no address is used twice.
             loss = F.cross_entropy(result, self.labels)
         del loss
         return {"saved_bytes": new, "saved_by_unit": amounts}
