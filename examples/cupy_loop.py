@@ -4,8 +4,8 @@ A training loop in CuPy, and as a CUDA graph
 
 Forward, backward and SGD step in CuPy, then the step replayed as a CUDA graph. Needs a GPU.
 
-CuPy has had no convolution or pooling since version 14. convx takes CuPy arrays as they are: it works on CuPy's current
-stream, its results come from CuPy's memory pool, and nothing in it waits for the device, so that a whole step can be
+CuPy has had no convolution or pooling since version 14. convx takes CuPy arrays without a copy. Its work goes on CuPy's
+current stream, its results come from CuPy's memory pool, and nothing waits for the device; so a whole step can be
 captured once and replayed. ::
 
     python -m pip install '.[cuda13]' scikit-learn          # or .[cuda12], on a machine with nvcc
@@ -30,7 +30,7 @@ BATCH = 64
 
 
 def parameters(rng: np.random.Generator) -> dict[str, Any]:
-    """Weights of He's variance and zero biases, float32 on the device."""
+    """Return weights of He's variance and zero biases, float32 on the device."""
     shapes = {"conv1": (16, 1, 3, 3), "conv2": (32, 16, 3, 3), "linear": (CLASSES, 32 * 2 * 2)}
     values = {}
     for name, shape in shapes.items():
@@ -41,7 +41,7 @@ def parameters(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def forward(p: dict[str, Any], images: Any) -> tuple[Any, list[Any]]:
-    """Return the logits, shape (N, 10), and what the backward pass needs. `images` has the shape (N, 1, 8, 8)."""
+    """Return the logits, shape (N, 10), and the saved arrays for images of shape (N, 1, 8, 8)."""
     pooled1, saved1 = convx.conv2d_relu_max_pool2d(
         images, p["conv1.weight"], p["conv1.bias"], padding=1, pool_kernel_size=2
     )
@@ -53,7 +53,7 @@ def forward(p: dict[str, Any], images: Any) -> tuple[Any, list[Any]]:
 
 
 def softmax_cross_entropy(logits: Any, onehot: Any) -> tuple[Any, Any]:
-    """Return the mean loss, still on the device, and its gradient by the logits."""
+    """Return the mean loss, still on the device, and its gradient with respect to the logits."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     exponentials = cp.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)
@@ -67,7 +67,7 @@ def backward(p: dict[str, Any], grad_logits: Any, kept: list[Any]) -> dict[str, 
     grad_flat = grad_logits @ p["linear.weight"]
     grad_pooled2 = grad_flat.reshape(len(flat), 32, 2, 2)
     grad_pooled1, weight2, bias2 = convx.conv2d_relu_max_pool2d_backward(grad_pooled2, saved2)
-    # The images are data: nobody asks for their gradient.
+    # The images are data, so their gradient is not computed.
     _, weight1, bias1 = convx.conv2d_relu_max_pool2d_backward(grad_pooled1, saved1, output_mask=(False, True, True))
     return {
         "conv1.weight": weight1, "conv1.bias": bias1, "conv2.weight": weight2, "conv2.bias": bias2,
@@ -76,7 +76,7 @@ def backward(p: dict[str, Any], grad_logits: Any, kept: list[Any]) -> dict[str, 
 
 
 def step(p: dict[str, Any], velocity: dict[str, Any], images: Any, onehot: Any, rate: float) -> Any:
-    """One step of SGD with momentum 0.9, parameters changed in place; return the loss, still on the device."""
+    """Take one step of SGD with momentum 0.9, in place; return the loss, still on the device."""
     logits, kept = forward(p, images)
     loss, grad_logits = softmax_cross_entropy(logits, onehot)
     for name, grad in backward(p, grad_logits, kept).items():
@@ -87,10 +87,10 @@ def step(p: dict[str, Any], velocity: dict[str, Any], images: Any, onehot: Any, 
 
 
 class GraphStep:
-    """The step as a CUDA graph: one launch instead of about 60, for which the device need not wait on Python.
+    """The step as a CUDA graph: one launch instead of about 60, so that the device does not wait for Python.
 
-    Replays read and write the very memory of the capture: inputs are copied into `images` and `onehot`, and everything
-    that the step allocates comes from a pool of its own that nothing else may use afterwards.
+    A replay reads and writes the memory of the capture. Inputs are therefore copied into `images` and `onehot`, and the
+    step allocates from a pool of its own.
     """
 
     def __init__(self, p: dict[str, Any], velocity: dict[str, Any], images: Any, onehot: Any, rate: float) -> None:
@@ -98,7 +98,7 @@ class GraphStep:
         self.pool, self.stream = cp.cuda.MemoryPool(), cp.cuda.Stream(non_blocking=True)
         before = {name: value.copy() for name, value in {**p, **{f"v {k}": v for k, v in velocity.items()}}.items()}
         with cp.cuda.using_allocator(self.pool.malloc), self.stream:
-            # Compiles CuPy's kernels and fills the pool: neither can happen during a capture.
+            # The first step compiles CuPy's kernels and fills the pool; neither is possible during a capture.
             step(p, velocity, self.images, self.onehot, rate)
             self.stream.synchronize()
             self.stream.begin_capture()

@@ -2,19 +2,19 @@
 Data-parallel training in PyTorch
 =================================
 
-A converted model under DistributedDataParallel, which does not see that convx computes, started with torchrun.
+A converted model under DistributedDataParallel, in processes that torchrun starts.
 
-Each process trains on its share of every batch of handwritten digits, and DistributedDataParallel averages the
-gradients. Two processes on this machine::
+Each process trains on its share of every batch of handwritten digits; DistributedDataParallel averages the gradients,
+as for any model. Two processes on this machine::
 
     python -m pip install '.[torch]' scikit-learn
     torchrun --standalone --nproc-per-node 2 examples/ddp.py
 
-Several machines, the same command on each, with one of them as the meeting point::
+Several machines, with the same command on each; HOST is one of them::
 
     torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29500 examples/ddp.py
 
-Processes with a GPU each talk through NCCL, others through gloo.
+Processes with a GPU communicate through NCCL, others through gloo.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def digits(device: torch.device) -> tuple[TensorDataset, Tensor, Tensor]:
 
 
 def network() -> nn.Module:
-    """Two blocks of convolution, ReLU and pooling, and a linear layer."""
+    """Return two blocks of convolution, ReLU and pooling, and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -59,7 +59,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     """Train, and print the loss of each epoch and the accuracy, from the first process."""
     rank, processes = dist.get_rank(), dist.get_world_size()
     train_set, test_x, test_y = digits(device)
-    torch.manual_seed(0)  # of no consequence: DistributedDataParallel gives every process the weights of the first
+    torch.manual_seed(0)  # DistributedDataParallel copies the weights of the first process to all
     model = DistributedDataParallel(convx.torch.convert(network(), verbose=rank == 0).to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     sampler = DistributedSampler[Tensor](train_set, seed=0)
@@ -83,10 +83,10 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def main() -> None:
-    """Join the other processes, train, and leave them."""
+    """Join the other processes, train, and leave the group."""
     parser = argparse.ArgumentParser(description="Data-parallel training of a converted model.")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=64, help="images of a step, over all processes")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step, in all processes together")
     options = parser.parse_args()
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -94,7 +94,7 @@ def main() -> None:
         dist.init_process_group("nccl", device_id=device)
     else:
         device = torch.device("cpu")
-        convx.set_num_threads(torch.get_num_threads())  # torchrun sets it to 1: the processes share the machine's cores
+        convx.set_num_threads(torch.get_num_threads())  # 1 under torchrun, since the processes share the cores
         dist.init_process_group("gloo")
     try:
         train(options, device)

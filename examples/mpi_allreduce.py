@@ -2,16 +2,16 @@
 Data-parallel training over MPI
 ===============================
 
-A loop in NumPy, without a framework, on several machines: gradients are added up by an allreduce of mpi4py.
+A loop in NumPy on several machines; an allreduce of mpi4py adds the gradients.
 
-Every process has the same network. Each computes the gradients of its share of a batch of handwritten digits, all of
-them in one array; one allreduce adds the arrays of all processes, and all take the same step. ::
+Every process has the same network and computes the gradients of its share of a batch of handwritten digits. One
+allreduce adds the gradients of all processes in one array, and all processes take the same step. ::
 
     python -m pip install '.[mpi]' scikit-learn
     mpirun -n 2 python examples/mpi_allreduce.py
 
-Several machines: mpirun --host A,B. With CuPy (``network.to(cupy)``) an MPI that is built for CUDA takes the arrays
-where they lie; ``cupy.cuda.get_current_stream().synchronize()`` goes before the allreduce.
+``mpirun --host A,B`` runs it on several machines. With CuPy (``network.to(cupy)``) an MPI with CUDA support reads the
+arrays on the device, after ``cupy.cuda.get_current_stream().synchronize()``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from convx import nn, optim
 
 
 def network(rng: np.random.Generator) -> nn.Sequential:
-    """Two blocks of convolution, ReLU and pooling, and a linear layer; the seed decides the weights."""
+    """Return two blocks of convolution, ReLU and pooling, and a linear layer, with weights drawn from `rng`."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, rng=rng), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1, rng=rng), nn.ReLU(), nn.MaxPool2d(2),
@@ -37,7 +37,7 @@ def network(rng: np.random.Generator) -> nn.Sequential:
 
 
 def add_up(parameters: list[nn.Parameter], weight: float) -> None:
-    """Replace every gradient by the sum over all processes of `weight` times theirs."""
+    """Replace every gradient by `weight` times its sum over all processes."""
     flat = np.concatenate([parameter.grad.ravel() for parameter in parameters]) * np.float32(weight)
     MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, flat)
     start = 0
@@ -50,7 +50,7 @@ def main() -> None:
     """Train, and print the loss of each epoch and the accuracy."""
     parser = argparse.ArgumentParser(description="Data-parallel training in NumPy over MPI.")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=64, help="images of a step, over all processes")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step, in all processes together")
     options = parser.parse_args()
 
     world = MPI.COMM_WORLD
@@ -60,7 +60,7 @@ def main() -> None:
     train_x, test_x, train_y, test_y = train_test_split(
         images, digits.target, test_size=297, random_state=0, stratify=digits.target
     )
-    rng = np.random.default_rng(0)  # the same in every process: weights, and the order of the images
+    rng = np.random.default_rng(0)  # every process draws the same weights and the same order of the images
     model = network(rng)
     parameters, criterion = list(model.parameters()), nn.CrossEntropyLoss("sum")
     optimizer = optim.SGD(parameters, lr=0.05, momentum=0.9)

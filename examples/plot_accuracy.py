@@ -2,8 +2,8 @@
 Rounding errors, measured
 =========================
 
-The largest error of `convx.conv2d` against a float64 truth, for the direct algorithm and Winograd's, beside the bounds
-that the tests hold them to. Normally distributed data, 3 x 3 kernels, float32.
+The largest error of `convx.conv2d` against a float64 result, for the direct algorithm and Winograd's, beside the bounds
+of the tests. Normally distributed data, 3 x 3 kernels, float32.
 """
 
 import matplotlib.pyplot as plt
@@ -12,8 +12,8 @@ import numpy as np
 import convx
 
 # %%
-# Two algorithms, one truth
-# -------------------------
+# Error over the number of channels
+# ---------------------------------
 # `convx.reference` is the same operation in plain NumPy; in float64 its own error is 2**29 times smaller. Errors are
 # relative to the largest value of the result.
 
@@ -39,11 +39,11 @@ axis.grid(alpha=0.3)
 axis.legend()
 
 # %%
-# Where the error of a sum comes from
-# -----------------------------------
-# Element by element, in units of the bound ``8 sqrt(n + 1) u M``: n products whose absolute values add up to M, with
-# the unit roundoff u of 2**-24. The direct algorithm stays far inside; a large value beside small ones is where
-# Winograd's method loses the small ones' digits: its error follows the largest value that a tile of 6 x 6 inputs sees.
+# One large value among small ones
+# --------------------------------
+# The error of each element, in units of the bound ``8 sqrt(n + 1) u M``, for n products whose absolute values add up to
+# M and the unit roundoff u = 2**-24. The direct algorithm stays far below the bound. The error of Winograd's method
+# follows the largest value in a tile of 6 x 6 inputs, so small results beside a large value lose digits.
 
 x[0, :, 14, 14] *= 1e4
 exact_x, exact_w = x.astype(np.float64), w.astype(np.float64)

@@ -1,9 +1,9 @@
 """
-Handwritten digits in a NumPy loop of one's own
-===============================================
+Handwritten digits in a NumPy training loop
+===========================================
 
-Forward, backward and SGD written out, with convx's functions where NumPy has none: no layers, no tape, no framework.
-The data are the 1797 digits of 8 x 8 pixels that come with scikit-learn.
+Forward, backward and SGD in NumPy, with convx's functions for convolution and pooling: no layers, no tape, no
+framework. The data are the 1797 digits of 8 x 8 pixels that come with scikit-learn.
 """
 
 import matplotlib.pyplot as plt
@@ -18,8 +18,7 @@ HELD_OUT = 360
 # %%
 # Data and parameters
 # -------------------
-# Two convolutions and a linear layer; weights of He's variance, biases zero. A dictionary holds them: nothing here
-# knows of layers.
+# Two convolutions and a linear layer, with weights of He's variance and zero biases in a dictionary.
 
 rng = np.random.default_rng(0)
 digits = load_digits()
@@ -44,7 +43,7 @@ for name, shape in shapes.items():
 
 
 def forward(p, x):
-    """Return the scores of the ten classes, and what the backward pass needs."""
+    """Return the scores of the ten classes, and the saved arrays for the backward pass."""
     sizes = dict(padding=1, pool_kernel_size=2)
     pooled1, saved1 = convx.conv2d_relu_max_pool2d(x, p["conv1"], p["conv1.bias"], **sizes)
     pooled2, saved2 = convx.conv2d_relu_max_pool2d(pooled1, p["conv2"], p["conv2.bias"], **sizes)
@@ -53,7 +52,7 @@ def forward(p, x):
 
 
 def cross_entropy(scores, labels):
-    """Return the mean loss and its gradient by the scores."""
+    """Return the mean loss and its gradient with respect to the scores."""
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     rows = np.arange(len(labels))
@@ -67,7 +66,7 @@ def backward(p, grad_scores, kept):
     saved1, saved2, flat = kept
     grad_pooled2 = (grad_scores @ p["linear"]).reshape(-1, 32, 2, 2)
     grad_pooled1, weight2, bias2 = convx.conv2d_relu_max_pool2d_backward(grad_pooled2, saved2)
-    # The images are data: nobody asks for their gradient.
+    # The images are data, so their gradient is not computed.
     _, weight1, bias1 = convx.conv2d_relu_max_pool2d_backward(grad_pooled1, saved1, output_mask=(False, True, True))
     return {
         "conv1": weight1, "conv1.bias": bias1, "conv2": weight2, "conv2.bias": bias2,
@@ -98,8 +97,8 @@ for epoch in range(EPOCHS):
         print(f"epoch {epoch + 1}: {accuracies[-1]:.1%} of {HELD_OUT} held-out digits right")
 
 # %%
-# How it went
-# -----------
+# Loss and accuracy
+# -----------------
 
 steps = np.arange(1, len(losses) + 1) * EPOCHS / len(losses)
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
@@ -113,7 +112,7 @@ right.set(xlabel="epoch", ylabel="share right", title="held-out digits", ylim=(0
 right.grid(alpha=0.3)
 
 # %%
-# What it learned
+# Learned kernels
 # ---------------
 # The 16 kernels of the first layer, negative weights in red, positive ones in blue.
 
@@ -124,9 +123,9 @@ for axis, kernel in zip(axes.flat, parameters["conv1"][:, 0], strict=True):
     axis.axis("off")
 
 # %%
-# Where it errs
-# -------------
-# Held-out digits whose answer is wrong.
+# Mistakes
+# --------
+# Some held-out digits with a wrong answer.
 
 wrong = np.flatnonzero(answers != test_labels)[:8]
 figure, axes = plt.subplots(1, 8, figsize=(8, 1.3), layout="constrained")

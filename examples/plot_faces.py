@@ -2,10 +2,10 @@
 Faces and other pictures: layers, Adam, augmentation
 ====================================================
 
-A small network from `convx.nn` learns to tell faces from other pictures of 25 x 25 pixels, a subset of
-"Labeled Faces in the Wild" that comes with scikit-image: from 5 of each kind alone. So few are
-learned by heart at once. Moving, mirroring and lighting them at random makes more of them, and this
-example measures what that is worth.
+A small network from `convx.nn` learns to distinguish faces from other pictures, from only 5 of each
+kind. The network soon memorizes so few pictures; random shifts, mirroring and lighting make more of
+them, and this example measures the gain. The pictures of 25 x 25 pixels are a subset of "Labeled Faces
+in the Wild" that comes with scikit-image.
 """
 
 import matplotlib.pyplot as plt
@@ -23,15 +23,15 @@ SPLITS, SHOWN = 6, 5
 # %%
 # The data
 # --------
-# The first 100 pictures are faces, the others are not. Which five of each are shown makes a difference,
-# so six such splits are drawn; the other 190 pictures of a split are only ever measured.
+# The first 100 pictures are faces, the others are not. The result depends on the five pictures of each
+# kind, so the example draws six splits. The other 190 pictures of a split are held out.
 
 pictures = lfw_subset().astype(np.float32)[:, None]  # (200, 1, 25, 25), from 0 to 1
 labels = np.repeat([1, 0], 100)
 
 
 def split(seed):
-    """Return the numbers of the pictures to learn from, and of all others."""
+    """Return the indices of the training pictures, and of all others."""
     rng = np.random.default_rng(seed)
     shown = np.concatenate([rng.permutation(100)[:SHOWN], 100 + rng.permutation(100)[:SHOWN]])
     return shown, np.setdiff1d(np.arange(200), shown)
@@ -45,8 +45,8 @@ for axis, index in zip(axes, split(0)[0], strict=True):
 # %%
 # Network and training
 # --------------------
-# A layer's ``forward`` returns its output and a context, which ``backward`` takes; layers hold their
-# parameters and gradients, nothing else.
+# The ``forward`` of a layer returns its output and a context for ``backward``; layers hold only their
+# parameters and gradients.
 
 
 def build(seed):
@@ -61,7 +61,7 @@ def build(seed):
 
 
 def augmented(batch, rng):
-    """Move each picture by up to two pixels, mirror half of them, change contrast and brightness."""
+    """Shift each picture by up to two pixels, mirror half of them, change contrast and brightness."""
     padded = np.pad(batch, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
     changed = np.empty_like(batch)
     for index, picture in enumerate(padded):
@@ -74,7 +74,7 @@ def augmented(batch, rng):
 
 
 def fit(network, augment, seed):
-    """Train on all that is shown; return training loss, held-out loss and accuracy every 5 steps."""
+    """Train; return training loss, held-out loss and held-out accuracy every 5 steps."""
     rng = np.random.default_rng(seed)
     shown, held_out = split(seed)
     optimizer = optim.Adam(network.parameters(), RATE)
@@ -123,10 +123,10 @@ for axis in (left, right):
     axis.grid(alpha=0.3)
 
 # %%
-# Where it looks
-# --------------
-# The gradient of the face's score by the picture, from the same ``backward``: bright where a change of a
-# pixel would change the score most.
+# Sensitivity to each pixel
+# -------------------------
+# The gradient of the face's score with respect to the picture, from the same ``backward``: a bright pixel
+# changes the score most.
 
 faces = split(SPLITS - 1)[1][:8]
 scores, context = network.forward(pictures[faces])
@@ -144,7 +144,7 @@ for axis in axes.flat:
 # %%
 # The same bits on any number of threads
 # --------------------------------------
-# `convx.set_num_threads` changes how fast this runs, and not one bit of what it computes:
+# `convx.set_num_threads` changes the speed, and not one bit of the results:
 
 with convx.threads(1):
     alone = fit(build(0), augment=True, seed=0)

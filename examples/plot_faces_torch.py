@@ -2,9 +2,9 @@
 The same network in PyTorch, before and after convert
 =====================================================
 
-A PyTorch model, an optimizer and a loop as they are; `convx.torch.convert` is the one line that is added. The two
-models start from the same weights and see the same batches, so their losses can be compared step by step, and their
-times epoch by epoch. The data are the pictures of :doc:`plot_faces`.
+A PyTorch model, an optimizer and a loop, with one additional line: `convx.torch.convert`. Both models start from the
+same weights and train on the same batches, so the example compares their losses step by step and their times epoch by
+epoch. The data are the pictures of :doc:`plot_faces`.
 """
 
 import copy
@@ -22,7 +22,7 @@ import convx.torch
 
 EPOCHS, BATCH, RATE = 15, 25, 1e-3
 
-# One thread each: for pictures this small more gain little.
+# One thread each: more threads gain little on pictures of this size.
 torch.set_num_threads(1)
 convx.set_num_threads(1)
 
@@ -46,18 +46,18 @@ model = nn.Sequential(
 # %%
 # One line
 # --------
-# It converts the model itself; here PyTorch's is to be trained beside it, so it gets a copy.
+# `convert` works in place. Here it converts a copy, since PyTorch's model is trained beside it.
 
 converted = convx.torch.convert(copy.deepcopy(model))
 
 # %%
 # The loop, for both
 # ------------------
-# They take turns, one epoch each, so that whatever else the machine does meets both.
+# The models take turns, one epoch each, so that other load of the machine affects both.
 
 
 def epoch(model, optimizer, generator):
-    """Run the training pictures through once; return the losses and the seconds."""
+    """Train for one epoch; return the losses and the seconds."""
     losses = []
     order = train[torch.randperm(len(train), generator=generator)]
     start = time.perf_counter()
@@ -100,8 +100,8 @@ right.set(ylabel="ms", title="time per epoch, one thread", ylim=(0, None))
 plt.show()
 
 # %%
-# And back
-# --------
-# `convx.torch.revert` gives PyTorch's layers again, with the trained parameters.
+# Back to PyTorch
+# ---------------
+# `convx.torch.revert` restores PyTorch's layers, with the trained parameters.
 
 print(convx.torch.revert(converted))

@@ -2,9 +2,9 @@
 Clipping the gradient of every image: differential privacy
 ==========================================================
 
-Differentially private SGD (Abadi et al., 2016) bounds what a single image can change: its gradient is scaled down to a
-length of at most C, and noise of that size is added to the sum. The length of every image's gradient is what
-frameworks have trouble with. `convx.conv2d_grad_norms` computes it without keeping one gradient for each image.
+Differentially private SGD (Abadi et al., 2016) bounds the influence of each image: it scales the image's gradient down
+to a norm of at most C, and adds noise of that size to the sum. `convx.conv2d_grad_norms` computes the norm for every
+image without keeping a gradient for each.
 """
 
 import time
@@ -16,14 +16,14 @@ from sklearn.datasets import load_digits
 import convx
 
 EPOCHS, BATCH, RATE, MOMENTUM = 20, 128, 0.5, 0.5
-LENGTH, NOISE = 1.0, 0.8  # C, and the noise's standard deviation in units of C
+NORM, NOISE = 1.0, 0.8  # C, and the standard deviation of the noise in units of C
 HELD_OUT = 360
 
 # %%
 # Data, parameters, forward
 # -------------------------
-# The network of :doc:`plot_digits`, its operations one by one: the gradient at the output of each convolution is what
-# the lengths are computed from.
+# The network of :doc:`plot_digits` with separate operations, since the norms are computed from the gradient at the
+# output of each convolution.
 
 rng = np.random.default_rng(0)
 digits = load_digits()
@@ -46,7 +46,7 @@ def parameters():
 
 
 def forward(p, x):
-    """Return the scores, and what the backward pass needs."""
+    """Return the scores, and the saved arrays for the backward pass."""
     y1 = convx.conv2d(x, p["w1"], p["b1"], padding=1, activation="relu")
     x2, codes1 = convx.max_pool2d(y1, 2, return_codes=True)
     y2 = convx.conv2d(x2, p["w2"], p["b2"], padding=1, activation="relu")
@@ -56,15 +56,15 @@ def forward(p, x):
 
 
 # %%
-# Backward: lengths first, then one weighted sum
-# ----------------------------------------------
-# The gradient goes back through all layers once. The squared length of an image's gradient is the sum over layers; for
-# the linear layer it is a product of two lengths. Then every image's gradient at the outputs is scaled, and the weight
-# gradients are those of an ordinary batch.
+# Backward: norms first, then one weighted sum
+# --------------------------------------------
+# The gradient goes back through all layers once. The squared norm of an image's gradient is a sum over the layers; for
+# the linear layer it is a product of two norms. Then the gradient at the outputs is scaled image by image, and the
+# weight gradients are computed as for any batch.
 
 
-def clipped(p, kept, grad_scores, length):
-    """Return the sum of the gradients of all images, each of at most `length`, and the lengths."""
+def clipped(p, kept, grad_scores, norm):
+    """Return the sum of the gradients of all images, each of norm at most `norm`, and the norms before clipping."""
     x, y1, codes1, x2, y2, codes2, flat = kept
     grad_pool2 = (grad_scores @ p["w3"]).reshape(len(x), 32, 2, 2)
     grad2 = convx.relu_backward(convx.max_pool2d_backward(grad_pool2, codes2, y2.shape, 2), y2)
@@ -74,50 +74,49 @@ def clipped(p, kept, grad_scores, length):
     squares = (grad_scores**2).sum(axis=1) * (1 + (flat**2).sum(axis=1))
     for grad, layer_input, weight in ((grad1, x, p["w1"]), (grad2, x2, p["w2"])):
         squares = squares + sum(convx.conv2d_grad_norms(grad, layer_input, weight.shape, padding=1))
-    lengths = np.sqrt(squares)
+    norms = np.sqrt(squares)
 
-    scale = np.minimum(1, length / lengths).astype(np.float32)
+    scale = np.minimum(1, norm / norms).astype(np.float32)
     grads = {"w3": (grad_scores * scale[:, None]).T @ flat, "b3": scale @ grad_scores}
     for name, grad, layer_input in (("1", grad1, x), ("2", grad2, x2)):
         _, grads[f"w{name}"], grads[f"b{name}"] = convx.conv2d_backward(
             grad * scale[:, None, None, None], layer_input, p[f"w{name}"], padding=1,
             output_mask=(False, True, True),
         )  # fmt: skip
-    return grads, lengths
+    return grads, norms
 
 
-def fit(length, noise):
-    """Train; return the held-out accuracy of every epoch, and the lengths met in each."""
+def fit(norm, noise):
+    """Train; return the held-out accuracy and the norms before clipping, for each epoch."""
     p, rng = parameters(), np.random.default_rng(2)
     velocity = {name: np.zeros_like(value) for name, value in p.items()}
-    accuracies, met = [], []
+    accuracies, norms = [], []
     for _ in range(EPOCHS):
-        found = []
+        norms.append([])
         for batch in np.split(rng.permutation(len(train_labels)), range(BATCH, len(train_labels), BATCH)):
             scores, kept = forward(p, train_images[batch])
             exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
             grad_scores = exponentials / exponentials.sum(axis=1, keepdims=True)
             grad_scores[np.arange(len(batch)), train_labels[batch]] -= 1
-            grads, lengths = clipped(p, kept, grad_scores, length)
+            grads, of_batch = clipped(p, kept, grad_scores, norm)
             for name, grad in grads.items():
-                noisy = grad + noise * length * rng.standard_normal(grad.shape, dtype=np.float32)
+                noisy = grad + noise * norm * rng.standard_normal(grad.shape, dtype=np.float32)
                 velocity[name] = MOMENTUM * velocity[name] + noisy / BATCH
                 p[name] -= RATE * velocity[name]
-            found.append(lengths)
+            norms[-1].extend(of_batch)
         accuracies.append((forward(p, test_images)[0].argmax(axis=1) == test_labels).mean())
-        met.append(np.concatenate(found))
-    return accuracies, met
+    return accuracies, norms
 
 
 # %%
-# What clipping and noise cost
-# ----------------------------
-# Which privacy a noise buys over so many steps is a matter of accounting, which is not done here.
+# The cost of clipping and noise
+# ------------------------------
+# The example does not compute the privacy budget of the noise and the number of steps.
 
 runs = {
-    "clipped": fit(LENGTH, 0),
-    f"clipped, noise {NOISE}": fit(LENGTH, NOISE),
-    f"clipped, noise {4 * NOISE}": fit(LENGTH, 4 * NOISE),
+    "clipped": fit(NORM, 0),
+    f"clipped, noise {NOISE}": fit(NORM, NOISE),
+    f"clipped, noise {4 * NOISE}": fit(NORM, 4 * NOISE),
 }
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 for name, (accuracies, _) in runs.items():
@@ -126,19 +125,19 @@ for name, (accuracies, _) in runs.items():
 left.set(xlabel="epoch", ylabel="share right", title="held-out digits", ylim=(0.5, 1))
 left.legend(fontsize=8)
 left.grid(alpha=0.3)
-_, met = runs["clipped"]
+_, norms = runs["clipped"]
 bins = np.geomspace(1e-3, 30, 50)
 for epoch in (0, 4, EPOCHS - 1):
-    right.hist(met[epoch], bins, histtype="step", label=f"epoch {epoch + 1}")
-right.axvline(LENGTH, color="black", linewidth=0.8, linestyle=":")
-right.set(xscale="log", xlabel="length of an image's gradient", ylabel="images", title="before clipping")
+    right.hist(norms[epoch], bins, histtype="step", label=f"epoch {epoch + 1}")
+right.axvline(NORM, color="black", linewidth=0.8, linestyle=":")
+right.set(xscale="log", xlabel="norm of an image's gradient", ylabel="images", title="before clipping")
 right.legend(fontsize=8)
 
 # %%
 # Norms alone, or all the gradients
 # ---------------------------------
-# ``conv2d_backward(..., per_sample=True)`` returns the gradients themselves, one weight for each image: to look at, or
-# for other norms. For a layer of 64 channels:
+# ``conv2d_backward(..., per_sample=True)`` returns the gradients themselves, one for each image, for other norms or for
+# inspection. A comparison for a layer of 64 channels:
 
 x = rng.standard_normal((64, 64, 16, 16), dtype=np.float32)
 weight = rng.standard_normal((64, 64, 3, 3), dtype=np.float32)
@@ -146,7 +145,7 @@ grad = rng.standard_normal((64, 64, 16, 16), dtype=np.float32)
 
 
 def all_gradients():
-    """Return the squared lengths by way of the gradients, and the bytes of these."""
+    """Return the squared norms, computed from the gradients, and the bytes of the gradients."""
     _, gradients, _ = convx.conv2d_backward(
         grad, x, weight, padding=1, per_sample=True, output_mask=(False, True, False)
     )
@@ -154,18 +153,18 @@ def all_gradients():
 
 
 def norms_alone():
-    """Return the squared lengths, and the bytes of these."""
+    """Return the squared norms, and their bytes."""
     squares, _ = convx.conv2d_grad_norms(grad, x, weight.shape, padding=1)
     return squares, squares.nbytes
 
 
 results = {}
-for way in (all_gradients, norms_alone):
-    way()
+for function in (all_gradients, norms_alone):
+    function()
     start = time.perf_counter()
-    results[way], size = way()
+    results[function], size = function()
     spent = 1000 * (time.perf_counter() - start)
-    print(f"{way.__name__}: {spent:.1f} ms, {size:,} bytes of results")
+    print(f"{function.__name__}: {spent:.1f} ms, {size:,} bytes of results")
 apart = np.abs(results[norms_alone] / results[all_gradients] - 1).max()
 print(f"largest relative difference: {apart:.1e}")
 plt.show()

@@ -2,8 +2,8 @@
 Handwritten digits in JAX
 =========================
 
-A training loop in JAX whose convolutions, ReLU and pooling are convx's: `jax.value_and_grad` differentiates them,
-`jax.jit` compiles the step with them inside. The data are the 1797 digits of 8 x 8 pixels that come with scikit-learn.
+A training loop in JAX with convx's convolution, ReLU and pooling: `jax.value_and_grad` differentiates them, and
+`jax.jit` compiles them into the step. The data are the 1797 digits of 8 x 8 pixels that come with scikit-learn.
 """
 
 import jax
@@ -20,7 +20,7 @@ HELD_OUT = 360
 # %%
 # Data and parameters
 # -------------------
-# Two convolutions and a linear layer; weights of He's variance, biases zero.
+# Two convolutions and a linear layer, with weights of He's variance and zero biases.
 
 rng = np.random.default_rng(0)
 digits = load_digits()
@@ -40,8 +40,8 @@ for name, shape in shapes.items():
 # %%
 # The network and one step
 # ------------------------
-# `convx.jax.conv2d_relu_max_pool2d` is convolution, ReLU and pooling as one operation. The images are data, so that
-# XLA drops the call for their gradient from the compiled step.
+# `convx.jax.conv2d_relu_max_pool2d` is convolution, ReLU and pooling as one operation. The gradient of the images is
+# not used, so XLA drops its call from the compiled step.
 
 
 def scores_of(p, x):
@@ -73,7 +73,7 @@ losses, accuracies = [], []
 for epoch in range(EPOCHS):
     rate = RATE * 0.5 * (1 + np.cos(np.pi * epoch / EPOCHS))
     order = rng.permutation(len(train_labels))
-    for first in range(0, len(order) - BATCH + 1, BATCH):  # full batches: a batch of another size compiles once more
+    for first in range(0, len(order) - BATCH + 1, BATCH):  # full batches: another size compiles again
         batch = order[first : first + BATCH]
         loss, parameters, velocity = step(parameters, velocity, train_images[batch], train_labels[batch], rate)
         losses.append(float(loss))

@@ -2,8 +2,8 @@
 A photograph through filters, ReLU and max-pooling
 ==================================================
 
-The classic pipeline on one colour photograph: blur, edges, oriented filters, feature maps, pooling. Everything is
-`convx.conv2d` and `convx.max_pool2d`; the photograph comes with scikit-image.
+The classic pipeline on one colour photograph: blur, edges, oriented filters, feature maps, pooling, all with
+`convx.conv2d` and `convx.max_pool2d`. The photograph comes with scikit-image.
 """
 
 import matplotlib.pyplot as plt
@@ -16,12 +16,12 @@ import convx
 # sphinx_gallery_thumbnail_number = 4
 
 # %%
-# Colours as they lie in memory
+# Channels last: blur in colour
 # -----------------------------
-# A photograph has its colours adjacent, (H, W, C). With ``layout="NHWC"`` it is taken as it is. One kernel for each
-# colour, ``groups=3``, blurs the three planes apart; ``padding_mode="reflect"`` mirrors the photograph at its borders,
-# so that no dark frame comes in. A Gaussian is the product of a column and a row: two convolutions of 13 taps do the
-# work of 169.
+# The colours of a photograph are adjacent in memory, (H, W, C); ``layout="NHWC"`` reads this layout in place. With
+# ``groups=3`` each colour has its own kernel. ``padding_mode="reflect"`` mirrors the photograph at its borders, so the
+# blur adds no dark frame. A Gaussian is the product of a column and a row: two convolutions of 13 taps replace one of
+# 169.
 
 photo = (data.astronaut() / 255).astype(np.float32)
 
@@ -45,7 +45,7 @@ for axis in axes:
 # %%
 # Edges
 # -----
-# Sobel's kernels take the difference of neighbouring columns or rows. Their results have a sign, drawn in blue and red.
+# Sobel's kernels compute the difference of neighbouring columns or rows. Blue is positive, red negative.
 
 grey = (photo @ np.array([0.299, 0.587, 0.114], np.float32))[None]  # (C, H, W) with one channel
 sobel = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32)
@@ -64,9 +64,9 @@ for axis, title, edge in zip(axes, titles, edges, strict=True):
 # %%
 # Oriented filters and their feature maps
 # ---------------------------------------
-# A Gabor filter is a wave under a Gaussian window: it answers to stripes and edges of one direction, much as the first
-# layer of a trained network does. Eight directions make eight feature maps; the ReLU, fused into the convolution, keeps
-# the strong sides of each, and max-pooling keeps the strongest answer of every 4 x 4 pixels.
+# A Gabor filter is a wave under a Gaussian window. It responds to stripes and edges of one direction, like the first
+# layer of a trained network. Eight directions make eight feature maps. The ReLU, fused into the convolution, keeps the
+# positive responses; max-pooling keeps the strongest response of every 4 x 4 pixels.
 
 directions = np.arange(8) * np.pi / 8
 y, x = np.mgrid[-9:10, -9:10]
@@ -91,9 +91,9 @@ for axis in axes.flat:
     axis.set(xticks=[], yticks=[])
 
 # %%
-# Which direction wins
-# --------------------
-# The strongest of the eight answers at every pooled pixel: its direction as the hue, its strength as the brightness.
+# The strongest direction
+# -----------------------
+# The strongest of the eight responses at every pooled pixel: its direction is the hue, its strength the brightness.
 
 
 def coloured(direction, strength):
@@ -113,9 +113,9 @@ names = [f"{22.5 * index:g}°" for index in range(8)]
 axes[1].set(xticks=[], yticks=range(8), yticklabels=names, title="across")
 
 # %%
-# What ran
-# --------
-# `convx.explain` tells which loops these calls took on this machine, and why.
+# Methods
+# -------
+# `convx.explain` prints the methods of these calls on this machine, and the reasons.
 
 border = dict(padding="same", padding_mode="reflect")
 print(convx.explain("conv2d", grey.shape, gabor[:, None].shape, **border))

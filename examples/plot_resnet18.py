@@ -2,9 +2,8 @@
 ResNet-18, forward and backward, before and after convert
 =========================================================
 
-A residual network with batch normalisation, four photographs of 224 x 224 pixels, and one line:
-`convx.torch.convert`. Time and gradients, against PyTorch in both of its memory layouts. The weights are random: what
-is computed does not depend on whether they are good.
+A residual network with batch normalisation on four photographs of 224 x 224 pixels, before and after
+`convx.torch.convert`: time, and error of the gradients, against PyTorch in both memory layouts. The weights are random.
 """
 
 import copy
@@ -75,7 +74,7 @@ labels = torch.tensor([0, 1, 2, 3])
 # %%
 # Time and gradients
 # ------------------
-# The converted model shares the parameters of the first. The models take turns; medians are shown.
+# The converted model shares the parameters of the first. The models take turns; the plot shows medians.
 
 
 def step(model, images):
@@ -89,25 +88,25 @@ def step(model, images):
 
 
 channels_last = images.to(memory_format=torch.channels_last)
-ways = {
+variants = {
     "PyTorch": (model, images),
     "PyTorch,\nchannels_last": (model, channels_last),
     "convx": (converted, images),
     "convx,\nchannels_last": (converted, channels_last),
 }
-seconds, gradients = {name: [] for name in ways}, {}
+seconds, gradients = {name: [] for name in variants}, {}
 for turn in range(5):
-    for name, (network, batch) in ways.items():
+    for name, (network, batch) in variants.items():
         spent = step(network, batch)
         if turn:  # the first one warms up
             seconds[name].append(spent)
         gradients[name] = [parameter.grad.clone() for parameter in network.parameters()]
 
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-bottom = np.zeros(len(ways))
+bottom = np.zeros(len(variants))
 for index, (part, colour) in enumerate((("forward", "C0"), ("backward", "C2"))):
-    medians = [1000 * statistics.median(spent[index] for spent in seconds[name]) for name in ways]
-    bars = axis.bar(list(ways), medians, bottom=bottom, label=part, color=colour, width=0.6)
+    medians = [1000 * statistics.median(spent[index] for spent in seconds[name]) for name in variants]
+    bars = axis.bar(list(variants), medians, bottom=bottom, label=part, color=colour, width=0.6)
     axis.bar_label(bars, fmt="%.0f", label_type="center", color="white")
     bottom += np.array(medians)
 axis.bar_label(bars, [f"{total:.0f} ms" for total in bottom], padding=2)
@@ -119,10 +118,10 @@ axis.set(
 axis.legend()
 
 # %%
-# How far the gradients are from exact ones
-# -----------------------------------------
-# The same step in float64 tells. float32 cannot be very near: where rounding decides on which side of
-# zero an activation falls, the ReLU lets the whole gradient of that pixel through, or nothing.
+# Error of the gradients
+# ----------------------
+# The distance to the gradient of the same step in float64. It is large in float32: where rounding moves
+# an activation to the other side of zero, the ReLU passes the whole gradient of that pixel, or nothing.
 
 exact = copy.deepcopy(model).double()
 step(exact, images.double())
