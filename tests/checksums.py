@@ -1,4 +1,4 @@
-"""Checksums of what every public operation computes: a change of the code's structure must leave every bit.
+"""Checksums of the results of every public operation, to show that a refactoring changes no bit.
 
     python tests/checksums.py save before.json [--drawn 2000] [--isas avx2,portable]
     python tests/checksums.py compare before.json
@@ -27,7 +27,7 @@ import convx
 from convx import _cpu
 
 SHAPES = Path(__file__).parents[1] / "benchmarks/shapes"
-MOST_FLOPS = 2_000_000_000  # of a layer; larger ones are the same methods on larger planes
+MOST_FLOPS = 2_000_000_000  # limit of a layer; larger ones run the same methods on larger planes
 ALGORITHMS = ("auto", "direct", "winograd")
 
 

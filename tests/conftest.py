@@ -1,4 +1,4 @@
-"""Parameters that every test can ask for, and the hypothesis profiles."""
+"""Fixtures of all tests, and the hypothesis profiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import convx
 from convx import _cpu
 from support import DTYPES, ISAS, LAYOUTS
 
-# ci runs the same examples every time; dev looks for new ones on every run; sanitizer is ci cut down for slow builds.
+# ci runs the same examples every time, dev new ones on every run, sanitizer the first few of ci for slow builds.
 hypothesis.settings.register_profile("ci", max_examples=1000, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", max_examples=1000, deadline=None)
 hypothesis.settings.register_profile("sanitizer", max_examples=40, deadline=None, derandomize=True)
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine runs, in use for the length of the test."""
+    """Each instruction set of this machine, selected during the test."""
     before = _cpu.config()["isa"]
     _cpu.set_isa(request.param)
     assert _cpu.config()["isa"] == request.param

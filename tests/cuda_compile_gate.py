@@ -1,4 +1,4 @@
-"""Compiles every CUDA kernel for every architecture and holds ptxas to its budget; needs nvcc, no GPU.
+"""Compile every CUDA kernel for every architecture and check the register budget; needs nvcc, no GPU.
 
     python tests/cuda_compile_gate.py [FILE.cu ...]
 
@@ -58,7 +58,7 @@ def bounds(ptx: str) -> dict[str, tuple[int, int]]:
 
 
 def compile_file(compiler: str, path: Path) -> tuple[str, list[str]]:
-    """Compile one file for all architectures; return a line for the table, and what is wrong."""
+    """Compile one file for all architectures; return a line for the table, and the errors."""
     start = time.perf_counter()
     name = str(path.relative_to(CHECKOUT)) if path.is_relative_to(CHECKOUT) else str(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
         print("skipped: no nvcc in CUDACXX, CUDA_HOME, /usr/local/cuda or on the PATH")
         return 0
     files = [Path(each).resolve() for each in arguments] or list((CHECKOUT / "csrc" / "cuda").rglob("*.cu"))
-    # The longest first; they take their time from the templates that they instantiate.
+    # The files with the longest compile times first.
     files.sort(key=lambda path: ("float" not in path.stem, path.name))
     wrong: list[str] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -15,7 +15,7 @@ from numpy.lib.array_utils import byte_bounds
 
 
 class Memory(Protocol):
-    """A device's memory."""
+    """The memory of a device."""
 
     def allocate(self, size: int) -> int: ...
     def free(self, pointer: int) -> None: ...
@@ -25,7 +25,7 @@ class Memory(Protocol):
 
 
 class CudaMemory:
-    """Through CuPy's runtime, on the legacy default stream."""
+    """Device memory through CuPy's runtime, on the legacy default stream."""
 
     def __init__(self) -> None:
         from cupy.cuda import runtime
@@ -49,13 +49,13 @@ class CudaMemory:
 
 
 class Mirror:
-    """Mixed into simt_arrays.Host: addresses are those of the mirror."""
+    """A mix-in for simt_arrays.Host: addresses are those of the mirror."""
 
     memory: Memory
 
     def __init__(self) -> None:
         super().__init__()
-        # Lowest address of the memory that an array lies in -> (size, pointer, the array that keeps it alive).
+        # Lowest address of an array's memory -> (size, pointer, the array, which keeps the memory alive).
         self._mirrored: dict[int, tuple[int, int, np.ndarray]] = {}
 
     def describe(self, array: object) -> tuple[Any, ...] | None:
@@ -74,7 +74,7 @@ class Mirror:
         return self._mirrored[low][1] + described[0] - low, *described[1:]
 
     def fetch(self) -> None:
-        """Copy back what the device has written, and forget the mirrors."""
+        """Copy the mirrors back to the arrays, and drop them."""
         self.memory.synchronize()
         for low, (size, pointer, root) in self._mirrored.items():
             if root.flags.writeable:

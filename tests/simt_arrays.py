@@ -1,4 +1,4 @@
-"""convx._simt, the CUDA kernels over the shim of tests/simt, and two ways to hand it arrays.
+"""convx._simt (the CUDA kernels over the shim of tests/simt), and two array libraries for it.
 
 `HOST` is a library object whose "device" memory is NumPy's: the shortest way to a kernel. `fake_cupy()` makes a module
 that behaves as CuPy does where convx looks at it, so that the public functions, the layers and the commands run the
@@ -31,12 +31,12 @@ except ImportError:
 
 needs_simt = pytest.mark.skipif(_simt is None, reason="convx._simt is not built: install with CONVX_SIMT=ON")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-# Every way to multiply: a dtype and, for float32, a precision.
+# Every combination of dtype and precision.
 WAYS = (
     ("float32", "ieee"), ("float32", "tf32x3"), ("float32", "tf32"),
     ("float64", "ieee"), ("float16", "ieee"), ("bfloat16", "ieee"),
 )  # fmt: skip
-# Bits of the significand, the hidden one counted: of the stored numbers, and of the factors that are multiplied.
+# Bits of the significand, with the hidden bit: of the stored numbers, and of the factors of a product.
 STORED_BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}
 FACTOR_BITS = {"tf32": 11, "tf32x3": 21}
 
@@ -75,7 +75,7 @@ class Host:
 if ON_GPU:
 
     class Host(cuda_mirror.Mirror, Host):  # type: ignore[no-redef]
-        """The same on a GPU."""
+        """NumPy arrays mirrored on a GPU."""
 
         memory = cuda_mirror.CudaMemory()
 
@@ -193,7 +193,7 @@ class FakeArray(NDArrayOperatorsMixin):
 
 
 def _host(value: Any) -> Any:
-    """The memory behind a fake array; a NumPy array beside one is a mistake that CuPy refuses too."""
+    """The memory of a fake array; a NumPy array raises, as in CuPy."""
     if isinstance(value, FakeArray):
         return value.host
     assert not isinstance(value, np.ndarray) or value.ndim == 0, "a NumPy array among arrays of the device"

@@ -1,4 +1,4 @@
-"""What the test files share: problems and their data, expected results, error bounds, views, comparisons.
+"""Shared by the test files: problems and their data, expected results, error bounds, views, comparisons.
 
 Three kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the
 result must equal the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot
@@ -30,18 +30,18 @@ LAYOUTS = ("NCHW", "NHWC")
 PADDING_MODES = ("zeros", "constant", "reflect", "replicate", "circular")
 GRADIENTS = ("grad_input", "grad_weight", "grad_bias")
 
-# Register and cache tiles of the kernels that exist or are planned: sizes on both sides of each are tried.
+# Register and cache tiles of the kernels: the tests run sizes on both sides of each.
 TILES = (1, 4, 6, 8, 12, 14, 16, 24, 32, 48)
 
 
 def straddle(*tiles: int) -> list[int]:
-    """Every size at a tile's edge or one beside it, from 1."""
+    """The sizes of all tiles, and those sizes plus and minus one, from 1."""
     return sorted({size for tile in tiles for size in (tile - 1, tile, tile + 1) if size > 0})
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A conv2d problem, in the usual letters: N C H W, K R S and the options."""
+    """A conv2d problem: N C H W, K R S and the options."""
 
     n: int = 2
     c: int = 3
@@ -76,7 +76,7 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Transpose:
-    """A conv_transpose2d problem, in its own letters: C, H and W are those of the input."""
+    """A conv_transpose2d problem; C, H and W are those of its input."""
 
     n: int = 2
     c: int = 3
@@ -231,7 +231,7 @@ CONV_PROBLEMS = {
 
 
 def transposed(problem: Conv) -> Transpose:
-    """The transposed convolution whose output is what `problem` has as its input, to the last row and column."""
+    """The transposed convolution whose output has the shape of the input of `problem`."""
     x, w = np.zeros(problem.input_shape), np.zeros(problem.weight_shape)
     n, c, h, w_out = reference.conv2d(x, w, **problem.options).shape
     result = Transpose(
@@ -315,10 +315,10 @@ POOL_PROBLEMS = {
     "gaps": Pool(h=7, w=2, kernel_size=3, stride=1, padding=(1, 4), dilation=(1, 3)),
     "gaps-both": Pool(h=2, w=3, kernel_size=3, stride=1, padding=8, dilation=4),
     "gaps-rows": Pool(h=3, w=17, kernel_size=(3, 2), stride=1, padding=((9, 8), (0, 1)), dilation=(5, 1)),
-    # The windows over the only row begin two strides before it.
+    # The windows over the only row start two strides before it.
     "gap-of-strides": Pool(h=1, w=9, kernel_size=2, stride=(5, 1), padding=((1, 11), (0, 0)), dilation=(11, 1)),
     "gaps-ceil": Pool(h=3, w=2, kernel_size=3, stride=3, padding=8, dilation=4, ceil_mode=True),
-    # Ceil mode adds a row of windows; before it stands one whose taps lie on either side of the image.
+    # Ceil mode adds a row of windows; the taps of the row before it lie on either side of the image.
     "gaps-stride-over-kernel": Pool(
         h=4, w=9, kernel_size=2, stride=(3, 4), padding=((4, 3), (5, 5)), dilation=(5, 6), ceil_mode=True
     ),
@@ -341,7 +341,7 @@ POOL_PROBLEMS = {
 
 
 def numbers(shape: tuple[int, ...], kind: str, seed: int) -> np.ndarray:
-    """Float64 values that float32 represents exactly, in the kind of this module's docstring."""
+    """Float64 values of the given kind (see the module docstring) that float32 represents exactly."""
     rng = np.random.default_rng(seed)
     if kind in ("integer", "special"):
         values = rng.integers(1, 5, shape) * rng.choice((-1.0, 1.0), shape)
@@ -397,7 +397,7 @@ def conv_expected(problem: Conv, kind: str = "normal", seed: int = 0) -> SimpleN
 
 
 def conv_results(problem: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray, g: np.ndarray) -> SimpleNamespace:
-    """The same for data of the caller's."""
+    """The same for the caller's data."""
     output = reference.conv2d(x, w, b, **problem.options)
     gradients = reference.conv2d_backward(g, x, w, **problem.options)
     ones, sizes = problem.options, problem.options
@@ -419,7 +419,7 @@ def conv_bound(expected: SimpleNamespace, name: str, dtype: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=512)
 def transpose_expected(problem: Transpose, kind: str = "normal", seed: int = 0) -> SimpleNamespace:
-    """As conv_expected, of conv_transpose2d."""
+    """As conv_expected, for conv_transpose2d."""
     x = numbers(problem.input_shape, kind, 3 * seed)
     w = numbers(problem.weight_shape, kind, 3 * seed + 1)
     b = numbers((problem.k,), kind, 3 * seed + 2)
@@ -439,7 +439,7 @@ def transpose_expected(problem: Transpose, kind: str = "normal", seed: int = 0) 
 
 
 def exact_algorithm(problem: Conv | Transpose) -> str:
-    """For tests in whole numbers: "direct" where "auto" takes Winograd's method, whose transforms round."""
+    """The algorithm for whole numbers: "direct" where "auto" takes Winograd's method, whose transforms round."""
     shapes = problem.input_shape, problem.weight_shape
     op = "conv2d" if isinstance(problem, Conv) else "conv_transpose2d"
     passes = (op, f"{op}_backward")
@@ -454,7 +454,7 @@ WINOGRAD_GROWTH = 24.0
 
 
 def winograd_bound(expected: SimpleNamespace, name: str, dtype: str) -> np.ndarray:
-    """As conv_bound, but a tile's error follows its largest value: one bound for all elements."""
+    """As conv_bound, but one bound for all elements, since the error of a tile follows its largest value."""
     bound = rounding_bound(expected.terms[name].max(), expected.magnitude[name].max(), dtype)
     return WINOGRAD_GROWTH * bound
 
@@ -490,7 +490,7 @@ def assert_within(actual: np.ndarray, expected: np.ndarray, bound: Any, context:
 
 
 def assert_equal(actual: np.ndarray, expected: np.ndarray, context: object) -> None:
-    """Equal values, NaN equal to NaN, zeros of either sign equal: what exact arithmetic must give."""
+    """Equal values, as exact arithmetic must give; NaN equals NaN, and zeros of either sign are equal."""
     __tracebackhide__ = True
     assert actual.shape == expected.shape, f"{context}: shape {actual.shape}, expected {expected.shape}"
     wrong = ~((actual == expected) | ((actual != actual) & (expected != expected)))
@@ -528,7 +528,7 @@ def assert_same_bits(actual: Any, expected: Any, context: object) -> None:
 
 
 def views(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The same values behind other strides; what lies between is NaN (or no valid tap), so that a stray read shows."""
+    """The same values with other strides; elements between are NaN (or no valid tap), so that a stray read shows."""
     outside = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max - 1
     yield "fortran", np.asfortranarray(array)
     if array.ndim >= 3:
@@ -563,7 +563,7 @@ def broadcasts(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 @functools.cache
 def layer_list(kind: str) -> list[dict[str, Any]]:
-    """Every layer of benchmarks/shapes/*.csv that is a "conv" or a "pool": the row, with sizes as integers."""
+    """The rows of benchmarks/shapes/*.csv of one kind, "conv" or "pool", with sizes as integers."""
     folder = pathlib.Path(__file__).parent.parent / "benchmarks" / "shapes"
     layers = []
     for path in sorted(folder.glob("*.csv")):

@@ -1,4 +1,4 @@
-"""The benchmark program: what it counts, how it reads lists and reports, and one small run from end to end."""
+"""The benchmark program: FLOPs and bytes, layer lists, reports, and one small run from end to end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def conv_case(problem: ConvProblem = CONV, passname: str = "forward", element: s
 
 
 def all_cases() -> list[Case]:
-    """Every layer of every list, and the cases that need none, in one pass each."""
+    """Every layer of every list, and the cases without a list, in one pass each."""
     ops = ("conv2d", "max_pool2d", "conv2d_relu_max_pool2d")
     listed = [case for op in ops for case in cases.layer_cases(op, cases.available_lists(), passes=["forward"])]
     return [*listed, *cases.relu_cases(), *cases.overhead_cases(), *cases.training_cases()]
@@ -59,7 +59,7 @@ class TestCounts:
         "case", [case for case in all_cases() if case.op not in ("relu", "training")], ids=lambda case: case.key
     )
     def test_output_shapes_are_those_of_the_library(self, case: Case) -> None:
-        """Where the shapes are right the counts follow; the library itself says what they are, on empty batches."""
+        """The shapes, from which the counts follow, are those of the library on empty batches."""
         problem, empty = case.problem, partial(np.zeros, dtype=np.float32)
         assert not isinstance(problem, ReluProblem)
         if isinstance(problem, PoolProblem):
@@ -136,7 +136,7 @@ class TestCases:
         inference = chosen("inference")
         assert {case.passname for case in inference} == {"forward"}
         assert {name for case in inference for name in case.occurrences} == set(cli.LISTS["inference"])
-        # A whole network, or there is nothing to add up.
+        # Only whole networks are added up.
         assert sum(case.occurrences["resnet18"] for case in chosen("inference --quick")) == 20
         assert {case.passname for case in chosen("inference --lists vgg19 --passes grad_input")} == {"grad_input"}
         trained = [case.problem.describe() for case in chosen("networks")]
@@ -317,7 +317,7 @@ class TestResults:
         assert forward.spread("convx") == pytest.approx(0.1)
         assert wrong_peer.best_peer() is None
         assert wrong_peer.ratio() is None
-        # Against the bursts next to the cell; without them against the median of the measurements, here of 100 and 90.
+        # Relative to the bursts beside the cell; without bursts to the median of the measurements, here 100 and 90.
         assert run.of_peak(forward) == pytest.approx(0.8)
         forward.peak = None
         assert run.of_peak(forward) == pytest.approx(80 / 100)
@@ -583,9 +583,9 @@ class TestProcesses:
         for name, timing_ in cell.timings.items():
             assert timing_["agrees"], name
             units = dict(timing_["saved_by_unit"])
-            # For each pooled element convx keeps a byte, PyTorch the four floats it was chosen from and an int64 index.
+            # For each pooled element convx keeps one byte; PyTorch keeps the window's four floats and an int64 index.
             assert units["features.0 Conv2d"] == 4 * 6 * 14 * 14 * (1 if "convx" in name else 4 * 4 + 8)
-            # The loss keeps some too.
+            # The loss keeps some bytes too.
             assert sum(units.values()) < timing_["saved_bytes"] < sum(units.values()) + 1000
 
     def test_a_dead_process_is_one_failed_cell(self) -> None:

@@ -1,4 +1,4 @@
-"""``python -m convx``: its commands on real input, what they write, and what they say about bad input."""
+"""``python -m convx``: its commands on real input, their files, and their messages for bad input."""
 
 import io
 import json
@@ -28,7 +28,7 @@ Console = pytest.importorskip("convx._cli.console", reason="needs the extra demo
 
 
 def failure(capsys, *arguments):
-    """Run a command that must fail and return what it says: one line on stderr."""
+    """Run a command that must fail; return its message, one line on stderr."""
     assert main(list(map(str, arguments))) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -45,7 +45,7 @@ def photograph(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Let the commands write an empty figure, where what is in it says nothing."""
+    """Let the commands write an empty figure, for tests that do not depend on its contents."""
     monkeypatch.setattr(demo.pictures, "pipeline", lambda *_: demo.pictures.Figure((1, 1)))
 
 
@@ -71,7 +71,7 @@ class TestInfo:
 
 @pytest.fixture
 def nothing_but_numpy(monkeypatch):
-    """Hide what the extra demo installs, and forget the modules that use it."""
+    """Hide the packages of the extra demo, and unload the modules that use them."""
     for name in [name for name in sys.modules if name.startswith("convx._cli.")]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("matplotlib", "PIL", "rich", "sklearn"):
@@ -159,7 +159,7 @@ class TestDemo:
 
     def test_orientation_of_a_camera(self, tmp_path):
         exif = Image.Exif()
-        exif[0x0112] = 6  # the camera was held upright: the picture is to be turned by 90 degrees
+        exif[0x0112] = 6  # an upright camera: the picture needs a rotation by 90 degrees
         Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
         assert demo.read(tmp_path / "turned.jpg").shape == (30, 20, 3)
 
@@ -219,7 +219,7 @@ class TestDemo:
 
     @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tif", "webp", "ppm", "tga", "jp2", "dds", "avif"])
     def test_damaged_files(self, suffix, photograph, capfd):
-        """Whatever bytes are cut or changed: pixels or one CommandError, and not a word of a library."""
+        """A damaged file gives pixels or one CommandError, and no message of a library."""
         path = photograph.with_suffix(f".{suffix}")
         try:
             with Image.open(photograph) as image:
@@ -300,7 +300,7 @@ class TestDemo:
     )
     @pytest.mark.usefixtures("quick")
     def test_names(self, name, shown, photograph, capsys, monkeypatch):
-        """A report names the file that it is of, whatever a terminal or Rich would make of the name."""
+        """A report has the name of its file, even where a terminal or Rich would interpret it."""
         monkeypatch.setenv("COLUMNS", "200")
         os.mkdir(name)
         shutil.copy(photograph, f"{name}/red].png")
@@ -325,7 +325,7 @@ class TestDemo:
 
     @pytest.mark.parametrize("shape", [(2100, 1500), (3, 5000), (5000, 3), (961, 960)])
     def test_a_large_photograph_is_drawn_small(self, shape):
-        """Matplotlib takes 1.5 GB for each image of 24 million pixels: it gets none larger than the picture."""
+        """Matplotlib gets no image larger than the picture, since it takes 1.5 GB for each of 24 million pixels."""
         rng = np.random.default_rng(0)
         colours, grey = rng.integers(0, 255, (*shape, 3), np.uint8), rng.random(shape, np.float32)
         stages = [(name, np.stack([grey] * 3)) for name in ("a, zero border", "b, valid border", "c", "d")]
@@ -490,7 +490,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_while_it_trains(self, number, tmp_path):
-        # A runner in the background ignores some of them, and a child inherits that.
+        # A background job ignores some of them, and a child inherits that.
         heed = f"import os, signal, sys; signal.signal({number:d}, signal.SIG_DFL); "
         heed += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
         command = [sys.executable, "-c", heed, "-m", "convx", "train", "--epochs", "1000000", "--output-dir"]
@@ -563,7 +563,7 @@ class TestFiles:
 
 
 def shell(line, **environment):
-    """Run a line of the shell, in which $convx is the command line and warnings are errors."""
+    """Run a shell command in which $convx is the command line, with warnings as errors."""
     environment = os.environ | {"convx": f"{sys.executable} -W error -m convx"} | environment
     environment.pop("PYTHONUNBUFFERED", None)
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)

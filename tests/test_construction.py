@@ -1,4 +1,4 @@
-"""Layers and optimizers refuse nonsense: when they are made, and, where it is assigned later, when they are used.
+"""Layers and optimizers refuse bad options at construction, and bad assignments at the next use.
 
 convx.nn and convx.torch say the same, in the words of one check.
 """
@@ -64,7 +64,7 @@ REFUSED = [
     ("MaxPool2d", dict(dilation=None), f"dilation is None, {NONE}"),
     ("MaxPool2d", dict(ceil_mode="yes"), "ceil_mode is a str, expected a bool"),
 ]
-# The layer or the function that it calls says so.
+# The message names the layer or the function that it calls.
 LATER = [
     ("Conv2d", "stride", 0, r"is \(0, 0\), expected positive numbers"),
     ("Conv2d", "stride", True, f"is a bool, {NONE}"),
@@ -120,7 +120,7 @@ def test_arguments_that_there_are_not(name, kind):
 @each_library
 @pytest.mark.parametrize(("kind", "option", "value", "message"), LATER, ids=repr)
 def test_what_is_assigned_later(name, kind, option, value, message):
-    """The call has the message, in every way in which there is one, and the layer works again with what it had."""
+    """Every call of the layer raises the message, and the layer works again with the previous option."""
     layers, image = library(name)
     operation = {"Conv2d": "conv2d", "ConvTranspose2d": "conv_transpose2d", "MaxPool2d": "max_pool2d"}[kind]
     layer = getattr(layers, kind)(**REQUIRED[kind])
@@ -135,7 +135,7 @@ def test_what_is_assigned_later(name, kind, option, value, message):
 
 
 def test_options_of_convx_nn_are_attributes():
-    """Given in any form, kept as numbers, words and tuples; what is assigned counts."""
+    """Options are taken in any form and kept as numbers, strings and tuples; assignments take effect."""
     image = np.ones((1, 4, 7, 7), np.float32)
     conv = nn.Conv2d(4, 6, 3, stride=np.array([2, 1]), padding=[np.int8(1)], padding_mode=["zeros", "reflect"])
     assert (conv.stride, conv.padding, conv.dilation, conv.groups) == ((2, 1), (1,), 1, 1)
@@ -163,7 +163,7 @@ def test_options_of_convx_nn_are_attributes():
     ("kind", "option"), [("ReLU", "inplace"), ("ReLU6", "inplace"), ("MaxPool2d", "return_indices")]
 )
 def test_flags_of_layers_of_pytorch(kind, option, value):
-    """Old code says 0, 1 and None, as PyTorch's own layers take them; other objects are no flags."""
+    """Flags may be 0, 1 and None, as in PyTorch's own layers; other objects raise."""
     make = getattr(library("torch")[0], kind)
     for flag in (0, 1, None, True):
         make(**REQUIRED.get(kind, {}), **{option: flag})
@@ -178,7 +178,7 @@ def test_forms_that_pytorchs_constructors_iterate_over():
         layer = layers.Conv2d(4, 6, two)
         assert layer.kernel_size == (2, 3)
         assert layer(image).shape == (1, 6, 6, 5)
-    for two in (np.array(2), torch.tensor(2), torch.tensor([2])):  # PyTorch's own do not know what to do with these
+    for two in (np.array(2), torch.tensor(2), torch.tensor([2])):  # PyTorch's own layers raise for these
         layer = layers.ConvTranspose2d(4, 6, two, stride=two, padding=two, dilation=two)
         assert layer.kernel_size == layer.stride == (2, 2)
         assert layer(image).shape == (1, 6, 11, 11)
@@ -214,7 +214,7 @@ def test_reduction_of_the_loss(reduction):
 
 
 def parameter():
-    """One with a gradient."""
+    """A parameter with a gradient."""
     made = nn.Parameter(np.ones(3))
     made.accumulate(np.ones(3))
     return made
@@ -248,7 +248,7 @@ RATES = [
     ],
 )
 def test_hyperparameters(kind, name, value, error, message):
-    """Refused by the constructor and, assigned later, by the next step: before it changes anything."""
+    """The constructor raises, and after an assignment the next step raises before it changes anything."""
     make = getattr(optim, kind)
     with pytest.raises(error, match=f"^{kind}: {name} {message}"):
         make([parameter()], **{"lr": 0.1, name: value})

@@ -32,7 +32,7 @@ from support import (
 
 
 def forward(problem, kind, dtype, layout="NCHW", **options):
-    """Y of `problem` from convx, in NCHW, in an array that must have `dtype`."""
+    """The output of `problem` from convx, in NCHW; it must have `dtype`."""
     x, w, b = (a.astype(dtype) for a in conv_data(problem, kind))
     if kind == "integer":
         options.setdefault("algorithm", exact_algorithm(problem))
@@ -84,7 +84,7 @@ def test_output_channels_and_pixels_straddle_tiles(window, isa, dtype, layout):
 @pytest.mark.core
 @pytest.mark.parametrize("r", [1, 3])
 def test_input_channels_straddle_tiles_and_reduction_chunks(r, isa, dtype, layout):
-    """Depths around the tiles and around chunks of 256 channel-taps: 28, 29 and 57 channels of 3x3, 256 of 1x1."""
+    """Depths around the tiles and around kc = 256: 28, 29 and 57 channels of 3x3, 256 of 1x1."""
     for c in straddle(*TILES, 28, 57, 64, 85, 128, 256):
         problem = Conv(n=1, c=c, h=3, w=6, k=7, r=r, s=r, padding=r // 2)
         assert_equal(forward(problem, "integer", dtype, layout), conv_expected(problem, "integer").output, problem)
@@ -186,7 +186,7 @@ def test_algorithm_direct_is_always_there(isa, dtype):
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "3x3-stride2", "depthwise", "groups3-odd", "circular-widest"])
 def test_views(name, isa, dtype, layout):
-    """Whatever the strides of input, weight and bias, the bits are those of contiguous arrays."""
+    """For any strides of input, weight and bias, the bits are those of contiguous arrays."""
     problem = CONV_PROBLEMS[name]
     x, w, b = (a.astype(dtype) for a in conv_data(problem))
     x = to_layout(x, layout)
@@ -221,7 +221,7 @@ def test_broadcast_views(name, isa, dtype, layout):
 
 @pytest.mark.core
 def test_strides_of_axes_with_one_element_mean_nothing(isa, dtype, layout):
-    """Any number may stand there, also one that is no multiple of the element's size."""
+    """The stride of an axis of length 1 may be any number, even one that is no multiple of the element's size."""
     for shape, weight_shape in [
         ((1, 1, 6, 7), (4, 1, 3, 3)),
         ((1, 5, 1, 9), (1, 5, 1, 3)),
@@ -244,7 +244,7 @@ def test_strides_of_axes_with_one_element_mean_nothing(isa, dtype, layout):
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "depthwise", "groups3-odd", "photo"])
 def test_out(name, isa, dtype, layout):
-    """`out` may have any strides; it gets the bits of the allocating call, and nothing beside it is touched."""
+    """`out` may have any strides; it gets the bits of the allocating call, and the memory between stays unchanged."""
     problem = CONV_PROBLEMS[name]
     x, w, b = (a.astype(dtype) for a in conv_data(problem))
     x = to_layout(x, layout)
@@ -253,7 +253,7 @@ def test_out(name, isa, dtype, layout):
     assert convx.conv2d(x, w, b, layout=layout, out=fresh, **problem.options) is fresh
     assert_same_bits(fresh, expected, problem)
     for what, out in views(np.full_like(expected, np.nan)):
-        if not (out.flags.writeable and out.flags.aligned):  # refused: see test_errors
+        if not (out.flags.writeable and out.flags.aligned):  # these raise: see test_errors
             continue
         whole = out
         while whole.base is not None:
@@ -320,7 +320,7 @@ BORDERS = {
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("name", BORDERS)
 def test_taps_outside_the_image_are_skipped(name, value, isa, dtype, layout):
-    """An inf or NaN weight adds nothing where its tap lies in the zero padding, and spoils every other output."""
+    """An inf or NaN weight adds nothing where its tap lies in the zero padding, and reaches every other output."""
     problem = BORDERS[name]
     x, w, b = (a.copy() for a in conv_data(problem, "integer"))
     spared = 0
@@ -342,7 +342,7 @@ def test_taps_outside_the_image_are_skipped(name, value, isa, dtype, layout):
 
 @pytest.mark.parametrize("padding_value", [0.0, 2.0])
 def test_taps_outside_count_under_constant_padding(padding_value, isa, dtype):
-    """Constant 0.0 is a number that is multiplied like any other, not an absent tap."""
+    """A border of the constant 0.0 is multiplied, unlike zero padding."""
     problem = BORDERS["3x3"].replace(padding_mode="constant", padding_value=padding_value)
     x, w, b = (a.copy() for a in conv_data(problem, "integer"))
     w[:, 0, 0, 0] = np.inf
@@ -367,7 +367,7 @@ def test_any_padding_value(name, padding_value, isa, dtype, layout):
 @pytest.mark.core
 @pytest.mark.parametrize("name", BORDERS)
 def test_inf_and_nan_in_the_input(name, isa, dtype, layout):
-    """They spread to the outputs that see them, and to no other."""
+    """Inf and NaN reach exactly the outputs whose window has them."""
     problem = BORDERS[name]
     x, w, b = (a.copy() for a in conv_data(problem, "integer"))
     for index, value in zip(

@@ -132,7 +132,7 @@ def test_depthwise_windows(kernel, stride, isa, dtype, layout):
 @pytest.mark.parametrize("stride", range(1, 7))
 @pytest.mark.parametrize("dilation", range(1, 7))
 def test_every_pair_of_stride_and_dilation(stride, dilation, isa, layout):
-    """Coprime or not: which inputs a tap reaches depends on the greatest common divisor."""
+    """Coprime or not: the inputs that a tap reaches depend on the greatest common divisor."""
     for kernel in (1, 2, 3):
         problem = Conv(
             n=1, c=3, h=17, w=19, k=4, r=kernel, s=kernel, stride=(stride, 1 + stride % 4), dilation=dilation, padding=2
@@ -166,7 +166,7 @@ def test_unbatched(name, isa, dtype, layout):
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "depthwise", "groups3-odd", "3x3-stride2", "circular-widest"])
 def test_output_mask(name, isa, dtype, layout):
-    """Each gradient has the same bits whichever others are asked for, and is None where it is not asked for."""
+    """Each gradient has the same bits for every mask, and is None where the mask is False."""
     problem = CONV_PROBLEMS[name]
     expected = conv_expected(problem)
     x, w, g = (getattr(expected, name).astype(dtype) for name in "xwg")
@@ -180,7 +180,7 @@ def test_output_mask(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", CONV_PROBLEMS)
 def test_adjoint_identities(name, isa, dtype):
-    """<conv(x, w), g> = <x, grad_input(g, w)> = <w, grad_weight(g, x)>: sums of one set of products, in integers."""
+    """<conv(x, w), g> = <x, grad_input(g, w)> = <w, grad_weight(g, x)>, exact in whole numbers."""
     problem = CONV_PROBLEMS[name]
     x, w, g = (getattr(conv_expected(problem, "integer"), name).astype(dtype) for name in "xwg")
     algorithm = exact_algorithm(problem)
@@ -196,7 +196,7 @@ def test_adjoint_identities(name, isa, dtype):
 
 @pytest.mark.parametrize("name", [name for name, problem in CONV_PROBLEMS.items() if max(problem.c, problem.k) < 20])
 def test_finite_differences(name, isa):
-    """Along random directions: conv2d is linear in each argument, so a central difference has rounding error only."""
+    """Central differences along random directions: only rounding error, since conv2d is linear in each argument."""
     problem = CONV_PROBLEMS[name]
     expected = conv_expected(problem)
     x, w, b, g = (getattr(expected, name) for name in "xwbg")
@@ -247,7 +247,7 @@ def test_views(name, isa, dtype, layout):
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["3x3-pad1", "1x1", "depthwise", "groups3-odd"])
 def test_broadcast_views(name, isa, dtype, layout):
-    """Among them the gradient of a sum: one value broadcast over all of grad_output."""
+    """Views with stride 0: the gradient of a sum is one value broadcast over all of grad_output."""
     problem = CONV_PROBLEMS[name]
     expected = conv_expected(problem)
     x, w, g = (getattr(expected, name).astype(dtype) for name in "xwg")

@@ -83,7 +83,7 @@ def truth_codes(conv, pooling):
 
 
 def truth(problem, pooling, arrays):
-    """Convolution, output and codes of the reference's three operations, one after the other."""
+    """Convolution, output and codes from the reference's three operations in sequence."""
     conv = reference.conv2d(*arrays, **problem.options)
     size, stride, padding = pooling.values()
     return conv, reference.max_pool2d(np.maximum(conv, 0), size, stride, padding), truth_codes(conv, pooling)
@@ -116,7 +116,7 @@ def test_exact(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_rounding(name, isa, dtype, layout):
-    """Values within the bound of conv2d; gradients, for the taps that were saved, within that of its backward."""
+    """Values within the bound of conv2d; gradients, for the saved taps, within that of conv2d_backward."""
     problem, pooling = PROBLEMS[name]
     expected = conv_expected(problem)
     x, w, b = expected.x, expected.w, expected.b
@@ -161,7 +161,7 @@ def test_value_has_the_bits_of_the_three_operations(name, isa, dtype, layout):
     assert_same_bits(saved.codes, np.where(expected > 0, codes, np.uint8(255)), f"codes of {name}")
 
 
-# More than a MiB of convolution output, so that it is computed in bands of rows.
+# More than 1 MiB of convolution output, which is computed in row blocks.
 BANDS = {
     "2x2": (Conv(n=2, c=3, h=96, w=110, k=28, padding=1), pool()),
     "3x3-stride2": (Conv(n=1, c=2, h=113, w=111, k=28, padding=1), pool(3, 2, 1)),
@@ -176,7 +176,7 @@ BANDS = {
 @pytest.mark.parametrize("kind", ["normal", "integer"])
 @pytest.mark.parametrize("name", BANDS)
 def test_bands_have_the_bits_of_the_whole(name, kind, isa, dtype, layout):
-    """Values, codes and grad_input in every bit, and of whole numbers also the sums over all rows."""
+    """Values, codes and grad_input have the same bits; for whole numbers also the sums over all rows."""
     problem, pooling = BANDS[name]
     x, w, b = (a.astype(dtype) for a in conv_data(problem, kind))
     x = to_layout(x, layout)
@@ -202,7 +202,7 @@ def test_bands_have_the_bits_of_the_whole(name, kind, isa, dtype, layout):
 
 
 def test_bands_and_an_infinite_weight(isa, dtype, layout):
-    """It makes the convolution leave taps out one by one, in an order of sums that bands have to follow."""
+    """The convolution then skips taps one by one; row blocks keep its order of sums."""
     problem, pooling = BANDS["2x2"]
     x, w, b = (a.astype(dtype) for a in conv_data(problem))
     w[3, 1, 0, 0] = np.inf
@@ -289,7 +289,7 @@ def test_views(name, isa, dtype, layout):
 
 @pytest.mark.core
 def test_dead_windows_stop_every_gradient(isa, dtype, layout):
-    """Where every tap is <= 0 the value is 0, the code 255 and the gradient 0, even of inf and NaN."""
+    """Where every tap is <= 0 the value is 0, the code 255 and the gradient 0, even for an upstream inf or NaN."""
     x = np.ones((1, 2, 8, 36), dtype)
     x[:, :, :, 18:] = -1
     w = np.ones((5, 2, 1, 1), dtype)
@@ -314,7 +314,7 @@ def test_dead_windows_stop_every_gradient(isa, dtype, layout):
 @pytest.mark.parametrize("where", ["input", "grad_output"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_inf_and_nan_meet_pixels_that_were_not_chosen(value, where, name, isa, layout):
-    """Their gradient is zero, and zero times inf is NaN; but nothing comes out of a border."""
+    """Dead windows have gradient zero, and zero times inf is NaN; taps in the border add nothing."""
     problem, pooling = PROBLEMS[name]
     x, w, b = (a.astype("float32") for a in conv_data(problem))
     output, saved = fused(problem, pooling, to_layout(x, layout), w, b, layout)

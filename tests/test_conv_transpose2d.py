@@ -27,7 +27,7 @@ from support import (
     winograd_bound,
 )
 
-# A few of each kind: every way through the passes of conv2d, and output padding behind the last window.
+# A few of each kind: every method of conv2d's passes, and output padding beyond the last window.
 SOME = ("3x3-pad1", "3x3-stride2", "1x1-stride", "per-side-stride", "groups3-odd", "depthwise-stride2", "depthwise",
         "first-layer-7x7", "stride-dilation-coprime", "output-padding-over-the-stride")  # fmt: skip
 # Large enough for several tasks.
@@ -41,7 +41,7 @@ LARGE = {
 
 
 def run(problem, data, dtype, layout, algorithm="auto"):
-    """All four results in NCHW."""
+    """The output and the three gradients in NCHW."""
     x, w, b, g = (getattr(data, name).astype(dtype) for name in "xwbg")
     x, g = to_layout(x, layout), to_layout(g, layout)
     options = problem.options | dict(layout=layout, algorithm=algorithm)
@@ -78,7 +78,7 @@ def test_normal_numbers(name, isa, dtype, layout):
 @pytest.mark.core
 @pytest.mark.parametrize("name", SOME)
 def test_inf_and_nan(name, isa, dtype, layout):
-    """They reach what they reach in the formula: nothing is multiplied where a window is cut off."""
+    """Inf and NaN reach the outputs of the formula: nothing is multiplied where the padding crops a window."""
     problem = TRANSPOSE_PROBLEMS[name]
     expected = transpose_expected(problem, "special")
     for result_name, result in run(problem, expected, dtype, layout).items():
@@ -87,7 +87,7 @@ def test_inf_and_nan(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", ["3x3", "3x3-stride2", "depthwise", "groups-stride", "few"])
 def test_it_is_the_input_gradient_of_conv2d(name, isa, dtype, layout):
-    """In every bit, and its own input gradient is conv2d."""
+    """The bits of grad_input of conv2d; and its own input gradient is conv2d."""
     problem = TRANSPOSE_PROBLEMS.get(name, Transpose(c=8, h=9, w=10, k=3, r=5, s=5, padding=2))
     expected = transpose_expected(problem)
     x, w, g = (getattr(expected, each).astype(dtype) for each in "xwg")
@@ -152,7 +152,7 @@ def test_same_bits(name, isa, dtype, layout):
 
 
 def test_the_work_is_cut(isa, dtype):
-    """Otherwise the test above would prove little."""
+    """A precondition of the test above."""
     for name, problem in LARGE.items():
         with convx.threads(4):
             (plan,) = convx.explain(
@@ -209,7 +209,7 @@ def test_output_mask(isa):
 
 
 def test_explain(isa):
-    """The plans are those of the passes that run, under the names that they have here."""
+    """The plans are those of conv2d's passes, under the names of the transposed operation."""
     shape, weight = (8, 64, 14, 14), (64, 32, 4, 4)
     options = dict(stride=2, padding=1)
     (plan,) = convx.explain("conv_transpose2d", shape, weight, **options)

@@ -35,13 +35,13 @@ SOME = ("3x3-pad1", "per-side-stride", "stride-dilation-coprime", "groups3-odd",
 
 
 def rounded(array, dtype):
-    """To the element type and back: what a result that was exact before its last rounding must be."""
+    """Round to the element type and back: the expected value of a result that was exact before its last rounding."""
     with np.errstate(over="ignore"):
         return array.astype(numpy_dtype(dtype)).astype(np.float64)
 
 
 def run(problem, data, dtype, layout, precision, library=HOST):
-    """All four results as float64 in NCHW."""
+    """The output and the three gradients as float64 in NCHW."""
     x, w, b, g = (data[name].astype(numpy_dtype(dtype)) for name in "xwbg")
     x, g = to_layout(x, layout), to_layout(g, layout)
     options = problem.options | dict(layout=layout, precision=precision, library=library)
@@ -57,7 +57,7 @@ def run(problem, data, dtype, layout, precision, library=HOST):
 
 
 def exact(expected, dtype, name):
-    """Whether rounding every partial result to the type of the sum cannot change the last one."""
+    """Whether every partial result is exact in the type of the sum."""
     return expected.magnitude[name].max(initial=0) < 2.0 ** (53 if dtype == "float64" else 24)
 
 
@@ -78,7 +78,7 @@ def test_whole_numbers(name, way, layout):
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 @pytest.mark.parametrize("name", SOME)
 def test_inf_and_nan(name, way, layout):
-    """They reach the results that they reach in the formula: taps over a border of zeros are skipped."""
+    """Inf and NaN reach the results of the formula: taps over a border of zeros are skipped."""
     dtype, precision = way
     problem = CONV_PROBLEMS[name]
     expected = conv_expected(problem, "special")
@@ -89,13 +89,13 @@ def test_inf_and_nan(name, way, layout):
 
 
 def bound(expected, name, dtype, precision):
-    """Rounding of the factors to what the tensor cores read, of the sum's partial results, and of the stored result."""
+    """The bound: rounding of the factors for the tensor cores, of the partial sums, and of the stored result."""
     terms, magnitude = expected.terms[name], expected.magnitude[name]
     sum_unit = 2.0**-53 if dtype == "float64" else 2.0**-24
     factor = 0.0
     if dtype == "float32" and precision != "ieee" and name != "grad_bias":
         factor = 2 * 2.0 ** -cuda.FACTOR_BITS[precision]
-    # + 3: the bias, and a product and its sum that are rounded apart; parts of a sum are terms of another.
+    # + 3: the bias, separate roundings of a product and its sum, and split-K, whose slices are terms of another sum.
     result = magnitude * (factor * (1 + factor) + sum_unit * (terms + 3)) * 1.01
     stored = 2.0 ** -cuda.STORED_BITS[dtype]
     return result + np.abs(getattr(expected, name)) * stored * 1.01
@@ -118,7 +118,7 @@ def test_normal_numbers(name, way, layout):
 
 
 def test_tf32x3_is_nearly_as_exact_as_ieee():
-    """The mean error of a sum of 4608 products: three products of TF32 stay near IEEE float32, one does not."""
+    """The mean error of a sum of 4608 products: 3xTF32 is near that of IEEE float32, TF32 is not."""
     problem = Conv(n=1, c=512, h=6, w=6, k=16)
     expected = conv_expected(problem, "normal")
     errors = {}
@@ -130,7 +130,7 @@ def test_tf32x3_is_nearly_as_exact_as_ieee():
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_large_tiles(way, layout):
-    """Tiles of 128 x 128 need more than 64 channels and half a GPU of blocks, or a weight gradient of more than 64."""
+    """Tiles of 128 x 128 need more than 64 channels and enough blocks for half a GPU, or such a weight gradient."""
     dtype, precision = way
     problem = Conv(n=1, c=3, h=97, w=179, k=70, r=1, s=2)
     (plan,) = explain("conv2d", problem, dtype, layout, precision)
@@ -163,7 +163,7 @@ def check_all(problem, dtype, precision, layout):
 
 
 def test_plans_of_the_networks():
-    """Without running them: every layer of ResNet-50 and VGG-19 has enough blocks, and a workspace of a few MiB."""
+    """Every layer of ResNet-50 and VGG-19 has enough blocks and a workspace of a few MiB; nothing runs."""
     for shape, weight in [((32, 64, 56, 56), (64, 64, 3, 3)), ((32, 512, 7, 7), (512, 512, 3, 3)),
                           ((32, 3, 224, 224), (64, 3, 7, 7)), ((32, 256, 56, 56), (64, 256, 1, 1))]:  # fmt: skip
         for precision in ("ieee", "tf32"):
@@ -197,7 +197,7 @@ def test_same_bits_alone_and_in_a_batch(name, way, layout):
 @pytest.mark.parametrize("name", ["3x3-pad1", "groups3-odd", "circular-stride-dilation", "depthwise-stride2"])
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_same_bits_for_every_order_of_threads(name, way, monkeypatch):
-    """The shim runs threads and blocks in an order that the seed decides: a race would show as other bits."""
+    """The seed determines the order of threads and blocks in the shim; a race would change bits."""
     dtype, precision = way
     problem = CONV_PROBLEMS[name]
     data = vars(conv_expected(problem, "normal"))
@@ -209,7 +209,7 @@ def test_same_bits_for_every_order_of_threads(name, way, monkeypatch):
 
 
 def aligned(array):
-    """Whether a view can be named by strides in elements."""
+    """Whether the strides of a view are whole numbers of elements."""
     return array.flags.aligned and all(stride % array.itemsize == 0 for stride in array.strides)
 
 
@@ -217,7 +217,7 @@ def aligned(array):
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("name", ["3x3-pad1", "per-side-stride", "groups-narrow", "reflect"])
 def test_views(name, precision, layout):
-    """Results do not depend on strides, in no bit."""
+    """Results have the same bits for any strides."""
     problem = CONV_PROBLEMS[name]
     expected = conv_expected(problem, "normal")
     x, w, b, g = (getattr(expected, each).astype("float32") for each in "xwbg")
@@ -279,7 +279,7 @@ PER_SAMPLE = ("3x3-pad1", "1x1", "groups3-odd", "depthwise-stride2", "circular-s
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 @pytest.mark.parametrize("name", PER_SAMPLE)
 def test_gradients_of_every_image(name, way, layout):
-    """In the bits of a call for the image alone, whether or not images lie as channels of one."""
+    """Each gradient has the bits of a call for its image alone, in one launch or in one for each image."""
     dtype, precision = way
     problem = CONV_PROBLEMS[name].replace(n=3)
     data = vars(conv_expected(problem, "normal"))
@@ -307,7 +307,7 @@ def test_gradients_of_every_image(name, way, layout):
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 @pytest.mark.parametrize("name", PER_SAMPLE)
 def test_norms_of_whole_numbers(name, way, layout):
-    """Sums that float32 has exactly, and their squares float64: not even 16-bit types round, which would overflow."""
+    """Sums are exact in float32, their squares in float64; gradients never round to 16 bits, which would overflow."""
     dtype, precision = way
     problem = CONV_PROBLEMS[name]
     expected = conv_expected(problem, "integer")
@@ -332,7 +332,7 @@ def test_norms_of_several_blocks(layout, monkeypatch):
 
 
 def test_per_sample_memory(layout):
-    """The library allocates the results and what the plans say."""
+    """The array library allocates the results and the workspace of the plans."""
     problem = CONV_PROBLEMS["3x3-pad1"]
     expected = conv_expected(problem, "integer")
     x, w, g = (getattr(expected, each).astype("float32") for each in "xwg")
@@ -376,7 +376,7 @@ def test_unbatched(layout):
 
 
 def test_output_mask_and_memory():
-    """Only what is asked for is computed, in memory of the library: results, and what the plan says as workspace."""
+    """Only requested gradients are computed, in memory of the array library: results and the plan's workspace."""
     problem = CONV_PROBLEMS["circular-stride-dilation"]
     expected = conv_expected(problem, "integer")
     x, w, b, g = (getattr(expected, each).astype("float32") for each in "xwbg")
@@ -442,6 +442,6 @@ def test_two_devices():
 
 
 def test_reference_is_the_judge():
-    """The bounds above mean nothing where the reference is wrong: one product by hand."""
+    """The bounds above depend on the reference: one product by hand."""
     x, w = np.full((1, 1, 1, 1), 3.0), np.full((1, 1, 1, 1), 5.0)
     assert cuda.conv2d(x, w).item() == reference.conv2d(x, w).item() == 15

@@ -30,7 +30,7 @@ SOME = ("3x3-pad1", "3x3-stride2", "per-side-stride", "groups3-odd", "depthwise-
 
 
 def run(problem, data, dtype, layout, precision="ieee", library=HOST):
-    """All four results in NCHW, in float64."""
+    """The output and the three gradients as float64 in NCHW."""
     x, w, b, g = (getattr(data, name).astype(numpy_dtype(dtype)) for name in "xwbg")
     x, g = to_layout(x, layout), to_layout(g, layout)
     options = problem.options | dict(layout=layout, precision=precision, library=library)

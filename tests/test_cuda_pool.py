@@ -55,7 +55,7 @@ class TestRelu:
     def test_views_and_out(self, kind):
         x, y = special((3, 4, 5), kind), special((3, 4, 5), kind, 1)
         wanted, grad = cuda._simt.relu(HOST, x, False, None), cuda._simt.relu_backward(HOST, x, y, None)
-        if kind != "bfloat16":  # NumPy makes no views of records of it
+        if kind != "bfloat16":  # NumPy has no views of records with bfloat16
             for name, view in views(x):
                 if view.flags.aligned and not any(stride % view.itemsize for stride in view.strides):
                     assert_same_bits(cuda._simt.relu(HOST, view, False, None), wanted, name)
@@ -204,7 +204,7 @@ def test_fused(name, way, layout):
     options = dict(stride=problem.stride, padding=problem.padding, dilation=problem.dilation, groups=problem.groups)
     pool = dict(pool_kernel_size=(3, 2), pool_stride=2, pool_padding=((2, 0), (1, 0)))
     wanted, saved = reference.conv2d_relu_max_pool2d(x, w, b, **options, **pool)
-    small = np.abs(wanted).max() <= 256  # beyond, bfloat16 rounds, and other taps tie
+    small = np.abs(wanted).max() <= 256  # above 256 bfloat16 rounds, and other taps tie
     if dtype == "bfloat16" and not small:
         pytest.skip("sums beyond the whole numbers of bfloat16")
     kind = numpy_dtype(dtype)

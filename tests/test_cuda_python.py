@@ -35,7 +35,7 @@ def cupy(monkeypatch):
 
 @pytest.fixture
 def no_cuda(monkeypatch):
-    """As where convx was built without CUDA."""
+    """A build without CUDA."""
     monkeypatch.setattr(cuda, "_module", None)
     monkeypatch.setattr(cuda, "_ready", False)
     monkeypatch.setitem(sys.modules, "convx._cuda", None)
@@ -117,7 +117,7 @@ class TestDispatch:
         assert_equal(convx.relu(view).get(), convx.relu(x.transpose(0, 3, 1, 2)[:, :, ::-1]), "view")
 
     def test_objects_with_the_interface_alone(self, cupy):
-        """They count as CuPy's, whose asarray views them; their read-only flag is kept."""
+        """They are handled as CuPy's, whose asarray views them; the read-only flag is kept."""
 
         class Exported:
             def __init__(self, array, read_only=False):
@@ -193,7 +193,7 @@ def test_precision_changes_nothing_on_the_cpu():
 
 
 def test_tensors_of_pytorch():
-    """What can be said of them without a GPU: those on the CPU are not the device's."""
+    """Without a GPU: tensors on the CPU are not taken for tensors on a device."""
     torch = pytest.importorskip("torch")
     library = convx._devices.PyTorch(torch)
     assert library.describe(torch.zeros(3)) is None
@@ -318,7 +318,7 @@ def train(model, xp, make, steps=3):
 class TestLayers:
     @pytest.mark.parametrize("make", [lambda p: optim.SGD(p, 0.1, 0.9, 1e-3, True), lambda p: optim.Adam(p, 0.01)])
     def test_training_is_that_of_numpy(self, cupy, make, tmp_path):
-        """The same formulas: parameters differ by the rounding of sums that are taken in another order."""
+        """The same formulas: parameters differ only by rounding, since sums have another order."""
         host, device = network(), network().to(cupy)
         assert all(type(parameter.value) is FakeArray for parameter in device.parameters())
         wanted, _ = train(host, np, make)
@@ -351,7 +351,7 @@ class TestLayers:
         assert all(one is parameter.value for one, parameter in zip(before, model.parameters(), strict=True))
 
     def test_a_label_that_is_no_class(self, cupy):
-        """Nothing waits for the device to find out: the loss tells."""
+        """A bad label makes the loss NaN, since nothing waits for the device."""
         scores, labels = cupy.asarray(np.zeros((2, 4), "float32")), cupy.asarray(np.array([1, -1]))
         assert np.isnan(float(nn.CrossEntropyLoss()(scores, labels)))
 
@@ -367,7 +367,7 @@ class TestLayers:
 
 
 class OrdinaryMemory:
-    """In the place of a device's, for cuda_mirror.py."""
+    """Stands for the memory of a device, for cuda_mirror.py."""
 
     def __init__(self):
         self.blocks = {}
@@ -392,7 +392,7 @@ class OrdinaryMemory:
 
 @needs_simt
 def test_mirrored_arrays():
-    """What the tests on a GPU stand on: views keep their strides, results come back, nothing stays behind."""
+    """The mirror of the tests on a GPU: views keep their strides, results come back, no mirror is left."""
     memory = OrdinaryMemory()
     library = type("Mirrored", (cuda_mirror.Mirror, simt_arrays.Host), {"memory": memory})()
     module = cuda_mirror.MirroredModule(simt_arrays._simt)

@@ -1,4 +1,4 @@
-"""What ``algorithm="auto"`` means: `convx.set_default_algorithm`, its context manager, ``CONVX_ALGORITHM``."""
+"""The meaning of ``algorithm="auto"``: `convx.set_default_algorithm`, its context manager, ``CONVX_ALGORITHM``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def same_algorithm() -> Iterator[None]:
 
 
 def calls(**options):
-    """Every function that has an algorithm, and the fused operation, which has no word for it."""
+    """Every function with an `algorithm`, and the fused operation, which has no such argument."""
     layer = nn.Conv2d(20, 18, 3, padding=1, bias=False, **options)
     layer.weight.value[...] = W
     forward = convx.conv2d(X, W, padding=1, **options)

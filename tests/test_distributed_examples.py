@@ -1,4 +1,4 @@
-"""The examples of data-parallel training: two processes learn what one learns."""
+"""The examples of data-parallel training: two processes have the losses of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 EPOCHS = 3
-# Open MPI refuses to run as root, as containers do, and more processes than cores, unless told otherwise.
+# Without these Open MPI refuses to run as root (in containers), or more processes than cores.
 OPEN_MPI = {
     **{f"{who}_ALLOW_RUN_AS_ROOT{sure}": "1" for who in ("OMPI", "PRTE") for sure in ("", "_CONFIRM")},
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
@@ -41,7 +41,7 @@ def assert_two_learn_like_one(two, one):
     (losses, accuracies), (alone, accuracy) = two, one
     assert len(losses) == len(alone) == EPOCHS
     assert losses[-1] < losses[0] / 2
-    # The sums of a batch are added up in another order, and the losses are printed with four digits.
+    # Two processes add in another order, and the losses are printed with four digits.
     assert losses == pytest.approx(alone, abs=2e-3)
     assert len(accuracies) == 2 and accuracies[0] == accuracies[1]
     assert accuracies == pytest.approx(accuracy * 2, abs=0.02)

@@ -30,7 +30,7 @@ PUBLIC_MODULES = ["convx"] + [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:convx.jax goes through:RuntimeWarning")  # where its fast way is not built
+@pytest.mark.filterwarnings("ignore:convx.jax goes through:RuntimeWarning")  # where _jax is not built
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_examples_in_docstrings(name):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -57,7 +57,7 @@ def run(block, names, path):
 
 
 def with_included(path):
-    """The text of a page, with what it includes in its place."""
+    """The text of a page with its included texts."""
 
     def included(match):
         text = (path.parent / match[1]).resolve().read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def with_included(path):
 
 
 def test_the_method_of_the_page_compiles(tmp_path):
-    """docs/adding-a-method.md has a whole one; whoever follows the page only types it."""
+    """The file on docs/adding-a-method.md compiles as printed."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     sources = README.parent / "csrc"
     if compiler is None or not sources.is_dir():
@@ -82,7 +82,7 @@ def test_the_method_of_the_page_compiles(tmp_path):
 
 @pytest.fixture
 def libraries(monkeypatch, request):
-    """What the pages import: a fake CuPy over the shim, the others as they are installed."""
+    """The libraries that the pages import: a fake CuPy over the shim, the installed ones otherwise."""
     page = request.node.callspec.params["page"]
     for name in ("torch", "jax"):
         if f"import {name}\n" in PAGES[page].read_text(encoding="utf-8"):
@@ -121,7 +121,7 @@ def test_python_blocks_of_the_pages(page, tmp_path, monkeypatch):
 
 
 def host(value):
-    """A NumPy array of any library's array; None of what is none."""
+    """A NumPy array for an array of any library; None for other values."""
     if isinstance(value, simt_arrays.FakeArray):
         return value.get()
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
@@ -130,7 +130,7 @@ def host(value):
 
 
 def compare(before, left, right, context):
-    """Every array that both sides have made: within what sums of a few hundred float32 products may differ by."""
+    """Compare every array that both sides made, within the rounding of sums of a few hundred float32 products."""
     compared = 0
     for name in left.keys() & right.keys():
         if left[name] is not before.get(name) and right[name] is not before.get(name):

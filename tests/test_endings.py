@@ -1,4 +1,4 @@
-"""How a process with convx in it ends: with the exit status that it chose, and without a word on stderr."""
+"""A process that uses convx ends with its own exit status and without output on stderr."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 import convx
 
-PATIENCE = 60  # seconds for a program of half a second, on a busy machine: one that hangs fails
+PATIENCE = 60  # seconds, for programs of half a second on a busy machine
 
-# Work that is cut among the threads of the pool, and whose call takes some milliseconds: most endings come inside one.
+# Calls of some milliseconds on all threads of the pool: most endings come inside one.
 SETTING = """
     import atexit, os, signal, sys, threading, time
     import numpy as np
@@ -53,7 +53,7 @@ SETTING = """
     y = compute()
 """
 
-# One call of some tenths of a second, which returns while the interpreter is ending and flushes what was printed.
+# One call of some tenths of a second, which returns while the interpreter is ending and flushes its output.
 INSIDE = """
     large, kernels = np.ones((8, 64, 64, 64), "float32"), np.ones((128, 64, 7, 7), "float32")
 
@@ -90,7 +90,7 @@ JAX = """
 
 
 def run(program, *settings):
-    """Run a program behind its settings; return its exit status, what it printed, and what stands on stderr."""
+    """Run a program after its settings; return its exit status, stdout and stderr."""
     packages = os.path.dirname(os.path.dirname(convx.__file__))
     path = os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -104,7 +104,7 @@ def run(program, *settings):
     return done.returncode, done.stdout, done.stderr
 
 
-# Programs by name: the exit status, what is printed, the program.
+# Programs by name: the exit status, the output, the program.
 ENDINGS = {
     "threads of the pool sleep": (0, "", "time.sleep(0.05)"),
     "threads of the pool spin": (0, "", "compute()"),
@@ -209,7 +209,7 @@ def test_numpy(name):
 
 
 def test_an_exception_of_main():
-    """Its traceback is all that stands on stderr."""
+    """Its traceback is the only output on stderr."""
     status, printed, errors = run("start(compute); convx.relu(None)", SETTING)
     assert (status, printed) == (1, "")
     assert errors.startswith("Traceback")
@@ -220,7 +220,7 @@ def test_a_call_that_returns_too_late():
     assert run("end_inside(lambda: convx.conv2d(large, kernels))", SETTING, INSIDE) == (0, "", "")
 
 
-# Daemon threads that are in PyTorch's or JAX's own code at the end abort the process, with convx or without.
+# Daemon threads inside PyTorch's or JAX's own code at the end abort the process, with or without convx.
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
 @pytest.mark.parametrize(
     ("status", "program"),
@@ -250,7 +250,7 @@ SUB_INTERPRETERS = """
     def import_convx(kind):
         interpreter = interpreters.create(*kind)
         try:
-            found = interpreters.run_string(interpreter, "import convx")  # returns what was raised, since Python 3.13
+            found = interpreters.run_string(interpreter, "import convx")  # returns the exception, since Python 3.13
         except Exception as error:
             found = error
         interpreters.destroy(interpreter)
@@ -264,7 +264,7 @@ WORKS = "print(np.array_equal(compute(), y))"
 
 @pytest.mark.parametrize("main_first", [True, False])
 def test_sub_interpreters(main_first):
-    """They are told at once that convx is for the main one, which goes on."""
+    """`import convx` raises at once in a sub-interpreter; the main interpreter continues."""
     programs = (SETTING, SUB_INTERPRETERS) if main_first else (SUB_INTERPRETERS, SETTING)
     assert run(WORKS, *programs) == (0, "True\n" * 3, "")
 

@@ -1,4 +1,4 @@
-"""Bad input: the right exception, which names the operation, the argument, what it got and what it expected."""
+"""Bad input: the right exception, with the operation, the argument, the value and the expected value."""
 
 from __future__ import annotations
 
@@ -645,7 +645,7 @@ def test_type_error(name):
 
 
 class Foreign:
-    """An array of some other library: it could be converted, and must not be."""
+    """An array of another library, which could be converted but must raise."""
 
     def __array__(self, dtype=None, copy=None):
         return x
@@ -657,7 +657,7 @@ class Foreign:
         return x.__dlpack_device__()
 
 
-# Every array argument of every operation: a call with that argument replaced.
+# For every array argument of every operation, a call with that argument replaced.
 ARRAY_ARGUMENTS = {
     ("conv2d", "input"): (x, lambda a: convx.conv2d(a, w, b)),
     ("conv2d", "weight"): (w, lambda a: convx.conv2d(x, a, b)),
@@ -725,7 +725,7 @@ def test_wrong_dtypes(op, argument):
     ]
     for name in names + (["int64", "uint8"] if legal.dtype == np.float32 else ["float32", "float64", "uint64", ">i8"]):
         if (op, argument, name) == ("relu_backward", "output", "uint8"):
-            continue  # a mask, whose shape SHAPE_ERRORS looks at
+            continue  # a mask; SHAPE_ERRORS covers its shape
         wrong = np.zeros(legal.shape, name)
         with pytest.raises(TypeError) as caught:
             call(wrong)
@@ -735,7 +735,7 @@ def test_wrong_dtypes(op, argument):
 
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_backward", "relu", "relu_backward", "conv2d_relu_max_pool2d"])
 def test_mixed_dtypes(op):
-    """No promotion: one float64 among float32 raises, whichever it is, and names both."""
+    """No promotion: any one float64 among float32 raises, and the message has both dtypes."""
     arguments = [argument for operation, argument in ARRAY_ARGUMENTS if operation == op]
     for argument in arguments if op != "relu" else ["out"]:
         legal, call = ARRAY_ARGUMENTS[op, argument]
@@ -900,7 +900,7 @@ def test_a_failing_call_leaves_out_untouched():
 @pytest.mark.parametrize("code", [4, 7, 254])
 @pytest.mark.parametrize("position", [0, 1, -1, 100])
 def test_one_corrupted_code(code, position, isa, dtype, layout):
-    """A single byte that no forward pass wrote, at the edges and in the middle, with and without vectors."""
+    """A single code outside the window, at the edges and in the middle, with and without vectors."""
     grad, taps = np.ones((2, 9, 10, 35), dtype), np.zeros((2, 9, 10, 35), np.uint8)
     shape = (2, 9, 20, 70) if layout == "NCHW" else (2, 18, 20, 35)
     call = lambda: convx.max_pool2d_backward(grad, taps, shape, 2, layout=layout)  # noqa: E731
@@ -923,7 +923,7 @@ def test_one_corrupted_index(index, position, isa, dtype):
 
 @pytest.mark.parametrize("channels", [1, 9, 40])
 def test_index_minus_one_is_for_windows_without_a_cell(channels, isa, dtype, layout):
-    """Dilation carries every tap of some windows over the image; there -1 is right, elsewhere outside the plane."""
+    """Index -1 is valid for windows whose taps all fall outside the image (by dilation), and raises elsewhere."""
     shape = (1, channels, 5, 2) if layout == "NCHW" else (1, 5, 2, channels)
     options = dict(kernel_size=(1, 3), stride=1, padding=(0, 4), dilation=(1, 3), layout=layout)
     output, taps = convx.max_pool2d(np.ones(shape, dtype), return_indices=True, **options)
@@ -948,7 +948,7 @@ def test_index_minus_one_is_for_windows_without_a_cell(channels, isa, dtype, lay
 
 
 def test_a_code_over_the_border_is_outside(isa, dtype, layout):
-    """A tap of the window that lies in the padding: no forward pass chooses it."""
+    """The code of a tap in the padding, which no forward pass selects."""
     shape = (1, 1, 6, 6) if layout == "NCHW" else (1, 6, 6, 1)
     output, taps = convx.max_pool2d(np.zeros(shape, dtype), 3, 2, 1, layout=layout, return_codes=True)
     assert taps.flat[0] == 4
@@ -980,14 +980,14 @@ def huge(*shape):
     ],
 )
 def test_results_that_no_machine_can_hold(call):
-    """ShapeError where the size does not fit 64 bits, MemoryError where it does; nothing is computed first."""
+    """ShapeError where the size does not fit 64 bits, MemoryError where it does, before any computation."""
     with pytest.raises((ShapeError, MemoryError)):
         call()
     assert convx.relu(np.ones(3, "float32")).sum() == 3
 
 
 def test_no_warning_on_the_way():
-    """Overflow and NaN are results, not events."""
+    """Overflow and NaN raise no floating-point warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         big = np.full((1, 1, 4, 4), 3e38, "float32")

@@ -1,4 +1,4 @@
-"""Values whose sums are exact keep them under ``algorithm="auto"``: signs, whole numbers, masks, float64."""
+"""Exact sums stay exact under ``algorithm="auto"``: signs, whole numbers, masks, float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import convx
 from convx import reference
 from support import Conv, assert_equal, assert_same_bits, from_layout, to_layout, views
 
-# What "auto" gives to Winograd's method, by each of its nests.
+# Problems for which "auto" takes Winograd's method, for each of its drivers.
 PROBLEMS = {
     "vectors over tiles": Conv(n=2, c=20, h=21, w=26, k=18, padding=1),
     "few tiles": Conv(n=3, c=33, h=14, w=13, k=40, padding=1),
@@ -39,7 +39,7 @@ def passes(x, w, g, problem, layout="NCHW", algorithm="auto"):
 
 
 def sparse(a):
-    """One value in fifty, the others zero: a sum of none of them is 0, which a tile does not give."""
+    """One value in fifty, the others zero: some sums are exactly 0, which a tile of Winograd's method does not give."""
     return np.where(np.random.default_rng(9).random(a.shape) < 0.02, np.abs(a), 0).astype(a.dtype)
 
 
@@ -79,7 +79,7 @@ def test_no_result_passes_the_bias(activation, isa, layout):
 
 
 def test_signs_of_single_channels_and_images(isa):
-    """Filters, images and channels of one sign among others that have both."""
+    """Filters, images and channels of one sign among others of both signs."""
     problem = Conv(n=3, c=20, h=21, w=26, k=18, padding=1)
     x, w, g = arrays(problem, 3)
     x[1] = sparse(x[1])
@@ -137,7 +137,7 @@ def test_whole_images_among_others_have_the_bits_that_they_have_alone(isa):
 @pytest.mark.parametrize("seen", [5, 4, 8, 1])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_masked_taps_are_not_seen(name, seen, isa, layout):
-    """Causal convolutions (PixelCNN): taps from `seen` on are zero; what lies under them leaves no trace."""
+    """Causal convolutions (PixelCNN): taps from `seen` on are zero, and pixels under them have no effect."""
     problem = PROBLEMS[name]
     x, w, g = arrays(problem, 7)
     w.reshape(*w.shape[:2], 9)[..., seen:] = 0
@@ -167,7 +167,7 @@ def test_prepared_weights_and_views_too(isa):
 
 
 def test_common_values_still_go_through_winograd(isa):
-    """Otherwise the tests above could not fail."""
+    """A precondition of the tests above."""
     problem = PROBLEMS["vectors over tiles"]
     x, w, g = arrays(problem, 10)
     for result, direct in zip(

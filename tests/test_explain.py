@@ -1,4 +1,4 @@
-"""convx.explain: algorithm, tile, scratch and reason for every layer of the lists in benchmarks/shapes, truthfully."""
+"""convx.explain: true algorithm, tile, scratch and reason for every layer of the lists in benchmarks/shapes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def output_size(layer, axis):
 
 
 def max_pools(layer):
-    """The pooling lists have average pooling too, whose padding may be wider than half of the window."""
+    """Whether PyTorch's max-pooling takes the padding: that of some average poolings exceeds half the window."""
     return 2 * layer["pad_h"] <= layer["r"] and 2 * layer["pad_w"] <= layer["s"]
 
 
@@ -79,13 +79,13 @@ def test_every_convolution_of_the_lists(op, isa, dtype, layout):
 
 @pytest.mark.parametrize("op", PASSES)
 def test_the_choice_does_not_depend_on_the_batch(op, isa, dtype, layout):
-    """Forward and grad_input: what runs for one image runs for any number of them, or their bits would differ."""
+    """Forward and grad_input have the same method for any number of images, since their bits must not differ."""
     for layer in layer_list("conv"):
         choices = set()
         for n in (1, 2, 7, 16, 256):
             shape, weight_shape, options = conv_arguments(layer, layout, n)
             plan = convx.explain(op, shape, weight_shape, dtype=dtype, **options)[0]
-            # How many outputs a task has may follow the batch; the parts of which a sum is made must not.
+            # The outputs of a task may depend on the batch; the order of a sum must not.
             choices.add((plan.algorithm, plan.tile, plan.block[plan.block.index("sums of") :]))
         assert len(choices) == 1, f"{op} {layer['name']}: {choices}"
 
@@ -187,12 +187,12 @@ def test_the_scratch_is_what_a_call_takes(name, layout, isa):
                 convx.conv2d_backward(g, x, w, layout=layout, output_mask=mask, **problem.options)
             taken = _cpu.config()["workspace_cached_bytes"]
             parts = problem.stride**2 if plan.name == "grad_input" else 1
-            least = 2**15 if plan.scratch_bytes else 0  # the smallest buffer that there is
+            least = 2**15 if plan.scratch_bytes else 0  # the smallest buffer of the workspace
             assert plan.scratch_bytes <= taken <= parts * max(plan.scratch_bytes * 9 / 8, least), plan
 
 
 def test_text():
-    """Bare `convx.explain(...)` at a prompt shows everything."""
+    """The value of `convx.explain(...)` at a prompt prints all plans."""
     text = repr(convx.explain("conv2d_backward", (8, 64, 56, 56), (64, 64, 3, 3), padding=1))
     for word in ("grad_input", "grad_weight", "grad_bias", "tile", "scratch", "reason", "GFLOP"):
         assert word in text

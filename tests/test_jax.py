@@ -1,4 +1,4 @@
-"""convx.jax: the bits of the functions for NumPy arrays; JAX's own operations as the outside judge of derivatives.
+"""convx.jax: the bits of the functions for NumPy arrays; derivatives against PyTorch's and JAX's own operations.
 
 What reaches a kernel is tested both ways, through XLA's foreign functions and through Python; what stands above that,
 the rules of derivatives and of vmap, one way. A program takes XLA longer to compile than its arrays take to compute:
@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 import convx.jax as cx  # noqa: E402
 from convx.jax import _calls, functions  # noqa: E402
 
-# Before a fixture replaces them.
+# The originals, which fixtures replace.
 WHY_SLOW, WARN = _calls.slow_reason, _calls._warn_once.__wrapped__
 
 
@@ -44,13 +44,13 @@ def jax_settings(**settings):
 
 @pytest.fixture(autouse=True, scope="module")
 def settings():
-    """64 bits, and no time for optimising what runs once."""
+    """64-bit mode, and little optimisation of programs that run once."""
     with jax_settings(jax_enable_x64=True, jax_disable_most_optimizations=True):
         yield
 
 
 class Way:
-    """The way that compiled programs go, until it changes: then they are forgotten."""
+    """The dispatch path of compiled programs; a change clears JAX's caches."""
 
     last = None
 
@@ -63,7 +63,7 @@ class Way:
 
 @pytest.fixture(params=["ffi", "callback"])
 def way(request, monkeypatch):
-    """Both ways to the kernels."""
+    """Both dispatch paths: XLA's foreign functions, Python callbacks."""
     if request.param == "callback":
         monkeypatch.setattr(_calls, "slow_reason", lambda: "this test asks for it")
         monkeypatch.setattr(_calls, "_warn_once", lambda reason: None)
@@ -75,7 +75,7 @@ def way(request, monkeypatch):
 
 @pytest.fixture
 def best_way(monkeypatch):
-    """The faster of those that there are; without the warning where it is the slow one."""
+    """The faster available dispatch path, without the warning of the slow one."""
     monkeypatch.setattr(_calls, "_warn_once", lambda reason: None)
     Way.change("callback" if WHY_SLOW() else "ffi")
 
@@ -184,7 +184,7 @@ def test_conv_transpose2d_has_the_bits_of_the_numpy_functions(way, kind):
 
 
 def test_conv_transpose2d_where_no_window_reaches(best_way):
-    """Whole numbers: behind the last window, without channels, without images."""
+    """Whole numbers: beyond the last window, without channels, without images."""
     options = dict(stride=1, dilation=3, output_padding=2)
     for n, c in ((2, 3), (2, 0), (0, 3)):
         x, w, b = (numbers(shape, "integer", 1) for shape in ((n, c, 4, 5), (c, 2, 2, 2), (2,)))
@@ -209,7 +209,7 @@ def test_relu_in_every_bit(way, dtype):
 
 
 def test_denormal_numbers_stay(fast_way):
-    """XLA's threads flush them to zero; convx's workers do not, and results may not depend on who did the work."""
+    """XLA's threads flush denormal numbers to zero, convx's do not; results do not depend on the thread."""
     x = np.full((1, 1, 4, 4), 1e-40, np.float32)
     assert_same_bits(np.asarray(cx.conv2d(jnp.asarray(x), jnp.ones((1, 1, 1, 1), jnp.float32))), x, "conv2d")
 
@@ -285,7 +285,7 @@ def test_fused_block_has_the_bits_of_the_numpy_function(way, kind):
 
 
 def test_large_arrays(way):
-    """Large enough for XLA to copy them on other threads than the one that calls."""
+    """Arrays that XLA copies on other threads than the caller's."""
     x = jnp.asarray(numbers((8, 3, 224, 224), "normal", 1), jnp.float32)
     y = jax.jit(lambda x: cx.max_pool2d(cx.relu(x * 2), 2))(x)
     assert_same_bits(np.asarray(y), convx.max_pool2d(convx.relu(np.asarray(x) * 2), 2), "large")
@@ -300,7 +300,7 @@ def test_same_bits_for_any_number_of_threads(way):
         assert_same_bits(as_numpy(gradient(x, w, b)), expected, "threads")
 
 
-# Derivatives, against PyTorch's: it has all of any order, and compiles nothing.
+# Derivatives against PyTorch's, which have any order and need no compilation.
 
 ONES, NONE = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 EVERYTHING = dict(stride=(2, 1), padding=((1, 2), (3, 0)), dilation=(2, 1), groups=2)
@@ -342,7 +342,7 @@ FACTORS = np.cos(np.arange(1000.0))
 
 
 class Jax:
-    """convx.jax, and the little else that the cases need."""
+    """convx.jax, and the other functions of the cases."""
 
     conv2d, relu, max_pool2d, conv_transpose2d = cx.conv2d, cx.relu, cx.max_pool2d, cx.conv_transpose2d
     conv2d_relu_max_pool2d = cx.conv2d_relu_max_pool2d
@@ -397,7 +397,7 @@ class Torch:
 
 
 def test_first_and_second_derivatives(best_way):
-    """Of all cases, in one program."""
+    """The derivatives of all cases in one program."""
     arrays = data(Conv(n=2, c=4, h=5, w=6, k=6, groups=2), "float64", "NCHW")[:3]
 
     def by_jax(function, *arrays):
@@ -451,7 +451,7 @@ def test_hessian_and_third_derivative(best_way):
 
 
 class Lax:
-    """The operations by jax.lax."""
+    """The operations in jax.lax."""
 
     @staticmethod
     def conv2d(x, w, b, stride=(1, 1), padding=NONE, dilation=(1, 1), groups=1, *, layout="NCHW"):
@@ -476,7 +476,7 @@ class Lax:
 
 
 def test_values_and_gradients_against_lax(best_way):
-    """Whole numbers, so all equal."""
+    """Whole numbers, so results are equal."""
     x, w, b, _ = as_jax(data(Conv(n=2, c=4, h=9, w=8, k=6, groups=2), "float64", "NCHW", "integer"))
     cases = {
         "everything": lambda m, x, w, b: m.conv2d(x, w, b, **EVERYTHING),
@@ -491,7 +491,7 @@ def test_values_and_gradients_against_lax(best_way):
         return {name: gradients(case) for name, case in cases.items()}
 
     actual, expected = as_numpy(jax.jit(lambda: (run(cx), run(Lax)))())
-    # Ties of the pooling may go to another tap there, so its values alone.
+    # JAX's pooling may select another tap at ties: only its values are compared.
     assert actual["fused"][0] == expected["fused"][0]
     for name in ("everything", "NHWC"):
         jax.tree.map(lambda one, other, name=name: assert_equal(one, other, name), actual[name], expected[name])
@@ -506,7 +506,7 @@ def test_forward_mode_says_so(best_way):
 
 
 def conv_by_numpy(x, w, b, layout):
-    """Value and gradients of the sum of squares, by the functions for NumPy arrays."""
+    """Value and gradients of the sum of squares, from the functions for NumPy arrays."""
     window = (2, 1, 1, 2)
     y = convx.conv2d(x, w, b, *window, activation="relu", layout=layout)
     return y, *convx.conv2d_backward(convx.relu_backward(2 * y, y), x, w, *window, layout=layout)
@@ -546,7 +546,7 @@ VMAP_AXES = [(1, None, None), (None, 0, None), (0, 1, 0), (0, None, 0), (None, N
 
 @pytest.mark.parametrize("op", VMAP_OPS)
 def test_vmap_and_its_gradients(best_way, op, layout):
-    """Of the values, of the gradients of each example, and the gradients of a vmap: whole numbers, so all equal."""
+    """vmap of values, vmap of gradients, and gradients of vmap, on whole numbers, so results are equal."""
     function, by_numpy = VMAP_OPS[op]
     function = functools.partial(function, layout=layout)
     shapes = [to_layout(np.empty((2, 4, 5, 4)), layout).shape, (6, 2, 3, 3), (6,)]
@@ -607,7 +607,7 @@ NOTHING = {
 
 @pytest.mark.parametrize("name", NOTHING)
 def test_vmap_over_an_axis_of_length_0(best_way, name):
-    """Of any argument, forward and backward: nothing, in the right shape."""
+    """A mapped axis of length 0, forward and backward: empty results of the right shape."""
     arrays, function = [jnp.ones(shape) for shape in ((2, 4, 6, 5), (4, 2, 3, 3), (4,))], NOTHING[name]
     gradients = jax.grad(lambda *arrays: function(*arrays).sum(), (0, 1, 2))
     output = jax.eval_shape(function, *arrays)
@@ -627,7 +627,7 @@ def test_vmap_of_vmap(best_way):
 
 
 def calls_in(function, *arrays):
-    """How often the program calls a kernel."""
+    """The number of kernel calls in the program."""
     text = str(jax.make_jaxpr(function)(*arrays))
     return text.count("ffi_call[") + text.count("pure_callback[")
 
@@ -637,14 +637,14 @@ def test_vmap_is_one_call(best_way):
     per_example = jax.vmap(jax.grad(lambda w, x: cx.conv2d(x, w).sum()), (None, 0))
     assert calls_in(jax.jit(jax.vmap(cx.conv2d, (0, None))), x, w) == 1
     assert per_example(w, x).shape == (5, 4, 4, 3, 3)
-    assert calls_in(per_example, w, x) == 3  # forward and both gradients, before XLA drops what nobody asked for
+    assert calls_in(per_example, w, x) == 3  # forward and both gradients, before XLA drops unused ones
 
 
 # Programs
 
 
 def test_gradients_that_nobody_asked_for_cost_nothing(fast_way):
-    """The first layer's images are data: no call for their gradient is left in the compiled program."""
+    """The compiled program has no call for the gradient of the first layer's images, which are data."""
     x, w = jnp.ones((2, 4, 6, 6)), jnp.ones((4, 4, 3, 3))
     gradient = jax.jit(jax.grad(lambda w: cx.conv2d(x, w, activation="relu").sum()))
     text = gradient.lower(w).compile().as_text()
@@ -653,7 +653,7 @@ def test_gradients_that_nobody_asked_for_cost_nothing(fast_way):
 
 
 def test_other_transformations(best_way):
-    """checkpoint, scan and cond find functions like any other."""
+    """checkpoint, scan and cond take the functions like any other."""
     x, w = jnp.asarray(numbers((2, 4, 6, 6), "normal", 1)), jnp.asarray(numbers((4, 4, 3, 3), "normal", 2) / 6)
 
     def step(x):
@@ -770,13 +770,13 @@ def test_symbolic_shapes_are_refused():
 
 
 def test_a_traced_option_is_named_by_jax(fast_way):
-    """Its own error, which explains tracing, and not one of ours."""
+    """JAX's own error, which explains tracing."""
     with pytest.raises(jax.errors.TracerIntegerConversionError):
         jax.jit(lambda x, stride: cx.max_pool2d(x, 2, stride))(jnp.asarray(x4), 1)
 
 
 def test_an_exported_program_runs(fast_way):
-    """XLA's exporter wants to be told that the calls of convx are meant; the recipe of docs/from/jax.md."""
+    """JAX's exporter needs an option that allows the custom calls; the recipe of docs/from/jax.md."""
     allowed = [jax.export.DisabledSafetyCheck.custom_call("convx.relu")]
     exported = jax.export.export(jax.jit(cx.relu), disabled_checks=allowed)(jnp.asarray(x4))
     y = exported.call(jnp.asarray(x4))
@@ -820,7 +820,7 @@ def test_what_is_for_numpy_alone_sends_nobody_to_a_function_that_does_not_exist(
 
 
 def test_errors_of_the_kernels_arrive(way):
-    """A call that only a mistake in this package could make: XLA's error has convx's message."""
+    """A call with wrong shapes, which convx.jax never makes: XLA's error has convx's message."""
 
     def run(dtype, size):
         result = jax.ShapeDtypeStruct((size,), dtype)
@@ -834,14 +834,14 @@ def test_errors_of_the_kernels_arrive(way):
             run(jnp.float16, 4)
 
 
-# The choice between the two ways
+# The choice of the dispatch path
 
 
 def test_slow_way_warns_once(monkeypatch):
     Way.change("callback")
     monkeypatch.setattr(_calls, "slow_reason", lambda: "for a reason")
     monkeypatch.setattr(_calls, "_warn_once", functools.cache(WARN))
-    x = [jnp.ones(size, jnp.float32) for size in (101, 102)]  # of no size that was compiled before
+    x = [jnp.ones(size, jnp.float32) for size in (101, 102)]  # sizes that were not compiled before
     with pytest.warns(RuntimeWarning, match=r"goes through jax\.pure_callback, .*: for a reason$"):
         cx.relu(x[0])
     cx.relu(x[1])  # a second warning would be an error

@@ -1,4 +1,4 @@
-"""max_pool2d and its backward: values, indices and codes exactly as the walk over each window chooses them."""
+"""max_pool2d and its backward: values, indices and codes of a loop over each window."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_forward(name, kind, isa, dtype, layout):
 @pytest.mark.parametrize("kind", ["normal", "ties"])
 @pytest.mark.parametrize("name", POOL_PROBLEMS)
 def test_backward(name, kind, isa, dtype, layout):
-    """From indices and from codes; whole numbers, so that overlapping windows add up exactly."""
+    """From indices and from codes, on whole numbers, so that overlapping windows add up exactly."""
     problem = POOL_PROBLEMS[name]
     x = pool_data(problem.input_shape, kind)
     output, indices = reference.max_pool2d(x, return_indices=True, **problem.options)
@@ -96,7 +96,7 @@ def test_backward(name, kind, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", POOL_PROBLEMS)
 def test_indices_and_codes_give_the_same_bits(name, isa, dtype, layout):
-    """With numbers whose sum depends on the order: overlapping windows add in one order, whichever form is given."""
+    """Overlapping windows add in the same order from indices and from codes, on numbers whose sum depends on it."""
     problem = POOL_PROBLEMS[name]
     if not fits_codes(problem):
         problem = problem.replace(kernel_size=(15, 17))
@@ -203,7 +203,7 @@ def test_windows_keep_the_phase_of_dilated_taps(isa, dtype):
     ],
 )  # fmt: skip
 def test_output_size(size, kernel, stride, padding, floor, ceil):
-    """Figures worked out by hand from the formula; with ceil_mode no window starts in the padding behind the image."""
+    """Sizes by hand from the formula; with ceil_mode no window starts in the bottom or right padding."""
     x = np.zeros((1, 1, size, size), np.float32)
     assert convx.max_pool2d(x, kernel, stride, padding).shape == (1, 1, floor, floor)
     assert convx.max_pool2d(x, kernel, stride, padding, ceil_mode=True).shape == (1, 1, ceil, ceil)
@@ -306,7 +306,7 @@ def test_inputs_that_no_window_chose_get_no_gradient(isa, dtype, layout):
 
 
 def test_backward_is_the_adjoint_of_taking_the_maximum(isa, layout):
-    """<pool(x + d) - pool(x), g> = <d, grad_input> for a step d too small to change the choice."""
+    """<pool(x + d) - pool(x), g> = <d, grad_input> for a step d too small to change the selection."""
     for name in ("3x3-stride2-pad1", "2x2-ceil", "dilation-padded", "per-side"):
         problem = POOL_PROBLEMS[name]
         x = to_layout(pool_data(problem.input_shape, "normal"), layout)
@@ -319,7 +319,7 @@ def test_backward_is_the_adjoint_of_taking_the_maximum(isa, layout):
 
 
 def test_indices_beyond_what_a_float_can_hold(isa):
-    """Offsets within a window of 2^24 and more, which a vector of floats cannot carry."""
+    """Offsets of 2^24 and more within a window, which a vector of floats cannot hold."""
     width = 1 << 23
     x = np.zeros((1, 1, 3, width), np.float32)
     x[0, 0, 2, [0, 4711, width - 1]] = 1
@@ -333,7 +333,7 @@ def test_indices_beyond_what_a_float_can_hold(isa):
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["planes-38", "planes-38-stride2", "channels-33"])
 def test_indices_that_are_no_taps(name, isa, dtype, layout):
-    """An index may lie anywhere in the plane: its window, the border, or the other end of a row make no difference."""
+    """An index may name any pixel of the plane, inside its window or not."""
     problem = POOL_PROBLEMS[name]
     shape = problem.input_shape
     _, indices = reference.max_pool2d(pool_data(shape, "normal"), return_indices=True, **problem.options)

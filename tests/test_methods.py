@@ -1,4 +1,4 @@
-"""Every method of conv2d on every problem that it supports, whatever the choice would be."""
+"""Every method of conv2d, by name, on every problem that it supports."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_whole_numbers_are_exact(problem_name, isa, dtype, layout):
 @given(st.data(), convolutions(), st.sampled_from(ISAS), st.sampled_from(DTYPES), st.sampled_from(LAYOUTS))
 @settings(max_examples=150)
 def test_drawn_problems(data, problem, isa, dtype, layout):
-    """By a drawn method: within the bound of the direct sum, and the same bits for an image alone."""
+    """A random method: within the bound of the direct sum, and the same bits for an image alone."""
     before = _cpu.config()["isa"]
     _cpu.set_isa(isa)
     try:

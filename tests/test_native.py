@@ -1,4 +1,4 @@
-"""The C++ tests: the thread pool, the workspace, the vocabulary of each instruction set (native/), the shim (simt/)."""
+"""The C++ tests: the thread pool, the workspace, the primitives of each instruction set (native/), the shim (simt/)."""
 
 import os
 import re

@@ -47,7 +47,7 @@ def check_gradients(module, x, rng):
 
 
 def distinct(rng, shape):
-    """Values at least 0.01 apart and away from 0, so that neither max nor ReLU changes its mind within EPSILON."""
+    """Values at least 0.01 apart and away from 0, so that neither max nor ReLU changes within EPSILON."""
     size = math.prod(shape)
     return ((rng.permutation(size) - size / 2 + 0.25) * 0.01).reshape(shape)
 
@@ -176,7 +176,7 @@ class TestNetwork:
             tnn.Flatten(),
             tnn.Linear(24, 10),
         ).to(getattr(torch, np.dtype(dtype).name))
-        # The names agree, so a state dict passes from one library to the other as it is.
+        # The names agree, so one library loads the state dict of the other.
         twin.load_state_dict({name: torch.from_numpy(value) for name, value in network.state_dict().items()})
         rng = np.random.default_rng(7)
         x, labels = rng.standard_normal((5, 1, 8, 8)).astype(dtype), rng.integers(0, 10, 5)
@@ -235,7 +235,7 @@ class TestNetwork:
                 np.testing.assert_array_equal(array, first)
 
     def test_an_autoencoder_against_pytorch(self):
-        """Both directions of the sizes, and a state dict that passes to PyTorch as it is."""
+        """Shapes in both directions, and a state dict that PyTorch loads."""
         torch = pytest.importorskip("torch")
         tnn = torch.nn
         layers = (nn.Conv2d(2, 6, 3, 2, 1, rng=0), nn.ConvTranspose2d(6, 2, 4, 2, 1, groups=2, rng=1))
@@ -448,12 +448,12 @@ class TestInitialisation:
         assert nn.Linear(512, 256, rng=0).weight.value.std() == pytest.approx(math.sqrt(2 / 512), rel=0.02)
 
     def test_the_variance_behind_a_transposed_convolution(self):
-        """What goes in with variance 1/2, as behind a ReLU, comes out with variance 1, whatever the stride."""
+        """An input of variance 1/2, as behind a ReLU, gives an output of variance 1 for any stride."""
         x = np.random.default_rng(0).standard_normal((2, 64, 20, 20), np.float32) * math.sqrt(0.5)
         for options in (dict(stride=2), dict(stride=(1, 2), groups=4), dict()):
             layer = nn.ConvTranspose2d(64, 32, 4, rng=0, **options)
             assert layer.weight.value.shape == (64, 32 // options.get("groups", 1), 4, 4)
-            # Cells that all windows reach; 32 channels with weights of their own: their variance is within 5 %.
+            # Pixels that all windows reach; 32 channels with independent weights: their variance is within 5 %.
             assert layer(x)[:, :, 4:-4, 4:-4].var() == pytest.approx(1, rel=0.1)
             assert not layer.bias.value.any()
 

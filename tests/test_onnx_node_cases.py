@@ -17,7 +17,7 @@ import pytest
 import convx
 from support import assert_equal, assert_within, rounding_bound
 
-# By name, so that a case that vanishes from a later onnx is noticed, and a new one too: see test_every_case_is_here.
+# By name, so that missing and new cases of a later onnx are noticed (test_every_case_is_here).
 CASES = {
     "node": [
         "test_basic_conv_with_padding",
@@ -88,7 +88,7 @@ CASES = {
 
 @functools.cache
 def onnx_cases(kind):
-    """The cases of one kind that this file is about: name -> (node, list of (inputs, outputs))."""
+    """The cases of one kind: name -> (node, list of (inputs, outputs))."""
     onnx = pytest.importorskip("onnx")
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -142,7 +142,7 @@ def attributes(node):
 
 
 def padding_of(attribute):
-    """ONNX's auto_pad and pads (all beginnings, then all ends) in convx's words."""
+    """ONNX's auto_pad and pads (all beginnings, then all ends) as the padding of convx."""
     rule = attribute.get("auto_pad", b"NOTSET").decode()
     if rule == "NOTSET":
         top, left, bottom, right = attribute.get("pads", (0, 0, 0, 0))
@@ -181,8 +181,8 @@ def conv_transpose(attribute, x, w, b=None):
     output_padding = tuple(attribute.get("output_padding", (0, 0)))
     padding = padding_of(attribute)
     if "output_shape" in attribute:
-        # The size is asked for, the padding follows: what the windows span beyond it is cut off, half on each side and
-        # an odd cell at the beginning (SAME_UPPER: at the end). Where the size is larger, cells are added at the end.
+        # output_shape determines the padding: rows and columns beyond it are cropped, half on each side and
+        # an odd one at the beginning (SAME_UPPER: at the end). A larger size adds rows and columns at the end.
         sides, output_padding = [], []
         for axis, size in enumerate(attribute["output_shape"]):
             span = stride[axis] * (x.shape[2 + axis] - 1) + dilation[axis] * (w.shape[2 + axis] - 1) + 1
@@ -227,7 +227,7 @@ def test_case(kind, name, isa):
             attribute, inputs = with_unit_height(attribute, inputs)
             outputs = with_unit_height({}, outputs)[1]
         if node.op_type in ("Conv", "ConvTranspose"):
-            # Both results are float32 sums, each in an order of its own.
+            # Both results are float32 sums in different orders.
             function = conv if node.op_type == "Conv" else conv_transpose
             sizes = function(attribute, *(np.abs(array) for array in inputs))
             weight = inputs[1]

@@ -44,7 +44,7 @@ def test_against_torch(kind, options, dtype):
     theirs = [torch.nn.Parameter(torch.from_numpy(each.value.copy())) for each in ours]
     optimizer = kind(ours, **options)
     twin = getattr(torch.optim, kind.__name__)(theirs, **options)
-    # The second parameter has no gradient in the third step: it must stay, and so must its step count.
+    # The second parameter has no gradient in the third step: it and its step count must stay.
     steps = gradients(dtype)
     steps[2][1] = None
     for grads in steps:
@@ -84,7 +84,7 @@ def test_training_goes_on_after_a_round_trip(kind, options, through_file, tmp_pa
         np.savez(tmp_path / "state.npz", **state)
         with np.load(tmp_path / "state.npz", allow_pickle=False) as arrays:
             state = dict(arrays)
-    # Other hyperparameters at first: the state brings its own.
+    # Other hyperparameters, which loading the state replaces.
     second = kind([nn.Parameter(each.value.copy()) for each in first.parameters], lr=0.5)
     second.load_state_dict(state)
     run(first, steps[3:5])  # the state dict is a copy: this must not reach the second

@@ -1,4 +1,4 @@
-"""Integers and pairs in every form that people have them: of NumPy, of PyTorch, lists, sequences of one."""
+"""Integers and pairs in every accepted form: of NumPy, of PyTorch, lists, sequences of length 1."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def of_tensors(torch, ct, x, two):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's jvp uses it
 @pytest.mark.parametrize("name", FORMS_OF_PYTORCH)
 def test_ways_of_pytorch(name):
-    """Recorded, mapped, with tangents, of single images, without data: each settles its options elsewhere."""
+    """Recorded, mapped, with tangents, per sample, without data: each resolves its options elsewhere."""
     torch = pytest.importorskip("torch")
     import convx.torch as ct
 
@@ -172,7 +172,7 @@ def test_ways_of_pytorch(name):
 
 @pytest.mark.parametrize("name", ["torch.Size", "list of NumPy's", "IntEnum", "named tuple"])
 def test_layers_of_pytorch(name):
-    """Made by PyTorch with the forms that its layers take, converted, alone and as a fused run; made by convx.torch."""
+    """Layers of PyTorch with every form, converted, alone and as a fused run; layers of convx.torch."""
     torch = pytest.importorskip("torch")
     import convx.torch as ct
 
@@ -193,7 +193,7 @@ def test_layers_of_pytorch(name):
 
 
 def test_symbolic_integers():
-    """An option that is a size of a tensor, in one program for all sizes."""
+    """An option that is the size of a tensor, in one program for all sizes."""
     torch = pytest.importorskip("torch")
     import convx.torch as ct
 

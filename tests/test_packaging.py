@@ -1,4 +1,4 @@
-"""What is installed: one version, one requirement, a lean import, one exported symbol, a whole source archive."""
+"""The package: one version, one requirement, a lean import, one exported symbol, a complete source archive."""
 
 import importlib.metadata
 import json

@@ -21,10 +21,10 @@ from support import (
     views,
 )
 
-# One or two of every way that a weight gradient goes.
+# One or two problems for each method of grad_weight.
 SOME = ("3x3-pad1", "1x1", "3x3-stride2", "first-layer-7x7", "depthwise", "groups3-odd", "photo", "small-planes-many",
         "circular-stride-dilation", "constant-same-stride", "per-side-stride", "reduction-of-pixels")  # fmt: skip
-# Norms from the products of pixels: few of them and many channels. With and without a border of each kind.
+# Problems of the ghost norm: few pixels and many channels, with and without each kind of border.
 FEW_PIXELS = {
     "one-pixel": Conv(n=5, c=70, h=1, w=1, k=90, r=1, s=1),
     "one-window": Conv(n=5, c=20, h=3, w=4, k=90, r=3, s=4),
@@ -113,7 +113,7 @@ def test_norms_by_products_of_pixels(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", ["5x5", "dilated", "groups", "reflect"])
 def test_both_ways_to_a_norm(name, isa, dtype):
-    """Products of pixels against the float64 reference and the norm of the gradient, each within its own bound."""
+    """The ghost norm against the float64 reference and the norm of the gradient, each within its own bound."""
     problem = FEW_PIXELS[name]
     x, w, g, options = arrays_of(problem, "normal", dtype, "NCHW")
     expected = conv_expected(problem)
@@ -124,7 +124,7 @@ def test_both_ways_to_a_norm(name, isa, dtype):
         np.square(expected.g).sum(axis=(1, 2, 3)) * np.square(expected.x).sum(axis=(1, 2, 3)) * problem.r * problem.s
     )
     assert (np.abs(by_pixels - truth) <= 2.0**-53 * terms * sizes).all()
-    assert (np.abs(by_pixels - truth) <= 1e-12 * truth).all()  # what it comes to: no cancellation in normal numbers
+    assert (np.abs(by_pixels - truth) <= 1e-12 * truth).all()  # the actual error: no cancellation in normal numbers
     by_gradient = convx.conv2d_grad_norms(g, x, w.shape, algorithm="direct", **options)[0]
     rounding = 2.0**-24 if dtype == "float32" else 2.0**-53
     assert (np.abs(by_gradient - truth) <= 2 * rounding * np.sqrt(sizes * truth) * np.prod(g.shape[2:])).all()
@@ -133,7 +133,7 @@ def test_both_ways_to_a_norm(name, isa, dtype):
 
 
 def test_a_norm_where_everything_cancels(isa, dtype):
-    """Two pixels of opposite gradients over equal inputs: zero in both ways, and never below it."""
+    """Two pixels of opposite gradients over equal inputs: both algorithms give zero, never a negative number."""
     x = np.ones((3, 200, 1, 2), dtype) * np.arange(1, 4, dtype=dtype)[:, None, None, None] / 3
     g = np.full((3, 210, 1, 2), 0.1, dtype)
     g[..., 1] = -g[..., 0]
@@ -145,7 +145,7 @@ def test_a_norm_where_everything_cancels(isa, dtype):
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["5x5", "dilated", "constant", "3x3-pad1", "depthwise"])
 def test_inf_and_nan(name, isa, dtype, layout):
-    """They reach the norms of the images whose gradient they reach, and no others."""
+    """Inf and NaN reach exactly the norms of the images whose gradient has them."""
     problem = FEW_PIXELS.get(name) or CONV_PROBLEMS[name].replace(n=5)
     expected = conv_expected(problem, "integer")
     x, w, g = expected.x.copy(), expected.w, expected.g.copy()
@@ -163,7 +163,7 @@ def test_inf_and_nan(name, isa, dtype, layout):
 
 
 def test_what_overflows_as_a_product_of_pixels_alone(isa):
-    """The square of 1e160 is beyond float64, that of the gradient, 1e80, is not."""
+    """1e160 squared overflows float64; the square of the gradient, 1e80, does not."""
     x, g = np.full((1, 40, 1, 1), 1e-80), np.full((1, 50, 1, 1), 1e160)
     norms = convx.conv2d_grad_norms(g, x, (50, 40, 1, 1))[0]
     np.testing.assert_allclose(norms, 2000 * 1e160, rtol=1e-12)
@@ -181,7 +181,7 @@ LARGE = {
 
 
 def large_arrays(problem, dtype, layout):
-    """As arrays_of, without the reference's results, which take a while."""
+    """As arrays_of, without the slow results of the reference."""
     options = problem.options | dict(layout=layout)
     x = to_layout(numbers(problem.input_shape, "normal", 1).astype(dtype), layout)
     w = numbers(problem.weight_shape, "normal", 2).astype(dtype)
@@ -190,7 +190,7 @@ def large_arrays(problem, dtype, layout):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_same_bits(name, isa, dtype, layout):
-    """For any number of threads, however images are shared out, alone or in a batch, and for views."""
+    """For any number of threads, for any distribution of images, alone or in a batch, and for views."""
     problem = LARGE[name]
     x, w, g, options = large_arrays(problem, dtype, layout)
 
@@ -264,7 +264,7 @@ def test_explain(name, isa, dtype):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_scratch_is_what_a_call_takes(name, isa):
-    """As in test_explain.py, for one thread: the images come one after the other."""
+    """As in test_explain.py, for one thread, which runs the images in sequence."""
     problem = LARGE[name]
     x, w, g, options = large_arrays(problem, "float32", "NCHW")
     with convx.threads(1):
@@ -276,7 +276,7 @@ def test_the_scratch_is_what_a_call_takes(name, isa):
 
 
 def test_the_sum_over_images_is_the_gradient():
-    """What the two forms have to do with each other, on numbers that no rounding touches."""
+    """Per-sample gradients add up to the gradient, and the norms are theirs, on exact numbers."""
     problem = CONV_PROBLEMS["3x3-stride2"].replace(n=4)
     x, w, _ = conv_data(problem, "integer")
     g = numbers(convx.conv2d(x, w, **problem.options).shape, "integer", 9)

@@ -1,4 +1,4 @@
-"""A prepared weight gives the bits of the plain one, whatever it meets, and refuses what it cannot be."""
+"""A prepared weight gives the bits of the plain one in every call; bad arguments raise."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ WINOGRAD_PROBLEMS = {
 
 @pytest.mark.parametrize("name", WINOGRAD_PROBLEMS)
 def test_winograd(name, isa, dtype, layout):
-    """The transformed weights are kept, 36 / 9 of the weight's size, for any batch; NaN goes the direct way."""
+    """The transformed weights are kept (36 / 9 of the weight's size) for any batch; NaN takes the direct method."""
     problem = WINOGRAD_PROBLEMS[name]
     _, w, b = arrays(problem, dtype)
     options = {**problem.options, "layout": layout, "algorithm": "winograd"}
     images = {n: to_layout(arrays(problem.replace(n=n), dtype)[0], layout) for n in (problem.n, 9)}
     ready = convx.prepare_weight(w, images[9].shape, **options)
-    # The weight, four times its size, and what fills up panels.
+    # The weight, four times its size, and the padding of panels.
     assert 5 * w.nbytes <= ready.nbytes <= 12 * w.nbytes
     for x in images.values():
         assert_same_bits(convx.conv2d(x, ready, b, **options), convx.conv2d(x, w, b, **options))
@@ -85,7 +85,7 @@ def test_weights_that_are_no_numbers(value, padding, isa, dtype):
     problem = PROBLEM.replace(padding=padding)
     x, w, b = arrays(problem, dtype)
     w[3, 2, 0, 1] = value
-    # Prepared with and without a border: the border that counts is that of the call.
+    # Prepared with and without a border: the call's border determines the result.
     for ready in (prepare(problem, w), prepare(problem.replace(padding=1 - padding), w)):
         assert_same_bits(convx.conv2d(x, ready, b, **problem.options), convx.conv2d(x, w, b, **problem.options))
 

@@ -1,4 +1,4 @@
-"""convx among processes and threads: fork, many Python threads at once, signals, memory that runs out, settings."""
+"""convx among processes and threads: fork, many Python threads, signals, failed allocations, settings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import convx
 from convx import _cpu
 from support import Conv, assert_same_bits, numbers
 
-PATIENCE = 120  # seconds for a child that takes one, on a busy machine
+PATIENCE = 120  # seconds, for a child of one second on a busy machine
 
 PROBLEM = Conv(n=4, c=32, h=40, w=41, k=48, padding=1)
 
 
 def every_operation(seed=0):
-    """One result for every operation, from work large enough to be cut among threads."""
+    """One result for every operation, on work of several tasks."""
     x = numbers(PROBLEM.input_shape, "normal", seed).astype("float32")
     w = numbers(PROBLEM.weight_shape, "normal", seed + 1).astype("float32")
     y = convx.conv2d(x, w, padding=1, activation="relu")
@@ -81,7 +81,7 @@ def script(text, **environment):
 
 
 def test_fork(isa):
-    """The child forgets the pool, computes the same bits with one thread, and can build a pool of its own."""
+    """The child drops the pool, computes the same bits with one thread, and can start its own pool."""
     convx.set_num_threads(3)
     expected = every_operation()
 
@@ -103,7 +103,7 @@ def test_fork(isa):
 
 
 def test_fork_in_the_middle_of_a_call():
-    """While other Python threads hold the pool and its locks, whatever these may be."""
+    """fork while other Python threads use the pool and its locks."""
     convx.set_num_threads(3)
     expected = every_operation()
     stop = threading.Event()
@@ -155,7 +155,7 @@ def test_multiprocessing_by_fork():
 
 
 def test_many_python_threads_at_once(isa):
-    """Different problems in eight threads, while a ninth sets the number of threads: nobody sees another's numbers."""
+    """Different problems in eight threads, while a ninth sets the number of threads: every result is right."""
     expected = [every_operation(seed) for seed in range(4)]
     stop = threading.Event()
 
@@ -183,7 +183,7 @@ def test_many_python_threads_at_once(isa):
 
 
 def test_other_python_threads_run_during_a_call():
-    """The GIL is released: a thread that only notes the time goes on while a call of some tenths of a second runs."""
+    """The GIL is released: another Python thread runs during a call of some tenths of a second."""
     x, w = np.ones((4, 128, 64, 64), "float32"), np.ones((256, 128, 3, 3), "float32")
     notes, stop = [], threading.Event()
 
@@ -210,7 +210,7 @@ def test_other_python_threads_run_during_a_call():
 
 
 def test_keyboard_interrupt():
-    """Ctrl-C in a loop of calls is raised between two of them, and the next call is as good as any."""
+    """Ctrl-C in a loop of calls raises between two calls, and later calls work."""
     program = """
         import os, signal, threading
         import numpy as np
@@ -228,7 +228,7 @@ def test_keyboard_interrupt():
     assert script(program) == "True"
 
 
-# Every operation on arrays of fair size, then with less and less address space to spare.
+# Every operation on arrays of some size, with less and less spare address space.
 OUT_OF_MEMORY = """
     import resource
     import numpy as np
@@ -298,7 +298,7 @@ OUT_OF_MEMORY = """
 
 
 def test_memory_that_runs_out():
-    """MemoryError or the right result at every amount of memory to spare, and a healthy process afterwards."""
+    """MemoryError or the right result for every amount of spare memory, and a working process afterwards."""
     assert script(OUT_OF_MEMORY) == "healthy"
 
 
@@ -329,7 +329,7 @@ def test_scratch_that_cannot_be_allocated():
 
 
 def test_scratch_does_not_grow_without_bound():
-    """A thousand problems of different sizes leave no more behind than the largest few of them."""
+    """A thousand problems of different sizes keep no more scratch memory than the largest few."""
     for size in range(1000):
         x = np.ones((1, 3 + size % 61, 9 + size % 83, 11 + size % 47), "float32")
         convx.conv2d(x, np.ones((1 + size % 71, x.shape[1], 3, 3), "float32"))

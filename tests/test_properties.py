@@ -42,7 +42,7 @@ def pairs(low, high):
 
 @st.composite
 def paddings(draw, most):
-    """Every form of padding with at most `most[axis]` cells on each side of an axis."""
+    """Every form of padding with at most `most[axis]` pixels on each side of an axis."""
     rows, cols = (st.integers(0, limit) for limit in most)
     form = draw(st.sampled_from(("number", "pair", "sides")))
     if form == "number":
@@ -73,7 +73,7 @@ def convolutions(draw):
         n, group_in * groups, h, w, group_out * groups, r, s, stride, padding, dilation, groups, mode,
         float(draw(st.integers(-3, 3))),
     )  # fmt: skip
-    for axis in (0, 1):  # a size at which the window fits, and the "same" rules stay within what the mode can show
+    for axis in (0, 1):  # a size that fits the window, and where "same" stays within the limit of the mode
         size = (h, w)[axis]
         before_and_after = 0 if isinstance(padding, str) else sum(both(both(padding)[axis]))
         least = extents[axis] - before_and_after
@@ -93,7 +93,7 @@ def poolings(draw):
         st.one_of(paddings([extent - 1 for extent in extents]), st.sampled_from(("valid", "same", "same_lower")))
     )
     image = []
-    for axis in (0, 1):  # down to one cell, where padding and taps reach over it
+    for axis in (0, 1):  # down to one pixel, where padding and taps reach beyond it
         padded = 0 if isinstance(padding, str) else sum(both(both(padding)[axis]))
         least = 1 if padding in ("same", "same_lower") else max(1, extents[axis] - padded)
         image.append(least + draw(sizes) - 1)
@@ -105,7 +105,7 @@ def poolings(draw):
 
 @st.composite
 def views(draw, array):
-    """The same values at drawn distances, in a drawn order and direction of the axes."""
+    """The same values with random strides, in a random order and direction of the axes."""
     order = draw(st.permutations(range(array.ndim)))
     steps = [draw(st.sampled_from((1, 1, 1, 2, -1, -2))) for _ in order]
     starts = [draw(st.integers(0, 2)) for _ in order]
@@ -209,7 +209,7 @@ def test_max_pool2d(data, problem, isa, dtype, layout):
     flags,
 )
 def test_conv2d_relu_max_pool2d(data, problem, pooling, isa, dtype, layout, with_bias):
-    """A pooling drawn on its own, cut down to one that fits the convolution's output."""
+    """A random pooling, reduced to fit the output of the convolution."""
     problem = problem.replace(padding_mode="zeros")
     expected = conv_expected(problem, "integer")
     conv = expected.output if with_bias else expected.output - expected.b[:, None, None]

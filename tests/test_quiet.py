@@ -1,4 +1,4 @@
-"""Huge, denormal, infinite and NaN values are numbers like any other: no operation warns of them, or raises.
+"""No operation warns or raises for huge, denormal, infinite and NaN values.
 
 Every test runs where NumPy raises for each floating point event and each warning is an error. Everything here is linear
 in its data: over weights of one, data of one give whole numbers, and data of v that many times v.
@@ -32,7 +32,7 @@ def number(value, dtype):
 
 
 def times(ones, v, dtype):
-    """Return what whole numbers become when the data are v instead of 1; nothing stays nothing."""
+    """Scale whole numbers by v; None stays None."""
     with np.errstate(all="ignore"):
         return np.where(ones == 0, 0.0, ones.astype("f8") * v).astype(dtype)
 
@@ -67,7 +67,7 @@ LAYERS = {
 
 
 def run(layer, x, g):
-    """The output for x, and the gradients, twice g added up."""
+    """The output for x, and the gradients of two backward passes of g."""
     for parameter in layer.parameters():
         parameter.value[...] = parameter.name == "weight"
     layer.zero_grad()
@@ -93,7 +93,7 @@ def test_layers(name, value, dtype):
 
 
 def functions(m, v, dtype, layout="NCHW"):
-    """What a module's functions make of data of v."""
+    """The results of a module's functions on data scaled by v."""
 
     def images(*shape, of=v):
         return np.full(shape if layout == "NCHW" else (shape[0], *shape[2:], shape[1]), of, dtype)
@@ -131,7 +131,7 @@ def test_functions(module, value, dtype, layout):
 
 
 def bridged(library, v, dtype):
-    """What the functions of convx.torch or convx.jax make of data of v, and their gradients."""
+    """The results of convx.torch or convx.jax on data scaled by v, and the gradients."""
     m = importlib.import_module(f"convx.{library}")
     x, w = np.full((2, 4, 6, 5), v, dtype), np.ones((6, 2, 3, 3), dtype)
 
@@ -170,7 +170,7 @@ def test_bridges(library, value, dtype):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_loss(reduction, sign, value, dtype):
-    """One score, one row, and all scores of such a value, right and wrong: as PyTorch has it, but never a warning."""
+    """Extreme scores (one, a row, all; right and wrong): PyTorch's results, without a warning."""
     torch = pytest.importorskip("torch")
     scores, labels = np.random.default_rng(0).standard_normal((5, 4)).astype(dtype), np.array([0, 1, 2, 3, 0])
     criterion = nn.CrossEntropyLoss(reduction)
@@ -239,7 +239,7 @@ def test_sums_and_conversions():
     "value", [1j, np.complex64(1), np.complex128(1), np.array([1.0]), np.True_, True, "1", None], ids=repr
 )
 def test_what_would_lose_a_part(value):
-    """NumPy makes a float of most of these, with no more than a warning."""
+    """NumPy converts most of these to a float with at most a warning."""
     x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3))
     calls = [
         lambda: convx.conv2d(x, w, padding_mode="constant", padding_value=value),

@@ -1,4 +1,4 @@
-"""The oracle on trial: against loops over single elements, by hand, by adjoints and differences, and against PyTorch.
+"""convx.reference against loops over single elements, adjoints, finite differences, values by hand, and PyTorch.
 
 The loops below spell out SEMANTICS once more, one element and one tap at a time, so that they share nothing with the
 vectorised code: index arithmetic, skipped taps, NaN and ties are checked there on tiny problems full of inf and NaN.
@@ -18,7 +18,7 @@ MODES = ("zeros", "constant", "reflect", "replicate", "circular")
 
 
 def source_cell(position: int, size: int, mode: str) -> int | str:
-    """The cell of the image seen at `position`, or "skip", or "value"."""
+    """The source pixel at `position`, "skip" for zeros, or "value" for a constant."""
     if 0 <= position < size:
         return position
     if mode == "zeros":
@@ -126,7 +126,7 @@ def test_conv2d_equals_loops(special):
 
 
 def pool_by_loops(plane, taps, stride, sides, dilation, ceil_mode):
-    """The window walk of SEMANTICS on one plane: output, flat index and tap of every window."""
+    """A loop over the windows of one plane: output, flat index and tap of every window."""
     count = []
     for axis in (0, 1):
         room = plane.shape[axis] + sum(sides[axis]) - dilation[axis] * (taps[axis] - 1) - 1
@@ -203,7 +203,7 @@ def test_max_pool2d_equals_loops(layout):
         for chosen in (index, code):
             back = reference.max_pool2d_backward(g, chosen, array.shape, taps, **call)
             np.testing.assert_array_equal(back, grad)
-    assert no_tap > 0  # windows without one tap inside were among them
+    assert no_tap > 0  # some windows have no tap inside
 
 
 def test_edge_kernel_by_hand():
@@ -342,7 +342,7 @@ def test_overlapping_windows_add():
 def test_adjoint_identities():
     rng = np.random.default_rng(4)
     for problem in conv_problems(5, 60):
-        problem["value"] = 0.0  # with a value over the border the map is affine, not linear
+        problem["value"] = 0.0  # with a constant border the map is affine, not linear
         x, w = problem["x"], problem["w"]
         y = reference.conv2d(x, w, **options(problem))
         g = rng.normal(size=y.shape)

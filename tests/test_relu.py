@@ -16,7 +16,7 @@ SIZES = [0, *straddle(1, 4, 8, 16, 32, 64, 128), 1000, 4097]
 
 
 def numbers(shape, dtype, seed=0):
-    """Normal numbers with every special value scattered in; exact copies of them in both dtypes are not needed."""
+    """Normal numbers with every special value among them."""
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(shape)
     special = rng.choice(SPECIAL, np.shape(values))
@@ -115,7 +115,7 @@ def test_out(isa, dtype):
 
 @pytest.mark.core
 def test_in_place(isa, dtype):
-    """`out` may be the very input: relu(x, out=x), and relu_backward into either argument, whatever the strides."""
+    """`out` may be the input: relu(x, out=x), and relu_backward into either argument, for any strides."""
     x, g = numbers((2, 5, 6, 19), dtype, 1), numbers((2, 5, 6, 19), dtype, 2)
     y = convx.relu(x)
     gradient = convx.relu_backward(g, y)
@@ -161,7 +161,7 @@ def test_mask_of_any_number_of_axes(shape, isa, dtype):
 
 @pytest.mark.core
 def test_every_bit_of_a_mask(isa, dtype):
-    """One element at a time lets the gradient through, in every lane and byte; NaN does, zeros and -inf do not."""
+    """One element at a time passes the gradient on, in every lane and byte; NaN does, zeros and -inf do not."""
     for place in range(200):
         x = np.where(np.arange(200) % 3 == 0, 0.0, np.where(np.arange(200) % 3 == 1, -0.0, -np.inf)).astype(dtype)
         x[place] = (np.nan, 1e-45 if dtype == "float32" else 5e-324, np.inf)[place % 3]
@@ -212,7 +212,7 @@ def test_mask_in_place(isa, dtype):
 
 
 def test_masks_larger_than_the_cache(isa, dtype):
-    """Where non-temporal stores may be used: every distance of the output from a cache line, in several tasks."""
+    """Outputs of the size of non-temporal stores, at every offset from a cache line, in several tasks."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(12_000_020, np.float32).astype(dtype)
     g, out = x[::-1].copy(), np.empty_like(x)
@@ -227,7 +227,7 @@ def test_masks_larger_than_the_cache(isa, dtype):
 
 
 def test_arrays_larger_than_the_cache(isa, dtype):
-    """Where non-temporal stores may be used: a length and an address that no vector divides."""
+    """Outputs of the size of non-temporal stores, with a length and an address that are no multiple of a vector."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(12_000_001, np.float32).astype(dtype)[2:]
     y = convx.relu(x)

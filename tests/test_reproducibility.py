@@ -122,7 +122,7 @@ def test_relu_threads(isa, dtype):
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_backward"])
 @pytest.mark.parametrize("name", [name for name in CONV_PROBLEMS if name != "reflect"])
 def test_the_work_is_cut(name, op, isa, dtype):
-    """Otherwise the tests of this file would prove nothing."""
+    """A precondition of the tests of this file."""
     problem = CONV_PROBLEMS[name]
     with convx.threads(4):
         for plan in convx.explain(op, problem.input_shape, problem.weight_shape, dtype=dtype, **problem.options):
@@ -133,7 +133,7 @@ def test_the_work_is_cut(name, op, isa, dtype):
 
 @pytest.mark.parametrize("name", CONV_PROBLEMS)
 def test_conv2d_alone_or_in_a_batch(name, isa, dtype, layout):
-    """Output and grad_input of an image do not depend on the images beside it, nor on whether there is a batch axis."""
+    """Output and grad_input of an image do not depend on other images of the batch, nor on the batch axis."""
     problem = CONV_PROBLEMS[name].replace(n=5 if CONV_PROBLEMS[name].h < 100 else 2)
     x, w, b, g = arrays_of(problem, layout, dtype)
     output, grad_input, *_ = convolve(problem, layout, dtype, x, w, b, g)
@@ -177,7 +177,7 @@ def test_fused_alone_or_in_a_batch(name, isa, dtype, layout):
 
 
 def restrided(array):
-    """The strides that programs meet: channels-last memory, a mirrored image, a crop, axes in reverse order."""
+    """Common strides: channels-last memory, a mirrored image, a crop, axes in reverse order."""
     yield "channels-last memory", np.moveaxis(np.moveaxis(array, -3, -1).copy(), -1, -3)
     yield "mirrored", np.flip(np.flip(array, (-1, -2)).copy(), (-1, -2))
     larger = np.full([size + 3 for size in array.shape], np.nan, array.dtype)
@@ -212,7 +212,7 @@ def test_max_pool2d_strides(name, isa, dtype, layout):
 
 @pytest.mark.parametrize("name", CONV_PROBLEMS)
 def test_both_layouts_give_one_output(name, isa, dtype):
-    """A channels-last array and its transposed view are one tensor: the layout says how to read it, no more."""
+    """A channels-last array and its transposed view give the same bits under their layouts."""
     problem = CONV_PROBLEMS[name]
     x, w, b, _ = arrays_of(problem, "NHWC", dtype)
     output = convx.conv2d(x, w, b, layout="NHWC", **problem.options)

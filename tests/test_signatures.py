@@ -1,4 +1,4 @@
-"""The public face: names, order and defaults of the arguments, the same in `convx` and in `convx.reference`."""
+"""Public signatures: names, order and defaults of the arguments, the same in `convx` and `convx.reference`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objects of the instruction sets give the linker nothing to share.
+"""The objects of the instruction sets share no symbols.
 
 An inline function or a template that is compiled with -mavx512f becomes a weak symbol; the linker keeps one copy of it
 for the whole module, perhaps this one, and an older CPU then stops with SIGILL in code that never asked for AVX-512.
@@ -25,7 +25,7 @@ def run(*command):
 
 
 def violations(object_file):
-    """Return what the object file defines beyond one global symbol, as readable lines."""
+    """Return the symbols of the object file beyond its one global symbol, as readable lines."""
     defined = run("nm", "--demangle", "--format=posix", "--defined-only", object_file)
     symbols = re.findall(r"^(.+) ([A-Za-z])(?: [0-9a-f]*)*$", defined, re.M)
     weak = [f"weak symbol: {name}" for name, kind in symbols if kind in "WVuwv"]
@@ -37,7 +37,7 @@ def violations(object_file):
 
 
 def test_isa_objects_share_nothing(tmp_path):
-    """Without the optimizer, which takes most of the time and could only hide an inline function by inlining it."""
+    """Compiled without optimisation, which takes most of the time and could hide an inline function."""
     options = ("-DCONVX_PYTHON=OFF", "-DCONVX_AVX512_EMULATION=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
     run("cmake", "-S", CHECKOUT, "-B", tmp_path, "-G", "Ninja", *options)
     run("cmake", "--build", tmp_path, "--target", "convx_isas")

@@ -12,7 +12,7 @@ from torch_cases import F, whole  # noqa: E402
 
 X, W, B = whole((2, 3, 8, 9)), whole((4, 3, 3, 3), 1), whole((4,), 2)
 
-# Each operation of convx.torch, and the same by PyTorch.
+# Each operation of convx.torch, and the same in PyTorch.
 OPERATIONS = {
     "conv2d": (ct.conv2d, F.conv2d),
     "conv2d with ReLU": (
@@ -108,7 +108,7 @@ class TestAsInPyTorch:
 
 
 def test_one_rounding():
-    """Sums that 16 bits cannot hold on the way: 1024 products of 1 beside one of 1/4."""
+    """Partial sums that 16 bits cannot hold: 1024 products of 1 and one of 1/4."""
     x, w = torch.ones(1, 1025, 1, 1), torch.ones(1, 1025, 1, 1)
     x[0, 0] = 0.25
     with torch.autocast("cpu"):
@@ -117,7 +117,7 @@ def test_one_rounding():
 
 
 def test_into_a_buffer_of_16_bits():
-    """What stores the results of autocast in 16 bits works as with PyTorch's convolution."""
+    """Code that stores 16-bit results of autocast works as with PyTorch's convolution."""
     buffer = torch.zeros(4, 4, 6, 7, dtype=torch.bfloat16)
     with torch.autocast("cpu"):
         buffer.index_copy_(0, torch.tensor([3, 1]), ct.conv2d(X, W, B))
@@ -172,7 +172,7 @@ def test_errors_name_what_was_given():
 
 
 def test_a_converted_network():
-    """The dtypes between the layers are those of the model before."""
+    """The dtypes between the layers are those of the model before convert."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, padding=1),

@@ -13,7 +13,7 @@ import convx.torch as ct  # noqa: E402
 from convx.torch import _library  # noqa: E402
 from torch_cases import F, as_channels_last, assert_all_equal, gradients, normal, whole  # noqa: E402
 
-# PyTorch's own, when forward-mode AD and some derivatives of its operations are first used.
+# PyTorch's own warnings, at the first use of forward-mode AD and of some derivatives.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 CONV = dict(stride=(2, 1), padding=((1, 0), (2, 1)), dilation=(1, 2), groups=2)
@@ -66,7 +66,7 @@ def test_second(function, last):
 
 
 def fused_gradients(x, w, b):
-    """Both the output and its gradients, of what was saved, are functions of the leaves."""
+    """The output and the gradients, with respect to saved arrays too, are functions of the leaves."""
     y, saved = convx.conv2d_relu_max_pool2d(x, w, b, **FUSED)
     return convx.conv2d_relu_max_pool2d_backward(y.sin(), saved)
 
@@ -76,7 +76,7 @@ def pool_gradient(x, w, b, **choice):
     return convx.max_pool2d_backward(x[:, :, :2, :2].sin(), chosen, x.shape, 2)
 
 
-# The gradients that `convx` has as functions: of tensors that require grad they are recorded themselves.
+# The gradient functions of `convx`, which are recorded too for tensors that require grad.
 BACKWARD = {
     "conv2d": lambda x, w, b: convx.conv2d_backward(convx.conv2d(x, w, b, **CONV).sin(), x, w, **CONV),
     "conv_transpose2d": lambda x, w, b: convx.conv_transpose2d_backward(
@@ -106,7 +106,7 @@ def test_batched(function):
 
 @every_function
 def test_third(function):
-    """By PyTorch's own means: the gradient of a number made of second derivatives, against differences of it."""
+    """The gradient of a scalar of second derivatives, by torch.autograd.gradcheck."""
     x, w, b = tensors()
 
     def curvature(x):
@@ -119,7 +119,7 @@ def test_third(function):
 
 
 def test_constant_border_has_no_derivative():
-    """It is in the value and in the weight's gradient, and nowhere else."""
+    """The constant is in the value and in the weight's gradient, and nowhere else."""
     x, w, _ = tensors()
     options = dict(padding_mode="constant", padding_value=3.0, **CONV)
     grad_input, grad_weight = torch.autograd.grad(ct.conv2d(x, w, **options).sum(), (x, w))
@@ -157,7 +157,7 @@ class TestFunc:
                 torch.testing.assert_close(one, other)
 
     def test_hessians(self, arguments):
-        """Every order of forward and reverse: the levels must see each other."""
+        """Every nesting of forward and reverse mode."""
         x, w, b = arguments
         function, by_torch = (lambda b: self.loss(x, w, b)), (lambda b: self.by_torch(x, w, b))
         expected = torch.autograd.functional.hessian(by_torch, b)
@@ -203,7 +203,7 @@ class TestFunc:
         torch.testing.assert_close(push(*arguments), expected)
 
     def test_after_the_transform(self):
-        """A tensor that outlives its transform is an ordinary one again."""
+        """A tensor that outlives its transform is an ordinary tensor."""
         kept = []
         torch.func.grad(lambda x: kept.append(x) or x.sum())(whole((2, 3, 4, 4)))
         assert torch.equal(ct.relu(kept[0]), torch.relu(whole((2, 3, 4, 4))))
@@ -315,7 +315,7 @@ class TestVmap:
         check_vmap(backward, (whole(y.shape, 4), x, w), dims[:2] + dims[2:])
 
     def test_empty_batch(self):
-        """Nothing to compute; the results have the shapes of their elements still."""
+        """A mapped axis of length 0: empty results of the right shape."""
         x, w = torch.zeros(0, 2, 3, 8, 9), whole((4, 3, 3, 3))
         for function in (
             lambda x: ct.conv2d(x, w),
@@ -333,7 +333,7 @@ class TestVmap:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("dims", [d for d in itertools.product((None, 0), repeat=3) if any(i == 0 for i in d)])
     def test_no_models(self, dims):
-        """An ensemble of none gives none, and gradients that are 0 for what all of its members would share."""
+        """An ensemble of zero models gives empty results, and zero gradients for shared arguments."""
         whole_ones = whole((2, 3, 8, 9)), whole((4, 3, 3, 3), 1), whole((4,), 2)
         arguments = [t if dim is None else t.new_empty(0, *t.shape) for t, dim in zip(whole_ones, dims, strict=True)]
         adjoint = whole((4, 2, 3, 3), 3)
@@ -375,7 +375,7 @@ ODD_GRADIENTS = {
 @pytest.mark.parametrize("change", ODD_GRADIENTS.values(), ids=ODD_GRADIENTS)
 @pytest.mark.parametrize("name", ["conv2d", "conv2d-relu", "conv_transpose2d", "relu", "max_pool2d", "fused"])
 def test_gradients_however_they_lie(name, change):
-    """The gradient of the output comes from PyTorch, as a view of anything."""
+    """The gradient of the output may be any view."""
     leaves = [whole(each.shape, i, torch.float64).requires_grad_() for i, each in enumerate(tensors())]
     y = FUNCTIONS[name](*leaves)
     g = change(whole(y.shape, 9, torch.float64))
@@ -390,7 +390,7 @@ def test_gradients_however_they_lie(name, change):
 
 
 class Stop(torch.autograd.Function):
-    """A function that has no gradient: what is before it gets an undefined one."""
+    """An identity without a gradient: the operation before it gets an undefined one."""
 
     @staticmethod
     def forward(ctx, y):
@@ -403,7 +403,7 @@ class Stop(torch.autograd.Function):
 
 @pytest.mark.parametrize("name", ["conv2d", "conv2d-relu", "conv_transpose2d", "relu", "max_pool2d", "fused", "relu6"])
 def test_no_gradient_stays_none(name):
-    """Zeros in its place would let optimizers decay weights that PyTorch leaves alone."""
+    """The gradient is None: with zeros, optimizers would decay weights that PyTorch leaves unchanged."""
     leaves = [whole(each.shape, i, torch.float64).requires_grad_() for i, each in enumerate(tensors())]
     function = FUNCTIONS.get(name, lambda x, *_: ct.ReLU6()(x))
     Stop.apply(function(*(leaf * 1 for leaf in leaves))).sum().backward()
@@ -411,7 +411,7 @@ def test_no_gradient_stays_none(name):
 
 
 class TestCheckpoint:
-    """Activations that are computed again in the backward pass."""
+    """Activation checkpointing."""
 
     @pytest.mark.parametrize("reentrant", [False, True])
     def test_same_gradients(self, reentrant):
@@ -427,7 +427,7 @@ class TestCheckpoint:
         assert_all_equal(again, gradients(network, *leaves))
 
     def test_selective(self):
-        """The operations can be told apart: outputs of convolutions are kept, all else is computed again."""
+        """Selective checkpointing by operation: outputs of convolutions are kept, all else is computed again."""
         from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
         leaves = whole((2, 4, 9, 9)), whole((4, 4, 3, 3), 1)
@@ -448,7 +448,7 @@ class TestCheckpoint:
 
 
 def test_deterministic():
-    """The promise of convx holds in training too: the same bits for any number of threads."""
+    """A training step has the same bits for any number of threads."""
     x, w, b = (
         each.detach().float() for each in (normal(4, 16, 20, 20), normal(32, 16, 3, 3, seed=1), normal(32, seed=2))
     )

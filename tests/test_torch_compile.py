@@ -14,7 +14,7 @@ from torch_cases import as_channels_last, assert_all_equal, gradients, normal, w
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # PyTorch's own, many of them
     pytest.mark.filterwarnings("ignore:.*isinstance.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # opcheck looks at it
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # opcheck reads it
 ]
 
 
@@ -72,7 +72,7 @@ class TestCompile:
         assert_all_equal(gradients(compiled, x, w), gradients(block, x, w))
 
     def test_inductor_on_every_operation(self):
-        """Whole programs, forward and backward: the strides that Inductor plans with are those that kernels return."""
+        """Whole programs, forward and backward: the kernels return the strides that Inductor expects."""
         compiled = torch.compile(network, fullgraph=True)
         for image in (leaves()[0], as_channels_last(leaves()[0])):
             tensors = (image, *leaves()[1:])
@@ -92,7 +92,7 @@ class TestCompile:
         assert len(programs) == 1
 
     def test_operations_of_the_graph(self):
-        """Kernels stay whole: one operation each, none of them called while tracing."""
+        """Each kernel stays one operation, and none runs during tracing."""
         seen = []
 
         def backend(graph, example):
@@ -171,7 +171,7 @@ FUSED = ([1, 1], [1, 1, 1, 1], [1, 1], 2, [2, 2], [2, 2], [0, 0, 0, 0], "ieee")
 
 
 def operations(last):
-    """Every operation with arguments for it."""
+    """Every operation with sample arguments."""
 
     def image(*shape):
         return as_channels_last(normal(*shape)) if last else normal(*shape)
@@ -250,14 +250,14 @@ class TestMeta:
         ],
     )
     def test_errors(self, function, message):
-        """What the operation itself would say, for tensors with data and without."""
+        """The message of the operation itself, for tensors with and without data."""
         for device in ("cpu", "meta"):
             with pytest.raises(convx.ShapeError, match=message):
                 function(*(each.to(device) for each in leaves()))
 
 
 def test_fake_tensors():
-    """They have addresses of nothing and do not say so: the kernels must not see them."""
+    """Such tensors have no memory behind their address, so the kernels must not get them."""
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode() as mode:

@@ -49,7 +49,7 @@ def quietly(function, model, **options):
 
 
 class Body(nn.Module):
-    """A convolution, a ReLU and a convolution; `hold` says what else the model keeps."""
+    """A convolution, a ReLU and a convolution; `hold` makes the other attributes."""
 
     def __init__(self, hold=None):
         super().__init__()
@@ -141,7 +141,7 @@ class TestWhatAModelHolds:
 
 
 class Saver:
-    """A hook that is an object of a class of its own."""
+    """A hook that is an object with its own class."""
 
     def __init__(self, model):
         self.model = model
@@ -256,7 +256,7 @@ class TestReferencesToTheModel:
 @BOTH
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1), nn.ReLU(), nn.ReLU6()])
 def test_a_forward_wrapped_after_converting_outlives_revert(layer, inplace, capsys):
-    """As tools do that place layers on devices."""
+    """Wraps forward, like tools that place layers on devices."""
     model, x = quietly(ct.convert, nn.Sequential(copy.deepcopy(layer))), images()
     plain = model[0].forward
     model[0].forward = lambda x: 2 * plain(x)
@@ -436,7 +436,7 @@ class TestCopies:
 
 
 class Stubborn(nn.Module):
-    """A model whose attributes are not to be set from outside, and whose missing ones are looked up elsewhere."""
+    """A model that refuses to set attributes from outside, and looks up missing ones elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -516,7 +516,7 @@ class TestAlgorithm:
         assert not any(map(is_convx, model.modules()))
 
     def test_saved_without_one(self):
-        """Layers of a release that had no algorithms have no such attribute."""
+        """Layers pickled by a release without `algorithm` lack the attribute."""
         layer = quietly(ct.convert, nn.Conv2d(3, 4, 3))
         assert "algorithm" not in vars(layer)
         assert "algorithm" not in repr(layer)

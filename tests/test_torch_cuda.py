@@ -1,4 +1,4 @@
-"""The way of PyTorch's tensors to the CUDA kernels, without a GPU: the shim of tests/simt in the place of CUDA.
+"""The dispatch path of PyTorch's tensors to the CUDA kernels, without a GPU: the shim of tests/simt replaces CUDA.
 
 Tensors on the CPU stand for those of a device; the library object describes them as such, and everything between the
 public functions and the compiled module is what runs on a GPU.
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 class Device(convx._devices.PyTorch):
-    """As for a GPU; new tensors are NaN until a kernel writes them."""
+    """A library as for a GPU; new tensors are NaN until a kernel writes them."""
 
     def describe(self, array):
         if not isinstance(array, torch.Tensor):
@@ -114,7 +114,7 @@ def test_what_is_not_recorded(last, device, monkeypatch):
 
 
 def test_by_the_dispatcher(device):
-    """What is traced or transformed ends at the same kernels."""
+    """Traced and transformed calls reach the same kernels."""
     x, w = whole((3, 4, 9, 8)), whole((4, 4, 3, 3), 1)
     loss = lambda w, x: ct.conv2d_relu_max_pool2d(x[None], w, pool_kernel_size=2).sum()  # noqa: E731
     found = torch.vmap(torch.func.grad(loss), (None, 0))(w, x)
@@ -125,7 +125,7 @@ def test_by_the_dispatcher(device):
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_16_bits(kind, monkeypatch):
-    """On a device they are computed with; small whole numbers are exact in them."""
+    """A device computes with 16-bit types; small whole numbers are exact in them."""
     monkeypatch.setattr(_arguments, "_ON_CPU", (torch.float32, torch.float64, kind))
     x, w, b = (whole(shape, i, kind) for i, shape in enumerate([(2, 2, 6, 5), (3, 2, 2, 2), (3,)]))
     actual = gradients(lambda x, w, b: ct.max_pool2d(ct.conv2d(x, w, b, activation="relu"), 2), x, w, b)

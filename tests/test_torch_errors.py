@@ -1,4 +1,4 @@
-"""Tensors that convx does not work on, and mixtures of them."""
+"""Unsupported tensors, and mixtures of libraries, devices and dtypes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Subclass(torch.Tensor):
 
 
 class OnDevice:
-    """An array of another library on a CUDA device, as its interface tells."""
+    """An array of another library, on a CUDA device by its interface."""
 
     shape, dtype = (4, 3, 3, 3), np.dtype("float32")
     __cuda_array_interface__ = dict(shape=shape, typestr="<f4", data=(4096, False), version=3)  # noqa: RUF012
@@ -207,12 +207,12 @@ MASK = convx.relu(G, return_mask=True)[1]
 
 @pytest.mark.parametrize("name", UNRECORDED)
 class TestUnrecorded:
-    """Operations that autograd has no rule for: the same care with what they are given."""
+    """Operations without a rule in autograd check their arguments as well."""
 
     arguments = (G, whole((2, 3, 8, 10)), W)
 
     def mixed(self, name, change, *positions):
-        """The arguments with some changed, among those that the operation has."""
+        """The arguments of the operation, with some replaced."""
         has = dict(conv2d_backward=(0, 1, 2), conv2d_grad_norms=(0, 1), conv_transpose2d=(0, 2)).get(name, (0,))
         some = [i for i in has if i in positions]
         return [[change(t) if i == j else t for j, t in enumerate(self.arguments)] for i in some]
@@ -247,7 +247,7 @@ class TestUnrecorded:
             torch.vmap(lambda *each: UNRECORDED[name](*each))(*arguments)
 
     def test_autocast(self, name):
-        """Computed in float32 and rounded to the dtype that came in; norms stay float64, and `out` what it is."""
+        """Computed in float32 and rounded to the arguments' dtype; norms stay float64, and `out` keeps its dtype."""
         with torch.autocast("cpu"):
             found = UNRECORDED[name](*(t.bfloat16() for t in self.arguments))
         expected = UNRECORDED[name](*self.arguments)
@@ -278,13 +278,13 @@ class TestUnrecorded:
     ],
 )
 def test_arrays_among_tensors(argument, call):
-    """Never taken for tensors, wherever the call goes."""
+    """Such arrays are never taken for tensors, on any dispatch path."""
     with pytest.raises(TypeError, match=rf"^\w+: {argument} is a numpy\.ndarray, expected a torch\.Tensor"):
         call()
 
 
 class TestSaved:
-    """What the fused operation saved is given back by the user, who may have moved it."""
+    """The saved arrays of the fused operation come back from the user, perhaps on another device."""
 
     @pytest.mark.parametrize("recorded", [False, True])
     @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ class TestSaved:
 
 @pytest.mark.parametrize("kind", ["jax", "on a device"])
 def test_arrays_of_other_libraries(kind):
-    """The first argument decides, whichever functions are called."""
+    """The first argument determines the library, for all functions."""
     if kind == "jax":
         numpy = pytest.importorskip("jax.numpy")
         other, name = numpy.zeros((4, 3, 3, 3)), r"jaxlib\.\S+"
@@ -348,7 +348,7 @@ def test_arrays_of_other_libraries(kind):
 
 
 def test_the_same_words_in_every_way():
-    """Options that are wrong are named alike where the compiled module reads them and where Python settles them."""
+    """Bad options have one message, where the compiled module reads them and where Python resolves them."""
     for options in (dict(stride=(1, 2, 3)), dict(padding="full"), dict(padding=(1, 2, 3)), dict(dilation=[])):
         (name,) = options
         for image in (X, X.to("meta")):
@@ -361,7 +361,7 @@ def test_the_same_words_in_every_way():
 
 class TestOut:
     def test_recorded(self):
-        """No gradient is lost in silence."""
+        """A call that would lose a gradient raises."""
         x = X.clone().requires_grad_()
         for call in (
             lambda: convx.conv2d(x, W, out=torch.zeros(2, 4, 6, 7)),
@@ -374,7 +374,7 @@ class TestOut:
                 call()
 
     def test_leaves(self):
-        """A leaf that requires grad may be written under no_grad alone, as in PyTorch."""
+        """A leaf that requires grad may be written only under no_grad, as in PyTorch."""
         out = torch.zeros(2, 4, 6, 7, requires_grad=True)
         with pytest.raises(TypeError, match="out requires grad"):
             convx.conv2d(X, W, out=out)
@@ -404,7 +404,7 @@ class TestOut:
             convx.conv2d(x, W, out=out)
 
     def test_version(self):
-        """Autograd notices that a tensor that it keeps was written."""
+        """Autograd notices writes to its saved tensors."""
         y = X.clone().requires_grad_() ** 2
         kept = y.detach()
         z = (y * y).sum()
@@ -414,7 +414,7 @@ class TestOut:
 
 
 def test_what_has_no_gradient():
-    """Positions are integers; tensors made for inference cannot be kept for a backward pass."""
+    """Indices are integers; inference tensors cannot be saved for a backward pass."""
     chosen = ct.max_pool2d(X.clone().requires_grad_(), 2, return_indices=True)[1]
     with pytest.raises(RuntimeError, match="only Tensors of floating point dtype can require gradients"):
         chosen.requires_grad_()
@@ -428,7 +428,7 @@ def test_what_has_no_gradient():
 
 
 def test_lost_graph():
-    """A gradient that cannot flow raises, as everywhere in PyTorch."""
+    """A gradient that autograd cannot pass on raises, as elsewhere in PyTorch."""
     x = X.clone().requires_grad_()
     with torch.no_grad():
         y = ct.conv2d(x, W)

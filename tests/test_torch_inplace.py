@@ -1,4 +1,4 @@
-"""What may be changed in place around an operation: whatever may be around PyTorch's own."""
+"""In-place changes around an operation: allowed where PyTorch's own operations allow them."""
 
 import pytest
 
@@ -37,7 +37,7 @@ LAYERS = {
 
 
 def outcome(layer, change_output, change_input, frozen, x):
-    """The gradients, or None where autograd refuses a change of what it has kept."""
+    """The gradients, or None where autograd refuses a change of a saved tensor."""
     for parameter in layer.parameters():
         parameter.requires_grad_(not frozen)
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
@@ -54,7 +54,7 @@ def outcome(layer, change_output, change_input, frozen, x):
 
 
 def assert_no_less(ours, theirs):
-    """Where PyTorch has gradients, so has convx, and they are the same."""
+    """Where PyTorch has gradients, convx has the same."""
     if theirs is None:
         return
     assert ours is not None
@@ -94,7 +94,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_operand_that_no_gradient_needs_may_change(name, memory_format):
-    """The weight where it alone has a gradient, the input where the weight has none: neither is kept."""
+    """With a gradient of the weight alone the weight is not kept; without one the input is not kept."""
     images, weight = (torch.randn(size, dtype=torch.float64) for size in ((2, 4, 9, 9), (4, 4, 3, 3)))
     images = images.contiguous(memory_format=memory_format)
     for wanted in (0, 1):
@@ -104,7 +104,7 @@ def test_an_operand_that_no_gradient_needs_may_change(name, memory_format):
                 leaves = [images.clone().requires_grad_(wanted == 0), weight.clone().requires_grad_(wanted == 1)]
                 used = [leaf * 1 for leaf in leaves]
                 y = function(*used)
-                if function is FUNCTIONS[name][0]:  # PyTorch's own keep both
+                if function is FUNCTIONS[name][0]:  # PyTorch's own operations keep both
                     used[wanted].mul_(3)
                 (grad,) = torch.autograd.grad((y * y).sum(), leaves[wanted], create_graph=twice)
                 if twice:
@@ -134,7 +134,7 @@ def test_relu6_changed_and_differentiated_twice(kind, inplace):
 
 
 def test_relu6_of_nan_is_pytorchs():
-    """Its vectors stop a gradient where the input is NaN, its tails let it pass."""
+    """PyTorch's vector code stops a gradient where the input is NaN, its scalar tail passes it on."""
     for size in (1, 7, 8, 16, 33, 70):
         grads = []
         for layer in (nn.ReLU6(), convx.torch.ReLU6()):

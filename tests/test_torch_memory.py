@@ -1,4 +1,4 @@
-"""Results of convx.torch lie in memory of PyTorch's, and the memory of arguments stays what it was."""
+"""Results of convx.torch are in PyTorch's own memory, and the memory of arguments is unchanged."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ every_form = pytest.mark.parametrize("form", FORMS)
 @every_form
 class TestResults:
     def test_resize(self, form, dtype):
-        """As sharded training does with what it need not hold: free the memory, and get it back."""
+        """Free the memory of a tensor and allocate it again, as sharded training does."""
         x = FORMS[form](X.to(torch_type(dtype)))
         for name, result in results(x, W.to(torch_type(dtype)), G.to(torch_type(dtype))).items():
             storage = result.untyped_storage()
@@ -111,7 +111,7 @@ def freed(tensor):
 
 
 def test_memory_that_was_freed():
-    """As of a shard that was not gathered again: an error, as of PyTorch's convolution, and no crash."""
+    """A tensor with freed memory (a shard that was not gathered again) raises, as in PyTorch's convolution."""
     x = X.clone().requires_grad_()
     y = ct.relu(x)
     calls = {
@@ -138,7 +138,7 @@ def test_memory_ends_with_the_tensor():
 
 
 def test_large_results():
-    """Beyond 4 MiB the kernel is asked for huge pages; every element is written, none beyond."""
+    """Results beyond 4 MiB request huge pages; every element is written, none beyond."""
     x = torch.ones(1, 1, 1100, 1100)
     y = ct.conv2d(x, torch.ones(2, 1, 1, 1))
     assert torch.equal(y, torch.ones(1, 2, 1100, 1100))
@@ -164,7 +164,7 @@ def test_a_default_device_or_dtype_of_another_kind():
 
 
 def test_threads_have_allocators_of_their_own():
-    """NumPy's arrays beside tensors, in threads that change places in the middle of operations."""
+    """NumPy arrays beside tensors, in threads that switch in the middle of operations."""
     from concurrent.futures import ThreadPoolExecutor
 
     def tensors(_):

@@ -1,4 +1,4 @@
-"""Layers of convx.torch, convert and revert: what a model of PyTorch's keeps, and that it trains as before."""
+"""Layers of convx.torch, convert and revert: a converted model keeps its attributes and trains as before."""
 
 # ruff: noqa: E402 (nothing here can be imported where PyTorch is not)
 from __future__ import annotations
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import networks
 
-# Both libraries round each of some hundred terms once: far above that, far below a wrong tap.
+# Far above the rounding of some hundred terms in both libraries, far below the effect of a wrong tap.
 CLOSE = {"float32": dict(rtol=1e-4, atol=1e-5), "float64": dict(rtol=1e-11, atol=1e-12)}
 
 
@@ -103,7 +103,7 @@ def layers(name):
 def run(layer, x):
     """Output, and the gradients of the input and the parameters."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    found = layer(x * 1)  # a layer that works in place cannot overwrite a leaf
+    found = layer(x * 1)  # a layer in place cannot overwrite a leaf
     y, *rest = found if isinstance(found, tuple) else (found,)
     gradients = torch.autograd.grad((y * y).sum(), [x, *layer.parameters()])
     return [y.detach(), *rest, *gradients]
@@ -235,7 +235,7 @@ class TestLayers:
 
     @pytest.mark.parametrize("value", ["text", (1, 2, 3), 1.5, None, [[1, 2], [3, 4]]])
     def test_options_that_are_none(self, value):
-        """The operation has the message: the layer hands on what it does not know."""
+        """The operation raises the message; the layer passes unknown options on."""
         for name in ("stride", "dilation"):
             layer = convx.torch.Conv2d(6, 8, 3)
             setattr(layer, name, value)
@@ -296,7 +296,7 @@ class TestLayers:
 
 
 def block(order="cra", **options):
-    """A Conv2d-ReLU-MaxPool2d run; `order` says what comes after the convolution, `options` go to conv_ and pool_."""
+    """A Conv2d-ReLU-MaxPool2d run; `order` has the order of the layers, options begin with conv_ or pool_."""
     conv = {name.removeprefix("conv_"): value for name, value in options.items() if name.startswith("conv_")}
     pool = {name.removeprefix("pool_"): value for name, value in options.items() if name.startswith("pool_")}
     parts = {"c": nn.Conv2d(3, 8, 3, **conv), "r": nn.ReLU(), "p": nn.MaxPool2d(pool.pop("kernel_size", 2), **pool)}
@@ -427,7 +427,7 @@ class TestFusing:
 
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_what_forward_of_a_convolution_calls(self, when, calls):
-        """Images that tile: users give layers a `_conv_forward` that pads the width alone in a circle."""
+        """Seamless images: users replace `_conv_forward` to pad only the width circularly."""
 
         def wide(x, weight, bias):
             return F.conv2d(F.pad(x, (1, 1, 0, 0), "circular"), weight, bias)
@@ -570,7 +570,7 @@ class TestConvert:
         assert_close(run(converted, x), run(model, x))
 
     def test_weights_in_common(self):
-        """One Parameter in two layers, and one layer in two places, stay one."""
+        """One Parameter in two layers stays one, and so does one layer under two names."""
         first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
         second.weight = first.weight
         half = nn.Sequential(first, nn.ReLU(), second)
@@ -600,7 +600,7 @@ class TestConvert:
         assert_close([reverted(x)], [expected])
 
     def test_lazy_layers(self):
-        """Left alone as long as they are lazy; their Parameters are those of the model, whichever runs first."""
+        """Lazy layers stay PyTorch's until initialised; copy and model share Parameters, whichever runs first."""
         model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU())
         converted = convx.torch.convert(model, inplace=False, verbose=False)
         x = torch.randn(1, 3, 8, 8)
@@ -622,7 +622,7 @@ class TestConvert:
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
     def test_modules_of_torch_jit(self):
-        """Their Parameters cannot be shared with a copy: so the whole of them is, or the model refused."""
+        """TorchScript modules cannot share Parameters with a copy: they are shared whole, or the model is refused."""
         model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Conv2d(4, 4, 3)), nn.ReLU())
         converted = convx.torch.convert(model, inplace=False, verbose=False)
         assert converted.conversion.skipped == {"1": "RecursiveScriptModule: made by torch.jit"}
@@ -668,7 +668,7 @@ class TestConvert:
 
     @pytest.mark.parametrize("name", ["lenet5", "vgg11", "mobilenet_v2"])
     def test_revert_gives_pytorchs_bits(self, name):
-        """Nothing of convx is left in it: outputs and gradients are those of the model itself."""
+        """A reverted model has no layer of convx; outputs and gradients are those of the original."""
         model = getattr(networks, name)().eval()
         image = (1, 28, 28) if name == "lenet5" else (3, 32, 32)
         converted = convx.torch.convert(model, inplace=False, verbose=False)
@@ -717,7 +717,7 @@ TRAINED = {
 class TestTraining:
     @pytest.mark.parametrize("name", TRAINED)
     def test_the_loss_curve_is_pytorchs(self, name):
-        """In float64 to the last digits, in float32 as closely as PyTorch's own float32 comes to its float64.
+        """In float64 to the last digits; in float32 as closely as PyTorch's float32 to its float64.
 
         Rounding alone keeps curves within 1e-5. But a number next to zero may lie on the other side of ReLU in another
         order of additions; from there on curves part, PyTorch's too: about one of ten with ResNet-18. Most must not.
@@ -777,7 +777,7 @@ class TestTraining:
             assert torch.equal(program.module()(x), model(x))
 
     def test_functional_calls(self):
-        """Parameters handed in: an ensemble, and the gradients of single images."""
+        """functional_call: an ensemble, and per-sample gradients."""
         models = [convx.torch.convert(networks.lenet5(), inplace=False, verbose=False) for _ in range(3)]
         values = torch.func.stack_module_state(models)
         call = lambda parameters, x: torch.func.functional_call(models[0], parameters, (x,))  # noqa: E731
@@ -807,11 +807,11 @@ class TestTraining:
                 curve.append(loss.item())
             losses.append(torch.tensor(curve))
         assert losses[0][-1] < losses[0][0] - 0.1
-        # PyTorch's convolutions round their weights to 8 bits too, convx's do not.
+        # PyTorch's convolutions also round their weights to bfloat16 (8 bits), convx's do not.
         torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0.01)
 
     def test_16_bits_under_autocast(self):
-        """What a layer before it has made 16 bits of runs in PyTorch's own kernels."""
+        """A 16-bit input from the layer before runs PyTorch's own kernels."""
         x = torch.randn(1, 3, 8, 8)
         with torch.autocast("cpu", torch.bfloat16):
             for name in ("crp", "c"):
@@ -819,7 +819,7 @@ class TestTraining:
                 assert converted(x).dtype == converted(x.bfloat16()).dtype == torch.bfloat16
 
     def test_autocast(self):
-        """Convolutions compute in float32 and give 16 bits; parameters keep their gradients in float32."""
+        """Convolutions compute in float32 and return 16 bits; parameters keep their gradients in float32."""
         model = convx.torch.convert(networks.lenet5(), inplace=False, verbose=False)
         x = torch.randn(4, 1, 28, 28)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -832,7 +832,7 @@ class TestTraining:
 
 
 class Filtered(torch.utils.data.Dataset):
-    """Images that are made, and a gradient, by convx in the workers of a DataLoader."""
+    """Images and a gradient, computed by convx in the workers of a DataLoader."""
 
     def __len__(self):
         return 6
@@ -845,7 +845,7 @@ class Filtered(torch.utils.data.Dataset):
 
 
 def forked_workers():
-    """What the forked workers of a DataLoader make is what this process makes, whose threads they come without."""
+    """Forked workers of a DataLoader, which lack the threads of this process, make the same images."""
     expected = [Filtered()[index] for index in range(6)]  # starts this process's threads
     loader = torch.utils.data.DataLoader(Filtered(), 2, num_workers=2, multiprocessing_context="fork")
     found = [pair for batch in loader for pair in zip(*batch, strict=True)]
@@ -857,7 +857,7 @@ def forked_workers():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is how workers start on Linux")
 def test_workers_of_a_data_loader():
-    """In a process of its own: this one may have loaded JAX, which warns of every fork."""
+    """In its own process, since this one may have loaded JAX, which warns of every fork."""
     code = "import convx, test_torch_modules as tests; convx.set_num_threads(2); tests.forked_workers(); print('equal')"
     tests = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=300)
@@ -880,7 +880,7 @@ def test_threads_that_train_one_model():
 
 @pytest.mark.parametrize("build", [networks.lenet5, lambda: networks.resnet18(10, width=8)], ids=["lenet5", "resnet18"])
 def test_operations_are_counted(build):
-    """By PyTorch's own counter: a converted model takes as many as the model."""
+    """By PyTorch's counter: a converted model has the FLOPs of the original."""
     model = build()
     image = (2, 1, 28, 28) if build is networks.lenet5 else (2, 3, 32, 32)
     counts = []
@@ -919,7 +919,7 @@ def data_parallel(rank, folder):
     half = slice(rank, None, 2)
     F.cross_entropy(parallel(images[half]), labels[half]).backward()
     torch.save([parameter.grad for parameter in model.parameters()], folder / f"gradients-{rank}.pt")
-    # Gloo aborts where one end closes its sockets while the other still works.
+    # Gloo aborts where one process closes its sockets while the other still works.
     deadline = time.monotonic() + 60
     while not (folder / f"gradients-{1 - rank}.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""convx.torch against PyTorch: values and gradients over random options, memory formats, what the calls go through."""
+"""convx.torch against PyTorch: values and gradients over random options, memory formats, dispatch."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_conv_transpose2d(seed, last):
 
 
 def test_conv_transpose2d_same():
-    """The output is as large as the image that `conv2d` with the same padding takes to the input."""
+    """The output has the size of an image that `conv2d` with this padding maps to the input."""
     x, w = whole((2, 3, 4, 5)), whole((3, 2, 3, 4), 1)
     y = ct.conv_transpose2d(x, w, stride=(2, 3), padding="same")
     assert y.shape == (2, 2, 8, 15)
@@ -134,7 +134,7 @@ SIDES = (0, 1, 2, 3)
 @pytest.mark.parametrize("padding", [*SIDES, *itertools.permutations(SIDES, 2)], ids=str)
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, (2, 3), (4, 1)], ids=str)
 def test_padding_as_pytorch_limits_it(kernel, padding):
-    """At most half of the window, in its words where it says them: in functions, layers and fused runs."""
+    """PyTorch's limit of half the window, with its message, in functions, layers and fused runs."""
     x, w, conv = whole((1, 2, 9, 9)), whole((3, 2, 2, 2), 1), torch.nn.Conv2d(2, 3, 2)
     plain = torch.nn.MaxPool2d(kernel, 1, padding)
     converted = ct.convert(torch.nn.Sequential(conv, torch.nn.ReLU(), plain), inplace=False, verbose=False)
@@ -167,7 +167,7 @@ def test_padding_as_pytorch_limits_it(kernel, padding):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's jvp uses it
 @pytest.mark.parametrize("name", ["gaps", "gaps-ceil", "gaps-stride-over-kernel", "widest-padding-ceil"])
 def test_windows_without_a_cell(name, last):
-    """Which only `convx.max_pool2d` has, on tensors too: -inf, index -1, code 255, and no gradient of any order."""
+    """Windows without a tap, in `convx.max_pool2d` alone: -inf, index -1, code 255, and no gradient of any order."""
     problem = POOL_PROBLEMS[name]
     x = formatted(whole(problem.input_shape, 1, torch.float64), last)
     pool = functools.partial(convx.max_pool2d, **problem.options)
@@ -242,7 +242,7 @@ def test_same_padding():
 )
 class TestMemory:
     def test_channels_last_comes_back(self, function):
-        """Results and gradients lie as the input does, and no copy of it is made on the way."""
+        """Results and gradients have the memory format of the input, and the input is not copied."""
         x = whole((2, 3, 8, 9))
         for last, wanted in ((False, torch.contiguous_format), (True, torch.channels_last)):
             leaf = formatted(x, last).requires_grad_()
@@ -276,7 +276,7 @@ class TestMemory:
             assert x.grad.shape == x.shape
 
     def test_memory_out_of_step(self, function):
-        """Addresses that are no multiple of an element's size, as `torch.frombuffer` makes them."""
+        """Addresses that are no multiple of an element's size, as from `torch.frombuffer`."""
         x = whole((2, 3, 8, 9))
         memory = bytearray(b"." + x.numpy().tobytes())
         odd = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(x.shape)
@@ -284,7 +284,7 @@ class TestMemory:
         assert torch.equal(function(odd), function(x))
 
     def test_subclasses(self, function):
-        """They come back, recorded or not, as from PyTorch's own operations."""
+        """Subclasses come back, recorded or not, as from PyTorch's own operations."""
 
         class Subclass(torch.Tensor):
             pass
@@ -317,7 +317,7 @@ class TestMemory:
 
 
 def test_one_channel_as_channels_last():
-    """PyTorch's own question has two answers for such an image; its convolutions follow the strides, as convx does."""
+    """Such an image is contiguous in both formats; PyTorch's convolutions follow the strides, as convx does."""
     x, w = whole((2, 1, 8, 9)), as_channels_last(whole((4, 1, 3, 3), 1))
     last = torch.empty(2, 1, 8, 9, memory_format=torch.channels_last).copy_(x)
     for image in (x, last):
@@ -328,7 +328,7 @@ def test_one_channel_as_channels_last():
 
 
 def test_zero_copy():
-    """The kernels read and write PyTorch's memory: a change of the tensor shows in the view that they are given."""
+    """The kernels read and write PyTorch's memory: a change of the tensor shows in their view."""
     x = as_channels_last(whole((2, 3, 8, 9)))
     view = _kernels._image(x, True)
     assert view.flags.c_contiguous
@@ -337,7 +337,7 @@ def test_zero_copy():
 
 
 class TestWays:
-    """Plain eager calls go past the dispatcher; all others through it, with the same bits."""
+    """Plain eager calls bypass the dispatcher, all others pass through it, with the same bits."""
 
     @pytest.fixture
     def watcher(self):
@@ -379,7 +379,7 @@ class TestWays:
         assert ops.conv2d_relu_max_pool2d_backward.default in watcher.seen
 
     def test_modes_of_torch_function_see_calls(self):
-        """As they see those of torch.nn.functional; what they return is the result."""
+        """The mode sees the calls, as those of torch.nn.functional, and its return value is the result."""
         from torch.overrides import TorchFunctionMode
 
         functions = [ct.conv2d, ct.relu, ct.max_pool2d, ct.conv_transpose2d, ct.conv2d_relu_max_pool2d]
@@ -416,7 +416,7 @@ class TestWays:
             assert not ct.conv2d_relu_max_pool2d(x, w, pool_kernel_size=2).requires_grad
 
     def test_only_what_is_needed(self):
-        """Frozen tensors get no gradient, and what only their gradients need is not kept."""
+        """Frozen tensors get no gradient, and arrays that only their gradients need are not kept."""
         x, w, b = whole((2, 3, 8, 9)), whole((4, 3, 3, 3), 1), whole((4,), 2)
         kept = []
         for leaf, other in ((x, w), (w, x), (b, None)):
@@ -465,7 +465,7 @@ class TestWays:
             y.sum().backward()
 
     def test_threads(self):
-        """The backward pass runs in a thread of its own where the caller has several devices or calls from several."""
+        """The backward pass may run in another thread than the forward pass."""
         import threading
 
         expected = self.step()
@@ -485,7 +485,7 @@ class TestRoutes:
 
     @pytest.mark.parametrize("axes", [4, 3])
     def test_every_function(self, layout, axes):
-        """The results of the NumPy arrays, with and without a gradient to record."""
+        """The results of NumPy arrays, with and without recording."""
         shape = (2, 8, 9, 3) if layout == "NHWC" else (2, 3, 8, 9)
         x, w, b = whole(shape[4 - axes :]), whole((4, 3, 3, 3), 1), whole((4,), 2)
         conv = dict(padding=1, layout=layout)
@@ -564,7 +564,7 @@ class TestRoutes:
         assert torch.equal(g, wanted)
 
     def unrecorded(self, layout, change=lambda t: t):
-        """Calls of what autograd has no rule for, and of transposed convolutions beyond PyTorch's."""
+        """Operations without a rule in autograd, and transposed convolutions that PyTorch does not have."""
         shape = (2, 8, 9, 3) if layout == "NHWC" else (2, 3, 8, 9)
         x, w, g = change(whole(shape)), change(whole((4, 3, 3, 3), 1)), change(whole((2, 4, 6, 7), 2))
         if layout == "NHWC":

@@ -1,4 +1,4 @@
-"""PyTorch 2.13 as a second oracle: random problems over everything that it supports, its max-pool choices included."""
+"""PyTorch 2.13 as a second oracle: random problems over all its options, with the indices of max-pooling."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def torch():
 
 
 def padded_by_torch(torch, x, problem):
-    """The image with its border made by torch.nn.functional.pad, which leaves the convolution no padding."""
+    """The image padded by torch.nn.functional.pad, for a convolution without padding."""
     padding = problem.padding
     if padding == "valid":
         padding = 0
@@ -100,7 +100,7 @@ def test_random_conv2d(torch, isa, dtype):
 
 
 def check_conv_transpose(torch, problem, dtype):
-    """On whole numbers, so that every bit counts."""
+    """On whole numbers, so that all bits must agree."""
     __tracebackhide__ = True
     expected = transpose_expected(problem, "integer")
     leaves = [torch.tensor(getattr(expected, name), requires_grad=True) for name in "xwb"]
@@ -116,7 +116,7 @@ def check_conv_transpose(torch, problem, dtype):
 
 
 def transposed_by_torch(problem):
-    """PyTorch cuts the same off both sides, and has no rules by name."""
+    """PyTorch crops both sides equally, and has no "same"."""
     return not isinstance(problem.padding, str) and np.shape(problem.padding) != (2, 2)
 
 
@@ -151,7 +151,7 @@ def pool_data(shape, kind, seed):
 
 
 def check_pool(torch, problem, dtype, kind, seed):
-    """Values and indices, then the gradient from PyTorch's own choice of them."""
+    """Values and indices, then the gradient from PyTorch's indices."""
     __tracebackhide__ = True
     x = torch.tensor(pool_data(problem.input_shape, kind, seed), dtype=getattr(torch, dtype), requires_grad=True)
     y, indices = torch.nn.functional.max_pool2d(
@@ -173,7 +173,7 @@ def check_pool(torch, problem, dtype, kind, seed):
 
 
 def pooled_by_torch(problem):
-    """PyTorch pads an axis alike on both sides, by at most half of the kernel (convx: half of the dilated window)."""
+    """PyTorch pads both sides of an axis equally, by at most half of the kernel."""
     if isinstance(problem.padding, str) or np.shape(problem.padding) == (2, 2):
         return False
     return (2 * np.broadcast_to(problem.padding, 2) <= np.broadcast_to(problem.kernel_size, 2)).all()
@@ -210,7 +210,7 @@ def test_relu(torch, isa, dtype):
 
 
 def test_fused_block(torch, isa, dtype):
-    """A block of a network, on whole numbers: PyTorch's autograd goes through the three operations."""
+    """A block on whole numbers, against PyTorch's autograd through the three operations."""
     for seed, (name, pool) in enumerate(
         [("3x3-pad1", 2), ("depthwise", 3), ("first-layer-7x7", 2), ("groups3-odd", 2)]
     ):
@@ -238,7 +238,7 @@ def test_fused_block(torch, isa, dtype):
 
 
 def test_tensors_among_arrays_are_refused_by_name(torch):
-    """The first argument decides: never a silent conversion that would lose a gradient."""
+    """Tensors among arrays raise, since a conversion would lose a gradient."""
     x, w = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3)
     for call in [
         lambda: convx.conv2d(x.numpy(), w),

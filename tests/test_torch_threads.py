@@ -1,4 +1,4 @@
-"""convx in PyTorch's threads: the same bits as in its own, and a pool of its own where that is asked for or forked."""
+"""convx in PyTorch's threads: the same bits as in its own pool, which runs by setting or after a fork."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class TestFx:
         torch.testing.assert_close(fx.Transformer(traced).transform()(x), plain(x))
         torch.testing.assert_close(fx.Interpreter(traced).run(x), plain(x))
 
-    # All arguments of the root are proxies, and those of transposed convolution ask whether output_size is None.
+    # All arguments of the root are proxies; a transposed convolution tests whether output_size is None.
     @pytest.mark.parametrize("name", [each for each in LAYERS if "transposed" not in each])
     def test_a_layer_that_is_the_whole_model(self, name):
         plain = layer_cases()[name]
@@ -119,7 +119,7 @@ class TestFx:
         torch.testing.assert_close(pickle.loads(pickle.dumps(traced))(x), plain(x))
 
     def test_gradients_and_16_bits(self):
-        """A traced layer is the layer: its Parameters are the model's, and 16 bits go to PyTorch's kernels."""
+        """A traced layer keeps the model's Parameters, and sends 16-bit inputs to PyTorch's kernels."""
         model = converted(Around(layer_cases()["block"]))
         traced = fx.symbolic_trace(model)
         traced(images()).sum().backward()
@@ -231,7 +231,7 @@ class TestExport:
 
 
 def onnx_outputs(program, x, reference=True):
-    """By ONNX Runtime, and by ONNX's reference, which errs in groups of ConvTranspose and in indices of MaxPool."""
+    """By ONNX Runtime, and by ONNX's reference, which has errors in ConvTranspose's groups and MaxPool's indices."""
     name, model = program.model_proto.graph.input[0].name, program.model_proto
     if reference:
         evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator(model)
@@ -291,7 +291,7 @@ CONV = ((1, 1), (1, 0, 2, 1), (1, 1), 1, "zeros", 0.0, "auto", "ieee")
 
 
 class TestDecompositions:
-    """What the operations give, their decompositions give."""
+    """Decompositions have the results of the operations."""
 
     @pytest.mark.parametrize("relu", [False, True])
     @pytest.mark.parametrize("mode", ["zeros", "constant", "reflect", "replicate", "circular", "reflect,constant"])
@@ -357,7 +357,7 @@ class TestWhatIsRefused:
         ):
             torch.jit.script(model)
         ct.revert(model, verbose=False)
-        if name != "conv stride":  # PyTorch scripts no lists of 1
+        if name != "conv stride":  # PyTorch does not script lists of length 1
             torch.jit.script(model)
 
     @pytest.mark.parametrize("name", [each for each in LAYERS if "relu6" not in each and "place" not in each])
@@ -392,7 +392,7 @@ class TestWhatIsRefused:
             torch.ao.quantization.convert(prepared)(images())
 
     def test_folding_batch_normalisation(self):
-        """The function under fuse_modules keeps the kind of the layer."""
+        """fuse_conv_bn_eval, which fuse_modules calls, keeps the type of the layer."""
         conv, norm, x = nn.Conv2d(3, 4, 3).eval(), nn.BatchNorm2d(4).eval(), images()
         norm.running_mean.normal_()
         expected = norm(conv(x))

@@ -1,4 +1,4 @@
-"""Winograd's method: its error bound, edges of tiles, inf and NaN, and the same bits however it is called."""
+"""Winograd's method: its error bound, edges of tiles, inf and NaN, and the same bits for every call."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_an_image_with_inf_nan_or_overflow_is_computed_by_the_direct_method(valu
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_inf_and_nan_weights(value, isa, dtype, layout):
     problem = Conv(n=2, c=17, h=9, w=11, k=18, padding=1)
-    x, w, b = (a / 2 for a in conv_data(problem, "integer"))  # no whole numbers, which go to the direct sum at once
+    x, w, b = (a / 2 for a in conv_data(problem, "integer"))  # halves, since whole numbers take the direct method
     w[3, 4, 0, 0] = value
     options = dict(layout=layout, algorithm="winograd", **problem.options)
     y = convx.conv2d(to_layout(x, layout).astype(dtype), w.astype(dtype), b.astype(dtype), **options)
@@ -237,10 +237,10 @@ def test_the_scratch_is_what_a_call_takes(name, layout, isa):
 
 
 def test_numbers_of_very_different_size(isa):
-    """What the documentation says: the error follows the largest input of a tile, not the output's own terms."""
+    """As documented, the error follows the largest input of a tile, not the terms of the output."""
     x = numbers((1, 16, 12, 12), "normal", 3).astype("float32")
     x[..., 0, 0] = 1e6
     w = numbers((16, 16, 3, 3), "normal", 4).astype("float32")
     truth = reference.conv2d(x.astype("float64"), w.astype("float64"), padding=1)
     far = np.abs(convx.conv2d(x, w, padding=1, algorithm="winograd") - truth)[..., 4:, 4:]
-    assert far.max() < 1e-4  # tiles that do not see it keep their accuracy
+    assert far.max() < 1e-4  # other tiles keep their accuracy

@@ -1,4 +1,4 @@
-"""What the tests of convx.torch share: problems with random options, and PyTorch's own answer to them.
+"""Shared by the tests of convx.torch: problems with random options, and PyTorch's results.
 
 Whole numbers where results are compared: both must be exact (support.py), whatever the order of the additions.
 """
@@ -57,7 +57,7 @@ def conv_case(seed: int) -> ConvCase:
 
 
 def conv_by_torch(x: Any, w: Any, b: Any, **options: Any) -> Any:
-    """The image with its border made by torch.nn.functional.pad, which leaves the convolution no padding."""
+    """The image padded by torch.nn.functional.pad, for a convolution without padding."""
     (top, bottom), (left, right) = options["padding"]
     mode = options["padding_mode"]
     value = dict(value=options.get("padding_value", 0.0)) if MODES.get(mode) == "constant" else {}
@@ -67,7 +67,7 @@ def conv_by_torch(x: Any, w: Any, b: Any, **options: Any) -> Any:
 
 
 def pool_case(seed: int) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """A shape, and options that PyTorch has too."""
+    """A shape, and options that PyTorch has as well."""
     rng = np.random.default_rng(seed)
     kernel, dilation = (draw(rng, 1, 5), draw(rng, 1, 5)), (draw(rng, 1, 3), draw(rng, 1, 3))
     size = [dilation[axis] * (kernel[axis] - 1) + draw(rng, 1, 9) for axis in (0, 1)]
