@@ -27,7 +27,7 @@ extensions = [
     "mathml",
     "repository_links",
 ]
-# Where the outside links go is the reader's business: nothing is fetched while building, unless asked for.
+# The build fetches nothing unless CONVX_DOCS_INTERSPHINX asks for the inventories of other projects.
 if os.environ.get("CONVX_DOCS_INTERSPHINX") == "1":
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
@@ -39,7 +39,7 @@ exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
 default_role = "py:obj"
 highlight_language = "default"
-smartquotes_action = "D"  # dashes alone: quotes stand in what is nearly code
+smartquotes_action = "D"  # dashes alone, since quotes are mostly code
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -55,7 +55,7 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shapes", ("Attributes", "params_style")]
 
-# The examples write nothing that is not shown, and their figures need no screen.
+# Without a screen matplotlib warns that it cannot show figures; the pages have them.
 warnings.filterwarnings("ignore", message=".*is non-interactive.*", category=UserWarning)
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

@@ -11,15 +11,15 @@
     ```{benchmark-files} layers
     ```
 
-The first word is the command of `python -m benchmarks`, whose newest file is taken; a run of `all` counts as one of
-those that it has. `table` is `classes` (ratios by class of layer), `lists` (all layers of a network together) or
-`steps` (training steps); `columns` picks from those that `python -m benchmarks report` prints, all by default.
+The argument is a command of `python -m benchmarks`; its newest result file is read, or that of `all` where it includes
+the command. `table` is `classes` (ratios by class of layer), `lists` (sums over a network) or `steps` (training steps);
+`columns` selects columns of `python -m benchmarks report`, by default all.
 
     ```{saved-bytes}
     ```
 
-counts what autograd keeps of the networks of benchmarks/networks.py, before and after `convx.torch.convert`: bytes and
-not times, so that they need no run of the benchmarks.
+counts the bytes that autograd keeps for the networks of benchmarks/networks.py, before and after `convx.torch.convert`,
+when the pages are built.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class BenchmarkTable(SphinxDirective):
     }
 
     def run(self) -> list[nodes.Node]:
-        """Read the file and make the tables; say so where the command has not been run."""
+        """Read the file and make the tables; a note where the command has no results."""
         kind = self.arguments[0]
         path = newest(kind)
         if path is None:
@@ -85,20 +85,20 @@ class BenchmarkTable(SphinxDirective):
         return [self.described(results), *(drawn(part, names) for part in parts if isinstance(part, Table))]
 
     def described(self, results: Results) -> nodes.paragraph:
-        """Say when, on what and with how many threads."""
+        """Describe the run: date, processor, threads, load, command."""
         about, machine = results.about, results.about["machine"]
         text = (
             f"{about['date'][:10]}, {machine['cpu']}, {about['settings']['threads']} threads, load average "
             f"{machine['load_average']:.1f} before, {machine['load_average_after']:.1f} after: "
         )
-        # Without its options on where to write.
+        # Without the options for output files.
         command = re.sub(r" --output \S+", "", about["command"])
         return nodes.paragraph("", text, nodes.literal("", command), classes=["benchmarks"])
 
 
 def drawn(table: Table, names: list[str]) -> nodes.table:
-    """Turn a table for the terminal into one of the page: the columns of these names, all where there are none."""
-    # Two columns may have one name, as times and bytes of the same library have: the first one is meant.
+    """Convert a table for the terminal to one of the page: the columns of these names, by default all."""
+    # Two columns may have one name (times and bytes of one library); the first one counts.
     headers = [plain(column.header) for column in table.columns]
     if unknown := [name for name in names if name not in headers]:
         raise ValueError(f"no column {', '.join(unknown)}: there are {', '.join(headers)}")
@@ -117,13 +117,13 @@ def drawn(table: Table, names: list[str]) -> nodes.table:
 
 
 def plain(value: object) -> str:
-    """Return a cell's text without its colours, its longest word as the pages have it: tables that fit are read."""
+    """Return a cell's text without colours, and with a short name for the fused operation."""
     text = value.plain if isinstance(value, Text) else str(value)
     return text.replace("conv2d_relu_max_pool2d.", "fused.")
 
 
 def row_of(values, sides) -> nodes.row:
-    """Make one row, each entry on the side that its column has in the terminal."""
+    """Make one row, each entry aligned as in the terminal."""
     row = nodes.row()
     for value, side in zip(values, sides, strict=True):
         row += nodes.entry("", nodes.paragraph("", value), classes=[side])
@@ -131,12 +131,12 @@ def row_of(values, sides) -> nodes.row:
 
 
 class BenchmarkPlot(SphinxDirective):
-    """Show a plot that the newest run of a command has drawn."""
+    """Show a plot of the newest run of a command."""
 
     required_arguments = 2
 
     def run(self) -> list[nodes.Node]:
-        """Make the image; nothing where the command has not been run."""
+        """Make the image; nothing where the command has no results."""
         kind, name = self.arguments
         path = newest(kind)
         if path is None:
@@ -144,17 +144,17 @@ class BenchmarkPlot(SphinxDirective):
         plot = path.with_name(f"{path.stem}-{name}.png")
         if not plot.exists():
             raise self.error(f"there is no {plot.name}")
-        # With a width it becomes a link to itself in full size.
+        # An image with a width becomes a link to its full size.
         return [nodes.image(uri=beside(self, plot), alt=f"{kind}: {name}", width="100%")]
 
 
 class BenchmarkFiles(SphinxDirective):
-    """Offer all that the newest run of a command has written: every layer in tables and plots, and the figures."""
+    """Link the files of the newest run of a command: tables and plots of every layer, and the JSON."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Make a line of links; nothing where the command has not been run."""
+        """Make a line of links; nothing where the command has no results."""
         path = newest(self.arguments[0])
         if path is None:
             return []
@@ -169,7 +169,7 @@ class BenchmarkFiles(SphinxDirective):
 
 
 class SavedBytes(SphinxDirective):
-    """Count what autograd keeps, layer by layer."""
+    """Count the bytes that autograd keeps, layer by layer."""
 
     def run(self) -> list[nodes.Node]:
         """Run every network forward once, in PyTorch and converted; one table for all, and one for each."""
@@ -193,7 +193,7 @@ class SavedBytes(SphinxDirective):
 
 
 def beside(directive: SphinxDirective, file: Path) -> str:
-    """Return the path of a file as the page of the directive writes it."""
+    """Return the path of a file relative to the page of the directive."""
     return os.path.relpath(file, Path(directive.env.doc2path(directive.env.docname)).parent)
 
 

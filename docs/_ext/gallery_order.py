@@ -1,4 +1,4 @@
-"""The order of the examples: the one in which they are best read; those that are not named come last."""
+"""The reading order of the examples; examples without a place come last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw by themselves: no script from the network, no LaTeX on the machine."""
+"""Formulas as MathML, which browsers render without a script from the network or LaTeX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def inline(self: HTML5Translator, node: nodes.math) -> None:
 
 
 def block(self: HTML5Translator, node: nodes.math_block) -> None:
-    """Write a formula on lines of its own; it scrolls where it is wider than the page."""
+    """Write a displayed formula, which scrolls where it is wider than the page."""
     self.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>\n')
     raise nodes.SkipNode
 

@@ -1,7 +1,7 @@
-"""Links of included files: pages of the repository that are included here become links to the page that has them.
+"""Links of included files: a link to an included file becomes a link to the page that includes it.
 
-README.md, csrc/README.md and the like are included, not copied, and link to each other by their places in the
-repository. A link to a file that no page includes becomes a download of it; one to a folder stays as plain text.
+README.md, csrc/README.md and others are included, and link to each other by their paths in the repository. A link to
+another file becomes a download; a link to a folder becomes plain text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
-# What a page includes, and that page.
+# The included files and their pages.
 PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
