@@ -146,7 +146,7 @@ class TestDispatch:
         with pytest.raises(TypeError, match=r"conv2d: weight is a cupy\.ndarray, expected a numpy\.ndarray"):
             convx.conv2d(x, cupy.asarray(w))
         with pytest.raises(
-            TypeError, match=r"prepare_weight: weight is a cupy\.ndarray, .* weights of other libraries are packed"
+            TypeError, match=r"prepare_weight: weight is a cupy\.ndarray, .* conv2d packs weights of other libraries"
         ):
             convx.prepare_weight(cupy.asarray(w), x.shape)
 

@@ -791,13 +791,13 @@ def test_arrays_elsewhere_are_refused(monkeypatch):
             return "cuda:0"
 
     monkeypatch.setattr(functions, "_devices_of", lambda array: {Device()})
-    with pytest.raises(ValueError, match=r"^relu: input lies on cuda:0, expected the CPU: .* jax.device_put\(input, "):
+    with pytest.raises(ValueError, match=r"^relu: input is on cuda:0, expected the CPU, .* jax.device_put\(input, "):
         cx.relu(jnp.ones(3))
 
 
 def test_the_functions_for_numpy_point_here():
     x, w = jnp.asarray(x4), jnp.asarray(w4)
-    with pytest.raises(TypeError, match=r"expected a numpy.ndarray .*; for JAX's there is convx\.jax\.conv2d, "):
+    with pytest.raises(TypeError, match=r"expected a numpy.ndarray .*; convx\.jax\.conv2d takes JAX arrays"):
         convx.conv2d(x, w, groups=2)
     with pytest.raises(TypeError, match=r"convx\.jax\.relu"):
         convx.relu_backward(x, x)
@@ -814,7 +814,7 @@ def test_what_is_for_numpy_alone_sends_nobody_to_a_function_that_does_not_exist(
         "conv2d_grad_norms": lambda: convx.conv2d_grad_norms(x, x, w4.shape),
     }
     for op, call in calls.items():
-        with pytest.raises(TypeError, match=rf"^{op}: .*; convx\.jax has no {op}: .* numpy\.asarray\(\w+\)$"):
+        with pytest.raises(TypeError, match=rf"^{op}: .*; convx\.jax has no {op}; .* numpy\.asarray\(\w+\)$"):
             call()
     assert set(_devices._IN_JAX) == set(cx.__all__)
 

@@ -135,7 +135,7 @@ def test_the_same_layer_twice_is_trained_once():
     [
         (lambda: optim.SGD([], 0.1), ValueError, "SGD: there are no parameters"),
         (lambda: optim.SGD([np.zeros(3)], 0.1), TypeError, "SGD: parameter 0 is a numpy.ndarray, expected a convx"),
-        (lambda: optim.Adam(parameters()[:1] * 2), ValueError, r"Adam: parameter 1 \(parameter\) stands twice"),
+        (lambda: optim.Adam(parameters()[:1] * 2), ValueError, r"Adam: parameter 1 \(parameter\) occurs twice"),
         (lambda: optim.SGD(parameters(), -0.1), ValueError, r"SGD: lr is -0\.1, expected 0 <= lr < inf"),
         (lambda: optim.SGD(parameters(), float("nan")), ValueError, "SGD: lr is nan"),
         (lambda: optim.SGD(parameters(), "fast"), TypeError, "SGD: lr is 'fast', expected a number"),

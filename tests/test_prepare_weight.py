@@ -190,7 +190,7 @@ X, W = np.zeros((2, 8, 6, 7), np.float32), np.zeros((4, 8, 3, 3), np.float32)
         (
             TypeError,
             lambda: convx.prepare_weight([1.0], X.shape),
-            "weight is a list, expected a numpy.ndarray of float32 or float64: weights of other libraries are packed",
+            "weight is a list, expected a numpy.ndarray of float32 or float64; conv2d packs weights of other libraries",
         ),
         (TypeError, lambda: convx.prepare_weight(W.astype(int), X.shape), "weight has dtype int64, expected float32"),
         (TypeError, lambda: convx.prepare_weight(W, X), "input_shape is a numpy.ndarray, expected a tuple of integers"),

@@ -183,14 +183,14 @@ def unsupported(op: str, argument: str, value: object, *, numpy_alone: bool = Fa
     if module in ("jax", "jaxlib"):
         forward = op.removesuffix("_backward")
         if forward in _IN_JAX:
-            return TypeError(f"{expected}; for JAX's there is convx.jax.{forward}, with its gradients")
-        return TypeError(f"{expected}; convx.jax has no {op}: outside of jit pass numpy.asarray({argument})")
+            return TypeError(f"{expected}; convx.jax.{forward} takes JAX arrays and has gradients")
+        return TypeError(f"{expected}; convx.jax has no {op}; outside of jit, pass numpy.asarray({argument})")
     if numpy_alone:
-        return TypeError(f"{expected}: weights of other libraries are packed in every call")
+        return TypeError(f"{expected}; conv2d packs weights of other libraries in every call")
     if kind.__module__.startswith("torch.fx."):
-        return TypeError(f"{expected}, or an array of CuPy or PyTorch; programs that torch.fx traces call convx.torch")
+        return TypeError(f"{expected}, or an array of CuPy or PyTorch; programs traced by torch.fx must call convx.torch")
     if hasattr(kind, "__cuda_array_interface__") and not hasattr(value, "is_cuda"):
-        return TypeError(f"{expected}, or a cupy.ndarray: import cupy, which then allocates the results")
+        return TypeError(f"{expected}, or a cupy.ndarray; import cupy, so that it can allocate the results")
     return TypeError(f"{expected}, or an array of CuPy or PyTorch")
 
 

@@ -83,7 +83,7 @@ class Optimizer:
                     f"{type(self).__name__}: parameter {position} is {found}, expected a convx.nn.Parameter"
                 )
             if any(parameter is earlier for earlier in self.parameters[:position]):
-                raise ValueError(f"{type(self).__name__}: parameter {position} ({parameter.name}) stands twice")
+                raise ValueError(f"{type(self).__name__}: parameter {position} ({parameter.name}) occurs twice")
         self.state: list[dict[str, Any]] = [{} for _ in self.parameters]
 
     def zero_grad(self) -> None:

@@ -55,7 +55,7 @@ def conv2d(
     TypeError
         For arrays that are not JAX's, dtypes other than float32 and float64, and dtypes that differ.
     ValueError
-        For an array that does not lie on the CPU.
+        For an array on another device than the CPU.
 
     References
     ----------
@@ -167,7 +167,7 @@ def relu(input: Array) -> Array:
     TypeError
         For an array that is not JAX's and for other dtypes.
     ValueError
-        For an array that does not lie on the CPU.
+        For an array on another device than the CPU.
 
     References
     ----------
@@ -253,7 +253,7 @@ def max_pool2d(
     TypeError
         For an array that is not JAX's and for other dtypes.
     ValueError
-        For an array that does not lie on the CPU.
+        For an array on another device than the CPU.
 
     References
     ----------
@@ -396,7 +396,7 @@ def _check_arrays(op: str, **arrays: Any) -> None:
         for device in _devices_of(array):
             if device.platform != "cpu":
                 raise ValueError(
-                    f"{op}: {name} lies on {device}, expected the CPU: convx.jax has no kernels for other devices; "
+                    f"{op}: {name} is on {device}, expected the CPU, the only device of convx.jax; "
                     f"pass jax.device_put({name}, jax.devices('cpu')[0])"
                 )
 
