@@ -56,9 +56,9 @@ ArrayInfo image(DType dtype, int64_t channels, int64_t height, int64_t width, bo
 
 }  // namespace
 
-py::tuple settle_conv2d_layer_op(py::handle layer, py::handle in_channels, py::handle out_channels,
-                                 py::handle kernel_size, py::handle bias, py::handle dtype, const ConvHandles& given,
-                                 py::handle layout, py::handle algorithm) {
+py::tuple resolve_conv2d_layer_op(py::handle layer, py::handle in_channels, py::handle out_channels,
+                                  py::handle kernel_size, py::handle bias, py::handle dtype, const ConvHandles& given,
+                                  py::handle layout, py::handle algorithm) {
     const std::string op = text(layer);
     const int64_t c = channel_count(op, "in_channels", in_channels);
     const int64_t k = channel_count(op, "out_channels", out_channels);
@@ -76,9 +76,9 @@ py::tuple settle_conv2d_layer_op(py::handle layer, py::handle in_channels, py::h
     return to_tuple(weight);
 }
 
-py::tuple settle_conv_transpose2d_layer_op(py::handle layer, py::handle in_channels, py::handle out_channels,
-                                           py::handle kernel_size, py::handle bias, py::handle dtype,
-                                           const TransposeHandles& given) {
+py::tuple resolve_conv_transpose2d_layer_op(py::handle layer, py::handle in_channels, py::handle out_channels,
+                                            py::handle kernel_size, py::handle bias, py::handle dtype,
+                                            const TransposeHandles& given) {
     const std::string op = text(layer);
     const int64_t c = channel_count(op, "in_channels", in_channels);
     const int64_t k = channel_count(op, "out_channels", out_channels);
@@ -98,7 +98,7 @@ py::tuple settle_conv_transpose2d_layer_op(py::handle layer, py::handle in_chann
     return to_tuple(weight);
 }
 
-py::tuple settle_max_pool2d_layer_op(py::handle layer, const PoolHandles& given) {
+py::tuple resolve_max_pool2d_layer_op(py::handle layer, const PoolHandles& given) {
     const std::string op = text(layer);
     const PoolOptions options = dilated_pool_options(op, given);
     const auto size = [&](size_t axis) {
@@ -108,8 +108,8 @@ py::tuple settle_max_pool2d_layer_op(py::handle layer, const PoolHandles& given)
     return to_tuple({options.kernel[0], options.kernel[1]});
 }
 
-py::tuple settle_linear_layer_op(py::handle layer, py::handle in_features, py::handle out_features, py::handle bias,
-                                 py::handle dtype) {
+py::tuple resolve_linear_layer_op(py::handle layer, py::handle in_features, py::handle out_features, py::handle bias,
+                                  py::handle dtype) {
     const std::string op = text(layer);
     const int64_t columns = channel_count(op, "in_features", in_features);
     const int64_t rows = channel_count(op, "out_features", out_features);

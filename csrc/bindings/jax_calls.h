@@ -1,7 +1,8 @@
 // What the handlers of convx._jax share: an XLA FFI call as arrays, views and options.
 //
 // XLA calls a handler from one of its own threads, without Python. Buffers are dense and in row-major order of the
-// user's axes; the shapes of results were settled when the function was traced, by the same checks that run here again.
+// user's axes; the shapes of results were resolved when the function was traced, by the same checks that run here
+// again.
 #pragma once
 
 #include <cfenv>

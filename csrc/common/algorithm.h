@@ -6,7 +6,7 @@
 
 namespace convx {
 
-// Values from first_method on are methods, in the order in which a backend adds their names. `automatic` is settled by
+// Values from first_method on are methods, in the order in which a backend adds their names. `automatic` is resolved by
 // the choice among methods (cpu/conv2d/methods.h), from the problem of one image alone.
 enum class Algorithm : int { automatic, direct, winograd, first_method };
 

@@ -1,4 +1,4 @@
-// Every check of every operation stands here and in check.cpp: from what the user said to a settled Problem, or an
+// Every check of every operation stands here and in check.cpp: from what the user said to a resolved Problem, or an
 // error that names the operation, the argument, what it got and what it expected. Behind this, nothing is doubted.
 #pragma once
 
@@ -64,7 +64,7 @@ struct PoolOptions {
     const char* prefix = "";  // of these options' names in messages: "pool_" in the fused operation
 };
 
-// A settled problem, and whether the input came without its batch axis.
+// A resolved problem, and whether the input came without its batch axis.
 template <class Problem>
 struct Checked {
     Problem problem;

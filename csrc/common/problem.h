@@ -1,4 +1,4 @@
-// The settled letters of a convolution or pooling problem: sizes, never pointers.
+// A convolution or pooling problem whose options are resolved: sizes, never pointers.
 //
 //   N batch, C input channels, H W input size, K output channels, R S kernel size, P Q output size, G groups
 //
@@ -126,7 +126,7 @@ struct PoolProblem {
     std::array<int64_t, 4> output_shape() const { return {batch, channels, out_h(), out_w()}; }
 };
 
-// A convolution with its ReLU, and the pooling of its output; both settled and for the same batch.
+// A convolution with its ReLU, and the pooling of its output; both resolved and for the same batch.
 struct FusedProblem {
     ConvProblem conv;
     PoolProblem pool;

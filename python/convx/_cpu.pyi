@@ -178,7 +178,7 @@ def conv2d_relu_max_pool2d_backward(
     output_mask: OutputMask,
     /,
 ) -> Gradients[FloatT]: ...
-def settle_conv2d(
+def resolve_conv2d(
     input: Any,
     weight: Any,
     bias: Any,
@@ -193,7 +193,7 @@ def settle_conv2d(
     algorithm: str,
     /,
 ) -> tuple[tuple[int, ...], tuple[Any, ...]]: ...
-def settle_conv_transpose2d(
+def resolve_conv_transpose2d(
     input: Any,
     weight: Any,
     bias: Any,
@@ -206,8 +206,8 @@ def settle_conv_transpose2d(
     algorithm: str,
     /,
 ) -> tuple[tuple[int, ...], tuple[Any, ...]]: ...
-def settle_relu(input: Any, /) -> tuple[int, ...]: ...
-def settle_max_pool2d(
+def resolve_relu(input: Any, /) -> tuple[int, ...]: ...
+def resolve_max_pool2d(
     input: Any,
     kernel_size: Pair,
     stride: Pair | None,
@@ -217,7 +217,7 @@ def settle_max_pool2d(
     layout: Layout,
     /,
 ) -> tuple[tuple[int, ...], tuple[Any, ...]]: ...
-def settle_conv2d_relu_max_pool2d(
+def resolve_conv2d_relu_max_pool2d(
     input: Any,
     weight: Any,
     bias: Any,
@@ -231,7 +231,7 @@ def settle_conv2d_relu_max_pool2d(
     layout: Layout,
     /,
 ) -> tuple[tuple[int, ...], tuple[Any, ...], tuple[Any, ...]]: ...
-def settle_conv2d_layer(
+def resolve_conv2d_layer(
     layer: str,
     in_channels: int,
     out_channels: int,
@@ -248,7 +248,7 @@ def settle_conv2d_layer(
     algorithm: str,
     /,
 ) -> tuple[int, int, int, int]: ...
-def settle_conv_transpose2d_layer(
+def resolve_conv_transpose2d_layer(
     layer: str,
     in_channels: int,
     out_channels: int,
@@ -264,7 +264,7 @@ def settle_conv_transpose2d_layer(
     algorithm: str,
     /,
 ) -> tuple[int, int, int, int]: ...
-def settle_max_pool2d_layer(
+def resolve_max_pool2d_layer(
     layer: str,
     kernel_size: Pair,
     stride: Pair | None,
@@ -274,7 +274,7 @@ def settle_max_pool2d_layer(
     layout: Layout,
     /,
 ) -> tuple[int, int]: ...
-def settle_linear_layer(
+def resolve_linear_layer(
     layer: str, in_features: int, out_features: int, bias: bool, dtype: object, /
 ) -> tuple[int, int]: ...
 def truth(owner: str, name: str, value: object, /) -> bool: ...

@@ -166,7 +166,7 @@ DirectSumBlocks plan_sum_blocks(const PlaneLayout& layout, int64_t batch, int64_
 
     // The dots take the lanes between lines along, wait for loads (a quarter), and need 30 cycles a tile for the sums
     // across lanes. Vectors over rows: chunks of 128 to 512 pixels, beside which a tile's own 25 cycles count little.
-    // The choice settles the order of sums, so it may not look at the layout.
+    // The choice fixes the order of sums, so it may not look at the layout.
     const int64_t positions = layout.w.positions(), lines = layout.h.positions();
     const double run = static_cast<double>(blocks.band_lines * layout.pitch) / lanes;
     const double dots =

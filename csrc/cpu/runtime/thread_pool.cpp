@@ -93,7 +93,7 @@ uint64_t detect_threads() {
     return quota > 0 && quota < cpus ? pack(by_quota, quota) : pack(by_affinity, cpus);
 }
 
-uint64_t settled_threads() {
+uint64_t resolved_threads() {
     uint64_t setting = thread_setting.load(std::memory_order_relaxed);
     if (setting == 0) {
         const uint64_t detected = detect_threads();
@@ -328,9 +328,9 @@ std::atomic<const Team*> team_setting{nullptr};
 
 }  // namespace
 
-int num_threads() { return static_cast<int>(static_cast<uint32_t>(settled_threads())); }
+int num_threads() { return static_cast<int>(static_cast<uint32_t>(resolved_threads())); }
 
-std::string num_threads_reason() { return reason_text[settled_threads() >> 32]; }
+std::string num_threads_reason() { return reason_text[resolved_threads() >> 32]; }
 
 void set_num_threads(int n) {
     if (n < 1) throw std::invalid_argument("set_num_threads: n is " + std::to_string(n) + ", expected at least 1");

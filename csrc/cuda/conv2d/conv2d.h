@@ -1,4 +1,4 @@
-// conv2d and its gradients on CUDA. Problems are settled (common/check.h), tensors are the caller's device memory, the
+// conv2d and its gradients on CUDA. Problems are resolved (common/check.h), tensors are the caller's device memory, the
 // workspace has plan_conv2d(...).workspace_bytes() and belongs to the stream's work until that is done. Nothing here
 // allocates, waits, or chooses a stream.
 #pragma once

@@ -1,4 +1,4 @@
-// Describe, choose, run, for CUDA: from a settled problem to tile, parts and workspace, as a value. Nothing here knows
+// Describe, choose, run, for CUDA: from a resolved problem to tile, parts and workspace, as a value. Nothing here knows
 // a device; a plan is the same on every one, so its sums have the same order.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Max-pooling on CUDA: values, int64 indices or one-byte window codes, and the gradient from either. Problems are
-// settled (common/check.h), tensors are the caller's device memory.
+// resolved (common/check.h), tensors are the caller's device memory.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-"""The operations on settled problems, with their derivatives and their rules for vmap.
+"""The operations on resolved problems, with their derivatives and their rules for vmap.
 
 A convolution is three maps, each linear in both arguments: y = F(x, w), grad_input = I(g, w), grad_weight = W(g, x).
 They are adjoint to each other: <F(x, w), g> = <x, I(g, w)> = <w, W(g, x)>. So the derivatives of each are the other

@@ -1,6 +1,6 @@
-"""Settled problems: what the checks make of shapes and options, hashable, so that jit traces once for each.
+"""Resolved problems: what the checks make of shapes and options, hashable, so that jit traces once for each.
 
-`convx._cpu` fills them in (csrc/bindings/cpu_settle.cpp); everything behind takes them at their word.
+`convx._cpu` fills them in (csrc/bindings/cpu_resolve.cpp); everything behind takes them at their word.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The public functions: arguments checked and settled when they are called or traced, then one jitted call."""
+"""The public functions: arguments checked and resolved when they are called or traced, then one jitted call."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def conv2d(
     Array([[[[3., 5.]]]], dtype=float32)
     """
     _check_arrays("conv2d", input=input, weight=weight, bias=bias)
-    _, spec = _cpu.settle_conv2d(
+    _, spec = _cpu.resolve_conv2d(
         input,
         weight,
         bias,
@@ -141,7 +141,7 @@ def conv_transpose2d(
     Array([[[  1.,  10., 102.,  20., 200.]]], dtype=float32)
     """
     _check_arrays("conv_transpose2d", input=input, weight=weight, bias=bias)
-    shape, spec = _cpu.settle_conv_transpose2d(
+    shape, spec = _cpu.resolve_conv_transpose2d(
         input, weight, bias, stride, padding, output_padding, groups, dilation, layout, algorithm
     )
     size = shape[-2:] if layout == "NCHW" else shape[-3:-1]
@@ -181,7 +181,7 @@ def relu(input: Array) -> Array:
     Array([0., 0., 2.], dtype=float32)
     """
     _check_arrays("relu", input=input)
-    _cpu.settle_relu(input)
+    _cpu.resolve_relu(input)
     y: Array = _relu(input)
     return y
 
@@ -272,7 +272,7 @@ def max_pool2d(
     _check_arrays("max_pool2d", input=input)
     if not isinstance(return_indices, bool):
         raise TypeError(f"max_pool2d: return_indices is {return_indices!r}, expected a bool")
-    _, spec = _cpu.settle_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, layout)
+    _, spec = _cpu.resolve_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, layout)
     result: Array | tuple[Array, Array] = _max_pool2d(PoolSpec(*spec), return_indices, input)
     return result
 
@@ -331,7 +331,7 @@ def conv2d_relu_max_pool2d(
     Array([[[10.,  0.,  0., 10.]]], dtype=float32)
     """
     _check_arrays("conv2d_relu_max_pool2d", input=input, weight=weight, bias=bias)
-    _, conv, pool = _cpu.settle_conv2d_relu_max_pool2d(
+    _, conv, pool = _cpu.resolve_conv2d_relu_max_pool2d(
         input, weight, bias, stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, layout
     )
     y: Array = _conv2d_relu_max_pool2d(ConvSpec(*conv), PoolSpec(*pool), input, weight, bias)

@@ -187,7 +187,7 @@ class Conv2d(_WithOptions):
             "layout": layout,
             "algorithm": algorithm,
         }
-        shape = _cpu.settle_conv2d_layer(
+        shape = _cpu.resolve_conv2d_layer(
             "Conv2d", in_channels, out_channels, kernel_size, bias, _dtype(dtype), *options.values()
         )
         self.weight = Parameter(he_normal(shape, dtype, rng), "weight")
@@ -296,7 +296,7 @@ class ConvTranspose2d(_WithOptions):
             "layout": layout,
             "algorithm": algorithm,
         }
-        shape = _cpu.settle_conv_transpose2d_layer(
+        shape = _cpu.resolve_conv_transpose2d_layer(
             "ConvTranspose2d", in_channels, out_channels, kernel_size, bias, _dtype(dtype), *options.values()
         )
         self._keep(options)
@@ -430,13 +430,13 @@ class MaxPool2d(_WithOptions):
             "ceil_mode": ceil_mode,
             "layout": layout,
         }
-        self.kernel_size = _cpu.settle_max_pool2d_layer("MaxPool2d", kernel_size, *options.values())
+        self.kernel_size = _cpu.resolve_max_pool2d_layer("MaxPool2d", kernel_size, *options.values())
         self._keep(options)
 
     def forward(self, input: FloatArray) -> tuple[FloatArray, _Pooled]:
         """Pool `input`; the context is the selected taps and the input's shape."""
         options = self._options
-        kernel = _cpu.settle_max_pool2d_layer("MaxPool2d", self.kernel_size, *options.values())
+        kernel = _cpu.resolve_max_pool2d_layer("MaxPool2d", self.kernel_size, *options.values())
         codes = math.prod(kernel) <= MAX_TAPS_WITH_CODES
         output, selection = max_pool2d(input, kernel, **options, return_codes=codes, return_indices=not codes)
         return output, _Pooled(selection, input.shape)
@@ -565,7 +565,7 @@ class Linear(Module):
         dtype: npt.DTypeLike = np.float32,
         rng: np.random.Generator | int | None = None,
     ) -> None:
-        shape = _cpu.settle_linear_layer("Linear", in_features, out_features, bias, _dtype(dtype))
+        shape = _cpu.resolve_linear_layer("Linear", in_features, out_features, bias, _dtype(dtype))
         self.weight = Parameter(he_normal(shape, dtype, rng), "weight")
         self.bias = Parameter(np.zeros(shape[0], dtype), "bias") if bias else None
 

@@ -2,7 +2,7 @@
 
 One autograd.Function for each serves twice. In plain eager training its forward pass calls the kernels (_kernels.py)
 and its backward pass too, past the dispatcher: options are the user's. Registered with the dispatcher (_recording.py),
-its forward pass is the operation below autograd, and options are settled. Where the backward pass has to be recorded,
+its forward pass is the operation below autograd, and options are resolved. Where the backward pass has to be recorded,
 traced or transformed in its turn, it is made of the dispatcher's operations in both cases.
 
 Convolution is linear in the weight, affine in the input: a constant border is part of the value, and not of any
@@ -21,13 +21,13 @@ from ._eager import plain
 
 
 class Conv2d(torch.autograd.Function):
-    """apply(run, settled, input, weight, bias, relu, *ConvOptions)."""
+    """apply(run, resolved, input, weight, bias, relu, *ConvOptions)."""
 
     @staticmethod
     def forward(
         ctx: Any,
         run: Any,
-        settled: bool,
+        resolved: bool,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -39,10 +39,10 @@ class Conv2d(torch.autograd.Function):
         needs = ctx.needs_input_grad
         kept = output if relu else None
         ctx.save_for_backward(input if needs[3] else None, weight if needs[2] else None, kept)
-        if settled:
+        if resolved:
             ctx.save_for_forward(input, weight, kept)
         ctx.set_materialize_grads(False)
-        ctx.state = settled, (input.shape, weight.shape), _kernels.channels_last(input), options
+        ctx.state = resolved, (input.shape, weight.shape), _kernels.channels_last(input), options
         return output
 
     @staticmethod
@@ -51,16 +51,16 @@ class Conv2d(torch.autograd.Function):
         if grad is None:
             return (None,) * 14
         input, weight, output = ctx.saved_tensors
-        settled, sizes, last, options = ctx.state
+        resolved, sizes, last, options = ctx.state
         mask = ctx.needs_input_grad[2:5]
-        if not settled and plain(grad):
+        if not resolved and plain(grad):
             if output is not None:
                 grad = _kernels.relu_backward(grad, output)
             gradients = _kernels.conv2d_backward(grad, input, weight, *sizes, last, mask, *options)
         else:
             if output is not None:
                 grad = _library.relu_backward(grad, output)
-            gradients = conv2d_gradients(grad, input, weight, sizes, last, mask, _settled_conv(ctx))
+            gradients = conv2d_gradients(grad, input, weight, sizes, last, mask, _resolved_conv(ctx))
         return None, None, *gradients, *(None,) * 9
 
     @staticmethod
@@ -110,19 +110,19 @@ def conv2d_gradients(
 
 
 class Conv2dGradInput(torch.autograd.Function):
-    """apply(run, settled, grad_output, weight, input_size, channels_last, *ConvOptions)."""
+    """apply(run, resolved, grad_output, weight, input_size, channels_last, *ConvOptions)."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Any, settled: bool, grad: Tensor, weight: Tensor, size: Any, last: bool, *options: Any
+        ctx: Any, run: Any, resolved: bool, grad: Tensor, weight: Tensor, size: Any, last: bool, *options: Any
     ) -> Tensor:
         """Keep both factors, each where the other's gradient is needed."""
         needs = ctx.needs_input_grad
         ctx.save_for_backward(grad if needs[3] else None, weight if needs[2] else None)
-        if settled:
+        if resolved:
             ctx.save_for_forward(grad, weight)
         ctx.set_materialize_grads(False)
-        ctx.state = settled, (size, weight.shape), last, options
+        ctx.state = resolved, (size, weight.shape), last, options
         result: Tensor = run(grad, weight, size, last, *options)
         return result
 
@@ -132,11 +132,11 @@ class Conv2dGradInput(torch.autograd.Function):
         if of_result is None:
             return (None,) * 14
         grad, weight = ctx.saved_tensors
-        settled, sizes, _, options = ctx.state
+        resolved, sizes, _, options = ctx.state
         needs = ctx.needs_input_grad
         ops: Any = _kernels
-        if settled or not plain(of_result):
-            ops, options = _library, _settled_conv(ctx)
+        if resolved or not plain(of_result):
+            ops, options = _library, _resolved_conv(ctx)
         options = _linear(options)
         of_grad = ops.conv2d(of_result, weight, None, False, *options) if needs[2] else None
         of_weight = ops.conv2d_grad_weight(grad, of_result, sizes[1], *options) if needs[3] else None
@@ -255,17 +255,17 @@ class ReLUBackward(torch.autograd.Function):
 
 
 class MaxPool2d(torch.autograd.Function):
-    """apply(run, settled, input, indices, both, *PoolOptions): `both` returns what was chosen too."""
+    """apply(run, resolved, input, indices, both, *PoolOptions): `both` returns what was chosen too."""
 
     @staticmethod
-    def forward(ctx: Any, run: Any, settled: bool, input: Tensor, indices: bool, both: bool, *options: Any) -> Any:
+    def forward(ctx: Any, run: Any, resolved: bool, input: Tensor, indices: bool, both: bool, *options: Any) -> Any:
         """Keep what was chosen: one byte for each output, or eight where windows are large or indices wanted."""
         output, choice = run(input, *options, indices)
         ctx.save_for_backward(choice)
-        if settled:
+        if resolved:
             ctx.save_for_forward(choice)
         ctx.set_materialize_grads(False)
-        ctx.state = settled, both, input.shape, options
+        ctx.state = resolved, both, input.shape, options
         if not both:
             return output
         ctx.mark_non_differentiable(choice)
@@ -277,11 +277,11 @@ class MaxPool2d(torch.autograd.Function):
         if grad is None:
             return (None,) * 10
         (choice,) = ctx.saved_tensors
-        settled, _, size, options = ctx.state
-        if not settled and plain(grad):
+        resolved, _, size, options = ctx.state
+        if not resolved and plain(grad):
             found = _kernels.max_pool2d_backward(grad, choice, size, *options)
         else:
-            if not settled:
+            if not resolved:
                 options = _options.pool_options("max_pool2d_backward", size, *options)
             found = _library.max_pool2d_backward(grad, choice, size, *options)
         return None, None, found, *(None,) * 7
@@ -352,21 +352,21 @@ class MaxPool2dGather(torch.autograd.Function):
 
 
 class Fused(torch.autograd.Function):
-    """apply(run, settled, input, weight, bias, *FusedOptions)."""
+    """apply(run, resolved, input, weight, bias, *FusedOptions)."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Any, settled: bool, input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+        ctx: Any, run: Any, resolved: bool, input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
     ) -> tuple[Tensor, Tensor]:
         """Keep the codes, the input for grad_weight and the weight for grad_input; the convolution never exists."""
         output, codes = run(input, weight, bias, *options)
         needs = ctx.needs_input_grad
         ctx.save_for_backward(input if needs[3] else None, weight if needs[2] else None, codes)
-        if settled:
+        if resolved:
             ctx.save_for_forward(input, weight, codes)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(codes)
-        ctx.state = settled, (input.shape, weight.shape), _kernels.channels_last(input), options
+        ctx.state = resolved, (input.shape, weight.shape), _kernels.channels_last(input), options
         return output, codes
 
     @staticmethod
@@ -376,13 +376,13 @@ class Fused(torch.autograd.Function):
             return (None,) * 13
         input, weight, codes = ctx.saved_tensors
         mask = ctx.needs_input_grad[2:5]
-        settled, sizes, last, options = ctx.state
-        if not settled and plain(grad):
+        resolved, sizes, last, options = ctx.state
+        if not resolved and plain(grad):
             gradients = _kernels.conv2d_relu_max_pool2d_backward(
                 grad, input, weight, codes, *sizes, last, *options, mask
             )
         else:
-            if not settled:
+            if not resolved:
                 options = _options.fused_options("conv2d_relu_max_pool2d_backward", *sizes, *options)
             if input is not None and weight is not None:
                 gradients = fused_backward(grad, input, weight, codes, options, mask)
@@ -426,13 +426,13 @@ def fused_gradients(
     return conv2d_gradients(dense, input, weight, sizes, last, mask, conv)
 
 
-def _settled_conv(ctx: Any) -> Any:
-    settled, sizes, _, options = ctx.state
-    return options if settled else _options.conv_options("conv2d_backward", *sizes, *options)
+def _resolved_conv(ctx: Any) -> Any:
+    resolved, sizes, _, options = ctx.state
+    return options if resolved else _options.conv_options("conv2d_backward", *sizes, *options)
 
 
 def parts(options: Any) -> tuple[Any, Any]:
-    """Split settled `FusedOptions` into `ConvOptions` and `PoolOptions`."""
+    """Split resolved `FusedOptions` into `ConvOptions` and `PoolOptions`."""
     *conv, kernel_size, stride, padding, precision = options
     return (*conv, "zeros", 0.0, "auto", precision), (kernel_size, stride, padding, (1, 1), False)
 

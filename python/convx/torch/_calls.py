@@ -47,8 +47,8 @@ def conv2d(
         batch = None if out is None else out.unsqueeze(0)
         return conv2d(input.unsqueeze(0), weight, bias, activation, *options, out=batch).squeeze(0)
     _refuse_out("conv2d", out)
-    settled = _options.conv_options("conv2d", input.shape, weight.shape, *options)
-    return _library.conv2d(input, weight, bias, relu, *settled)  # type: ignore[no-any-return]
+    resolved = _options.conv_options("conv2d", input.shape, weight.shape, *options)
+    return _library.conv2d(input, weight, bias, relu, *resolved)  # type: ignore[no-any-return]
 
 
 def _with_prepared_weight(
@@ -92,8 +92,8 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None, *option
     last = _kernels.channels_last(input)
     found = way(input, weight)
     if found is Way.DISPATCHER:
-        settled = _options.conv_options(op, size, weight.shape, *conv)
-        result = _library.conv2d_grad_input(input, weight, size, last, *settled)
+        resolved = _options.conv_options(op, size, weight.shape, *conv)
+        result = _library.conv2d_grad_input(input, weight, size, last, *resolved)
     elif found is Way.RECORDED:
         result = _autograd.conv2d_grad_input(_kernels.conv2d_grad_input, False, input, weight, size, last, *conv)
     else:
@@ -147,9 +147,9 @@ def conv2d_backward(
         sizes = tuple(input.shape), tuple(weight.shape)
         last = _kernels.channels_last(input)
         return _kernels.conv2d_backward(grad_output, input, weight, *sizes, last, mask, *options)
-    settled = _options.conv_options(op, input.shape, weight.shape, *options)
+    resolved = _options.conv_options(op, input.shape, weight.shape, *options)
     last = _kernels.channels_last(input)
-    return _autograd.conv2d_gradients(grad_output, input, weight, (input.shape, weight.shape), last, mask, settled)
+    return _autograd.conv2d_gradients(grad_output, input, weight, (input.shape, weight.shape), last, mask, resolved)
 
 
 @in_float32(0)
@@ -207,10 +207,10 @@ def max_pool2d(input: Tensor, choice: Literal["indices", "codes"] | None, *optio
     if input.dim() == 3:
         batch = max_pool2d(input.unsqueeze(0), choice, *options)
         return batch.squeeze(0) if choice is None else (batch[0].squeeze(0), batch[1].squeeze(0))
-    settled = _options.pool_options("max_pool2d", input.shape, *options)
+    resolved = _options.pool_options("max_pool2d", input.shape, *options)
     if choice is not None:
-        return _library.max_pool2d_with_choice(input, *settled, indices)
-    return _library.max_pool2d(input, *settled)
+        return _library.max_pool2d_with_choice(input, *resolved, indices)
+    return _library.max_pool2d(input, *resolved)
 
 
 @in_float32(0)
@@ -227,8 +227,8 @@ def max_pool2d_backward(grad_output: Tensor, choice: Any, size: tuple[int, ...],
         raise ShapeError(f"{op}: input_shape has {len(size)} dimensions, expected {grad_output.dim()}")
     if way(grad_output) is Way.KERNEL:
         return _kernels.max_pool2d_backward(grad_output, choice, size, *options)
-    settled = _options.pool_options(op, size, *options)
-    return _library.max_pool2d_backward(grad_output, choice, size, *settled)  # type: ignore[no-any-return]
+    resolved = _options.pool_options(op, size, *options)
+    return _library.max_pool2d_backward(grad_output, choice, size, *resolved)  # type: ignore[no-any-return]
 
 
 @in_float32(LOWER)
@@ -249,8 +249,8 @@ def conv2d_relu_max_pool2d(input: Tensor, weight: Tensor, bias: Tensor | None, *
     if input.dim() == 3:
         output, codes = conv2d_relu_max_pool2d(input.unsqueeze(0), weight, bias, *options)
         return output.squeeze(0), codes.squeeze(0)
-    settled = _options.fused_options(op, input.shape, weight.shape, *options)
-    return _library.conv2d_relu_max_pool2d(input, weight, bias, *settled)  # type: ignore[no-any-return]
+    resolved = _options.fused_options(op, input.shape, weight.shape, *options)
+    return _library.conv2d_relu_max_pool2d(input, weight, bias, *resolved)  # type: ignore[no-any-return]
 
 
 @in_float32(1, 2, 0)
@@ -275,8 +275,8 @@ def conv2d_relu_max_pool2d_backward(
     if codes.shape != grad_output.shape:
         found, expected = tuple(codes.shape), tuple(grad_output.shape)
         raise ShapeError(f"{op}: codes has shape {found}, expected {expected} as grad_output has")
-    settled = _options.fused_options(op, input.shape, weight.shape, *options)
-    return _autograd.fused_backward(grad_output, input, weight, codes, settled, mask)
+    resolved = _options.fused_options(op, input.shape, weight.shape, *options)
+    return _autograd.fused_backward(grad_output, input, weight, codes, resolved, mask)
 
 
 def _expect_images(op: str, **named: Tensor) -> None:

@@ -56,7 +56,7 @@ def listed(option: Any) -> Any:
 def check_weight(layer: str, in_channels: Any, out_channels: Any, kernel_size: Any, groups: Any) -> None:
     """Refuse sizes that no weight has."""
     sizes = in_channels, out_channels, kernel_size
-    _cpu.settle_conv2d_layer(layer, *sizes, True, *_ANY, 1, 0, 1, groups, "zeros", 0.0, "NCHW", "auto")
+    _cpu.resolve_conv2d_layer(layer, *sizes, True, *_ANY, 1, 0, 1, groups, "zeros", 0.0, "NCHW", "auto")
 
 
 def _conv2d(layer: Any) -> None:
@@ -64,7 +64,7 @@ def _conv2d(layer: Any) -> None:
     options = layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
     _expect_weight(
         layer,
-        _cpu.settle_conv2d_layer("Conv2d", *channels, layer.kernel_size, True, *_ANY, *options, 0.0, "NCHW", "auto"),
+        _cpu.resolve_conv2d_layer("Conv2d", *channels, layer.kernel_size, True, *_ANY, *options, 0.0, "NCHW", "auto"),
     )
 
 
@@ -73,7 +73,7 @@ def _conv_transpose2d(layer: Any) -> None:
     options = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
     _expect_weight(
         layer,
-        _cpu.settle_conv_transpose2d_layer(
+        _cpu.resolve_conv_transpose2d_layer(
             "ConvTranspose2d", *channels, layer.kernel_size, True, *_ANY, *options, "NCHW", "auto"
         ),
     )
@@ -90,7 +90,7 @@ def _expect_weight(layer: Any, shape: tuple[int, ...]) -> None:
 def _max_pool2d(layer: Any) -> None:
     _flag(layer, "return_indices", layer.return_indices)
     options = layer.kernel_size, layer.stride, layer.padding
-    _cpu.settle_max_pool2d_layer("MaxPool2d", *options, layer.dilation, layer.ceil_mode, "NCHW")
+    _cpu.resolve_max_pool2d_layer("MaxPool2d", *options, layer.dilation, layer.ceil_mode, "NCHW")
     # What PyTorch refuses beyond that, the function refuses.
     images = torch.empty(1, 1, 1 << 29, 1 << 29, device="meta")
     max_pool2d(images, *options, dilation=layer.dilation, ceil_mode=layer.ceil_mode)

@@ -28,7 +28,7 @@ _FUSED = (
     "SymInt[] pool_stride, SymInt[] pool_padding, str precision"
 )
 
-# All options are settled (_options.py): padding is (top, bottom, left, right), a pair of modes "h,w". Images are 4-D.
+# All options are resolved (_options.py): padding is (top, bottom, left, right), a pair of modes "h,w". Images are 4-D.
 SCHEMAS = {
     "conv2d": f"(Tensor input, Tensor weight, Tensor? bias, bool relu, {_CONV}) -> Tensor",
     "conv2d_grad_input": (
@@ -67,13 +67,13 @@ conv2d_relu_max_pool2d_backward = torch.ops.convx.conv2d_relu_max_pool2d_backwar
 
 
 def sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return settled padding in the form that the compiled modules read."""
+    """Return resolved padding in the form that the compiled modules read."""
     top, bottom, left, right = padding
     return (top, bottom), (left, right)
 
 
 def user_options(stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: str, *rest: Any) -> Any:
-    """Return settled `ConvOptions` in the form that the compiled modules read."""
+    """Return resolved `ConvOptions` in the form that the compiled modules read."""
     mode = tuple(padding_mode.split(",")) if "," in padding_mode else padding_mode
     return stride, sides(padding), dilation, groups, mode, *rest
 

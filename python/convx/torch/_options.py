@@ -1,4 +1,4 @@
-"""Options as the dispatcher's operations take them: settled, from all the forms that a user may write.
+"""Options as the dispatcher's operations take them: resolved, from all the forms that a user may write.
 
 The compiled modules read the user's forms themselves; this is for programs that are traced or transformed. What is
 wrong with the numbers is found later, by the check that all have in common.
@@ -32,7 +32,7 @@ def conv_options(
     algorithm: str,
     precision: str,
 ) -> tuple[Any, ...]:
-    """Settle the options of a convolution of 4-D images."""
+    """Resolve the options of a convolution of 4-D images."""
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     padding = sides(op, "padding", padding, input_size, weight_size[2:], stride, dilation)
     mode = padding_mode if isinstance(padding_mode, str) else ",".join(map(str, padding_mode))
@@ -43,7 +43,7 @@ def conv_options(
 def pool_options(
     op: str, input_size: Sequence[Any], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> tuple[Any, ...]:
-    """Settle the options of a pooling of 4-D images."""
+    """Resolve the options of a pooling of 4-D images."""
     kernel = pair(op, "kernel_size", kernel_size)
     stride = _or_kernel(op, "stride", stride, kernel)
     dilation = pair(op, "dilation", dilation)
@@ -63,7 +63,7 @@ def fused_options(
     pool_padding: Any,
     precision: str,
 ) -> tuple[Any, ...]:
-    """Settle the options of conv2d_relu_max_pool2d for 4-D images."""
+    """Resolve the options of conv2d_relu_max_pool2d for 4-D images."""
     conv = conv_options(
         op, input_size, weight_size, stride, padding, dilation, groups, "zeros", 0.0, "auto", precision
     )[:4]

@@ -480,8 +480,8 @@ def obstacle(run: Sequence[nn.Module]) -> str | None:
     if torch_pair(pool.dilation) != (1, 1):
         return "the fused operation has no dilated pooling"
     kernel_size: Any = torch_pair(pool.kernel_size)
-    settled = isinstance(kernel_size, tuple) and all(isinstance(each, int | torch.SymInt) for each in kernel_size)
-    if settled and math.prod(kernel_size) > _MOST_TAPS:
+    resolved = isinstance(kernel_size, tuple) and all(isinstance(each, int | torch.SymInt) for each in kernel_size)
+    if resolved and math.prod(kernel_size) > _MOST_TAPS:
         return f"the fused operation has windows of at most {_MOST_TAPS} elements"
     return None
 

@@ -1,5 +1,6 @@
-// The checks of an operation alone: from shapes, dtypes and options to the shape of the result and the settled problem.
-// For libraries that ask for the shape of a result before there are numbers, as JAX does when it traces a function.
+// The checks of an operation alone: from shapes, dtypes and options to the shape of the result and the resolved
+// problem. For libraries that ask for the shape of a result before there are numbers, as JAX does when it traces a
+// function.
 #include "bindings/cpu_ops.h"
 #include "cpu/conv2d/methods.h"
 
@@ -33,7 +34,7 @@ py::tuple paddings(const Axis& h, const Axis& w) {
 const char* layout_name(bool channels_last) { return channels_last ? "NHWC" : "NCHW"; }
 
 // The fields of ConvSpec in python/convx/jax/_specs.py.
-py::tuple settled(const ConvProblem& problem) {
+py::tuple resolved(const ConvProblem& problem) {
     const Axis &h = problem.h, &w = problem.w;
     const auto mode = [](const Axis& axis) { return padding_mode_names[static_cast<size_t>(axis.mode)]; };
     return py::make_tuple(both(h, w, [](const Axis& axis) { return axis.input; }),
@@ -47,7 +48,7 @@ py::tuple settled(const ConvProblem& problem) {
 }
 
 // The fields of PoolSpec there.
-py::tuple settled(const PoolProblem& problem) {
+py::tuple resolved(const PoolProblem& problem) {
     const Axis &h = problem.h, &w = problem.w;
     return py::make_tuple(both(h, w, [](const Axis& axis) { return axis.input; }),
                           both(h, w, [](const Axis& axis) { return axis.kernel; }),
@@ -59,8 +60,8 @@ py::tuple settled(const PoolProblem& problem) {
 
 }  // namespace
 
-py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias, const ConvHandles& given,
-                           py::handle activation, py::handle layout, py::handle algorithm) {
+py::tuple resolve_conv2d_op(py::handle input, py::handle weight, py::handle bias, const ConvHandles& given,
+                            py::handle activation, py::handle layout, py::handle algorithm) {
     static const std::string op = "conv2d";
     const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
@@ -69,13 +70,13 @@ py::tuple settle_conv2d_op(py::handle input, py::handle weight, py::handle bias,
     const auto [problem, unbatched] = check_conv2d(op, x, w, b ? &*b : nullptr, options);
     expect_method(op, problem, ConvPass::forward);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.channels_last, unbatched)),
-                          settled(problem));
+                          resolved(problem));
 }
 
-// The settled problem is that of the convolution whose adjoint it is: the output has the shape of its input, and beyond
-// that the cells that no window reaches.
-py::tuple settle_conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias,
-                                     const TransposeHandles& given) {
+// The resolved problem is that of the convolution whose adjoint it is: the output has the shape of its input, and
+// beyond that the cells that no window reaches.
+py::tuple resolve_conv_transpose2d_op(py::handle input, py::handle weight, py::handle bias,
+                                      const TransposeHandles& given) {
     static const std::string op = "conv_transpose2d";
     const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
@@ -83,21 +84,21 @@ py::tuple settle_conv_transpose2d_op(py::handle input, py::handle weight, py::ha
     const auto [problem, unbatched] = check_conv_transpose2d(op, x, w, b ? &*b : nullptr, options);
     expect_method(op, problem.conv, ConvPass::grad_input);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.conv.channels_last, unbatched)),
-                          settled(problem.conv));
+                          resolved(problem.conv));
 }
 
-py::tuple settle_relu_op(py::handle input) { return to_tuple(described("relu", "input", input).shape); }
+py::tuple resolve_relu_op(py::handle input) { return to_tuple(described("relu", "input", input).shape); }
 
-py::tuple settle_max_pool2d_op(py::handle input, const PoolHandles& given) {
+py::tuple resolve_max_pool2d_op(py::handle input, const PoolHandles& given) {
     static const std::string op = "max_pool2d";
     const PoolOptions options = dilated_pool_options(op, given);
     const auto [problem, unbatched] = check_max_pool2d(op, described(op, "input", input), options);
     return py::make_tuple(to_tuple(user_shape(problem.output_shape(), problem.channels_last, unbatched)),
-                          settled(problem));
+                          resolved(problem));
 }
 
-py::tuple settle_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias,
-                                           const FusedHandles& given) {
+py::tuple resolve_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, py::handle bias,
+                                            const FusedHandles& given) {
     static const std::string op = "conv2d_relu_max_pool2d";
     const ArrayInfo x = described(op, "input", input), w = described(op, "weight", weight);
     const std::optional<ArrayInfo> b = described_bias(op, bias);
@@ -105,7 +106,7 @@ py::tuple settle_conv2d_relu_max_pool2d_op(py::handle input, py::handle weight, 
     const auto [problem, unbatched] =
         check_conv2d_relu_max_pool2d(op, x, w, b ? &*b : nullptr, options.conv, options.pool);
     const Shape shape = user_shape(problem.pool.output_shape(), problem.pool.channels_last, unbatched);
-    return py::make_tuple(to_tuple(shape), settled(problem.conv), settled(problem.pool));
+    return py::make_tuple(to_tuple(shape), resolved(problem.conv), resolved(problem.pool));
 }
 
 }  // namespace convx
