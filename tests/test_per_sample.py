@@ -106,7 +106,7 @@ def test_norms_by_products_of_pixels(name, isa, dtype, layout):
     plans = convx.explain(
         "conv2d_grad_norms", problem.input_shape, problem.weight_shape, dtype=dtype, **problem.options
     )
-    assert plans[0].algorithm == "pixel products", plans[0]
+    assert plans[0].algorithm == "ghost norm", plans[0]
     x, w, g, options = arrays_of(problem, "integer", dtype, layout)
     check_norms(problem, convx.conv2d_grad_norms(g, x, w.shape, **options), "integer")
 
@@ -258,7 +258,7 @@ def test_explain(name, isa, dtype):
     assert apart[1].algorithm == whole[1].algorithm
     assert (apart[1].flops, apart[1].tasks, apart[1].threads) == (whole[1].flops, problem.n, 3)
     assert [plan.name for plan in norms] == ["weight_norms", "bias_norms"]
-    assert (norms[0].algorithm == "pixel products") == (name == "pixels")
+    assert (norms[0].algorithm == "ghost norm") == (name == "pixels")
     assert norms[0].tasks == problem.n and norms[0].threads == 3
 
 

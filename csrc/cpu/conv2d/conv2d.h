@@ -2,9 +2,36 @@
 #pragma once
 
 #include "common/problem.h"
-#include "cpu/conv2d/packed_weight.h"
+#include "cpu/kernels/kernel_set.h"
+#include "cpu/runtime/workspace.h"
 
 namespace convx {
+
+// A weight in the form in which the method of the plan reads it, made once for many forward passes. Every other call
+// packs the weight again: nothing beside the arithmetic of a large batch, but as much as the rest of the call where one
+// small image meets many channels. Only a call that would make the very same form uses it, so results have the same
+// bits with and without it.
+struct MethodInfo;
+
+template <class T>
+struct PackedWeight {
+    const MethodInfo* method;
+    const Kernels* kernels;  // the tile is the width of panels
+    int64_t groups;
+    bool channels_last;   // which operand has the rows of the tile
+    Workspace data;       // empty where the method has nothing to make ahead
+    bool finite = false;  // no weight is infinite or NaN
+
+    const T* weights() const { return static_cast<const T*>(data.data()); }
+    bool fits(const MethodInfo& by, const Kernels& with, const ConvProblem& problem) const {
+        return weights() && method == &by && kernels == &with && groups == problem.groups &&
+               channels_last == problem.channels_last;
+    }
+};
+
+// For the forward pass of the problem, by the method that is chosen for it.
+template <class T>
+PackedWeight<T> pack_weight(const ConvProblem& problem, TensorView<const T> weight);
 
 // Views in logical N, C, H, W order with any strides; bias is a 4-D view of shape (1, K, 1, 1) with data null for none.
 // Outputs are overwritten. `packed`: the weight once more, as pack_weight made it, or null.

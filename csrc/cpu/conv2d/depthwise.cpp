@@ -6,7 +6,6 @@
 
 #include <algorithm>
 
-#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/grouped_staged.h"
 
 namespace convx {
@@ -280,15 +279,13 @@ struct DepthwiseMethod {
     }
 
     template <class T>
-    static bool run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
-        if (sum.border.skips && !all_finite(sum.weight_view)) return false;
+    static void run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
         if (plan.driver == Driver::planes)
             PlaneDriver<T>(sum, kernels).run(plan.task_plan);
         else if (plan.driver == Driver::pixels)
             PixelDriver<T>(sum, plan.h, plan.w, kernels).run(plan.task_plan);
         else
             run_grouped_staged(sum, plan.h, plan.w, plan.task_plan, kernels);
-        return true;
     }
 
     template <class T>

@@ -195,6 +195,7 @@ private:
 
 struct DepthwisePixelsSumMethod : SumMethod<DepthwisePixelsSumDriver> {
     static constexpr const char* name = "depthwise-pixels";
+    static constexpr Traits traits{Algorithm::direct, false, false};
 
     static Verdict supports(const ConvProblem& problem, ConvPass) {
         if (!is_depthwise(problem)) return {"needs one channel a group"};

@@ -7,7 +7,7 @@
 // through the tiles of one panel of rows after the other. The order of a sum is that of few_channels.cpp.
 #include "common/rounding.h"
 #include "cpu/conv2d/direct.h"
-#include "cpu/conv2d/finite.h"
+#include "cpu/conv2d/reference.h"
 #include "cpu/runtime/run_tasks.h"
 
 namespace convx {

@@ -4,8 +4,8 @@
 #include "common/rounding.h"
 #include "cpu/conv2d/direct.h"
 #include "cpu/conv2d/even_blocks.h"
-#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/method_row.h"
+#include "cpu/conv2d/reference.h"
 
 namespace convx {
 

@@ -3,7 +3,7 @@
 #include "cpu/conv2d/direct.h"
 
 #include "common/rounding.h"
-#include "cpu/conv2d/finite.h"
+#include "cpu/conv2d/reference.h"
 #include "cpu/runtime/run_tasks.h"
 
 namespace convx {

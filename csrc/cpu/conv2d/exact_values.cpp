@@ -1,10 +1,18 @@
-#include "cpu/conv2d/exact_values.h"
-
+// Values whose sums users know exactly, and which Winograd's transforms would spoil by a rounding error:
+//
+//   masks         a tap that is zero in every filter (a causal convolution): the pixel under it must not be seen
+//   whole numbers sums of whole numbers are exact in any order, a sum over frequencies is not
+//   signs         products of one sign add up to that sign; a tile gives -1e-7 where the sum is 0
+//
+// The weights (of a weight gradient: grad_output) are looked at first, and of common ones the first few values answer
+// no, so that nothing else is read. What is decided follows from the weights and one image alone: never from the batch.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "cpu/conv2d/methods.h"
+#include "cpu/conv2d/winograd_parts.h"
 #include "cpu/runtime/thread_pool.h"
 
 namespace convx {
@@ -198,74 +206,104 @@ TensorView<const T> source_of(const ImplicitGemm<T>& gemm) {
             {from.n, from.c, from.h, from.w}};
 }
 
-}  // namespace
-
+// Of the images of a window sum.
 template <class T>
-ExactValues<T>::ExactValues(const ImplicitGemm<T>& gemm)
-    : gemm_(gemm), source_(source_of(gemm)), masked_(has_a_tap_of_zeros(gemm)),
-      whole_weights_(is_whole_value(gemm.pad)) {
-    if (masked_) return;
-    for (int64_t group = 0; group < gemm.groups && whole_weights_; ++group)
-        whole_weights_ = is_whole_array(filters_of(gemm, group, 0, gemm.rows));
-    for (const Signs& signs : weight_signs(gemm)) {
-        signs_.push_back(static_cast<int8_t>(signs.sign()));
-        signed_weights_ |= signs.sign() != 0;
+class ExactValues {
+public:
+    explicit ExactValues(const ImplicitGemm<T>& gemm)
+        : gemm_(gemm), source_(source_of(gemm)), masked_(has_a_tap_of_zeros(gemm)),
+          whole_weights_(is_whole_value(gemm.pad)) {
+        if (masked_) return;
+        for (int64_t group = 0; group < gemm.groups && whole_weights_; ++group)
+            whole_weights_ = is_whole_array(filters_of(gemm, group, 0, gemm.rows));
+        for (const Signs& signs : weight_signs(gemm)) {
+            signs_.push_back(static_cast<int8_t>(signs.sign()));
+            signed_weights_ |= signs.sign() != 0;
+        }
     }
-}
 
-template <class T>
-bool ExactValues<T>::is_whole(int64_t n) const {
-    return whole_weights_ && is_whole_array(source_.images(n, 1));
-}
+    // A tap is zero in every filter.
+    bool is_masked() const { return masked_; }
+    // Image n and the weights are whole numbers.
+    bool is_whole(int64_t n) const { return whole_weights_ && is_whole_array(source_.images(n, 1)); }
 
-template <class T>
-void ExactValues<T>::restore_signs(int64_t n) const {
-    if (!signed_weights_) return;
-    Signs image;
-    image.add(&gemm_.pad, 1, 1);
-    for (const Signs& channel : signs_in_channels(source_.images(n, 1))) image.add(channel);
-    if (image.differ()) return;
-    const int64_t height = gemm_.h->positions, width = gemm_.w->positions, rows = gemm_.groups * gemm_.rows;
-    parallel_for(rows, parallel_width(4 * rows * height * width), [&](int64_t row, int) {
-        const int sign = image.sign() * signs_[static_cast<size_t>(row)];
-        if (sign == 0) return;
-        const T bias = gemm_.bias ? gemm_.bias[row * gemm_.bias_stride] : T(0);
-        const T bound = gemm_.relu ? std::max(T(0), bias) : bias;
-        for (int64_t h = 0; h < height; ++h)
-            bound_values(gemm_.dest + n * gemm_.dest_stride.n + row * gemm_.dest_stride.c + h * gemm_.dest_stride.h,
-                         gemm_.dest_stride.w, width, bound, sign);
-    });
-}
+    // Raise or lower results of image n to the sign that they must have.
+    void restore_signs(int64_t n) const {
+        if (!signed_weights_) return;
+        Signs image;
+        image.add(&gemm_.pad, 1, 1);
+        for (const Signs& channel : signs_in_channels(source_.images(n, 1))) image.add(channel);
+        if (image.differ()) return;
+        const int64_t height = gemm_.h->positions, width = gemm_.w->positions, rows = gemm_.groups * gemm_.rows;
+        const Strides& to = gemm_.dest_stride;
+        parallel_for(rows, parallel_width(4 * rows * height * width), [&](int64_t row, int) {
+            const int sign = image.sign() * signs_[static_cast<size_t>(row)];
+            if (sign == 0) return;
+            const T bias = gemm_.bias ? gemm_.bias[row * gemm_.bias_stride] : T(0);
+            const T bound = gemm_.relu ? std::max(T(0), bias) : bias;
+            for (int64_t h = 0; h < height; ++h)
+                bound_values(gemm_.dest + n * to.n + row * to.c + h * to.h, to.w, width, bound, sign);
+        });
+    }
 
-template <class T>
-bool is_whole_grad_weight(TensorView<const T> grad_output, TensorView<const T> input, double pad) {
-    return is_whole_array(grad_output) && is_whole_value(pad) && is_whole_array(input);
-}
+private:
+    const ImplicitGemm<T>& gemm_;
+    TensorView<const T> source_;
+    bool masked_ = false, whole_weights_ = false, signed_weights_ = false;
+    std::vector<int8_t> signs_;  // of the filters of an output channel: 1, -1, or 0 where they differ
+};
 
+// The same for a weight gradient.
 template <class T>
-void restore_grad_weight_signs(TensorView<const T> grad_output, TensorView<const T> input, double pad, int64_t groups,
-                               TensorView<T> grad_weight) {
+void restore_signs(const PixelSum<T>& sum) {
+    const TensorView<T>& grad_weight = sum.grad_weight;
     const auto [rows, columns, height, width] = grad_weight.shape;
-    const std::vector<Signs> row_signs = signs_in_channels(grad_output);
+    const std::vector<Signs> row_signs = signs_in_channels(sum.grad_output);
     if (std::all_of(row_signs.begin(), row_signs.end(), [](Signs signs) { return signs.differ(); })) return;
-    std::vector<Signs> input_signs = signs_in_channels(input);
-    const T border = static_cast<T>(pad);
+    std::vector<Signs> input_signs = signs_in_channels(sum.input);
+    const T border = sum.pad();
     for (Signs& signs : input_signs) signs.add(&border, 1, 1);
     for (int64_t row = 0; row < rows; ++row)
         for (int64_t column = 0; column < columns; ++column) {
-            const Signs& signs = input_signs[static_cast<size_t>(row / (rows / groups) * columns + column)];
-            const int sign = row_signs[static_cast<size_t>(row)].sign() * signs.sign();
+            const int64_t channel = row / sum.problem->group_out() * columns + column;
+            const int sign =
+                row_signs[static_cast<size_t>(row)].sign() * input_signs[static_cast<size_t>(channel)].sign();
             if (sign != 0) bound_values(grad_weight.at(row, column, 0, 0), 1, height * width, T(0), sign);
         }
 }
 
-template class ExactValues<float>;
-template class ExactValues<double>;
-template bool is_whole_grad_weight(TensorView<const float>, TensorView<const float>, double);
-template bool is_whole_grad_weight(TensorView<const double>, TensorView<const double>, double);
-template void restore_grad_weight_signs(TensorView<const float>, TensorView<const float>, double, int64_t,
-                                        TensorView<float>);
-template void restore_grad_weight_signs(TensorView<const double>, TensorView<const double>, double, int64_t,
-                                        TensorView<double>);
+}  // namespace
+
+template <class T>
+void run_but_for_exceptions(const WindowSum<T>& sum, const ImplicitGemm<T>& gemm,
+                            const std::function<void(Faults)>& run) {
+    const ExactValues<T> exact(gemm);
+    if (exact.is_masked()) return compute_directly(sum, 0, sum.batch);
+    std::vector<bool> whole;
+    for (int64_t n = 0; n < sum.batch; ++n) whole.push_back(exact.is_whole(n));
+    if (std::find(whole.begin(), whole.end(), false) == whole.end()) return compute_directly(sum, 0, sum.batch);
+    std::vector<std::atomic<bool>> faulty(static_cast<size_t>(sum.batch));
+    run(faulty.data());
+    for (int64_t n = 0; n < sum.batch; ++n)
+        if (faulty[static_cast<size_t>(n)] || whole[static_cast<size_t>(n)])
+            compute_directly(sum, n, 1);
+        else
+            exact.restore_signs(n);
+}
+
+template <class T>
+void run_but_for_exceptions(const PixelSum<T>& sum, const std::function<bool()>& run) {
+    if (is_whole_array(sum.grad_output) && is_whole_value(sum.border.value) && is_whole_array(sum.input))
+        return compute_directly(sum);
+    if (!run()) return compute_directly(sum);
+    restore_signs(sum);
+}
+
+template void run_but_for_exceptions(const WindowSum<float>&, const ImplicitGemm<float>&,
+                                     const std::function<void(Faults)>&);
+template void run_but_for_exceptions(const WindowSum<double>&, const ImplicitGemm<double>&,
+                                     const std::function<void(Faults)>&);
+template void run_but_for_exceptions(const PixelSum<float>&, const std::function<bool()>&);
+template void run_but_for_exceptions(const PixelSum<double>&, const std::function<bool()>&);
 
 }  // namespace convx

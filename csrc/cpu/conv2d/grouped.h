@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/conv2d/method_row.h"
+#include "cpu/conv2d/reference.h"
 #include "cpu/conv2d/staged_planes.h"
 
 namespace convx {

@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "common/rounding.h"
-#include "cpu/conv2d/finite.h"
+#include "cpu/conv2d/reference.h"
 
 namespace convx {
 

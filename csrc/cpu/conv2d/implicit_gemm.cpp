@@ -1,9 +1,6 @@
 #include "cpu/conv2d/implicit_gemm.h"
 
-#include <atomic>
-
 #include "common/rounding.h"
-#include "cpu/conv2d/finite.h"
 #include "cpu/runtime/run_tasks.h"
 
 namespace convx {
@@ -74,19 +71,17 @@ public:
                            int64_t{sizeof(T)});
     }
 
-    bool run(const TaskPlan& plan) {
+    void run(const TaskPlan& plan) {
         weights_ = gemm_.packed_weight;
-        finite_ = !weights_ || gemm_.packed_finite;
         const TaskRunner runner(plan);
         T* shared = static_cast<T*>(runner.shared());
         if (plan.shared_bytes > 0 && blocks_.by_rows) {
             pack_all_pixels(shared, runner);
             shared_pixels_ = shared;
         } else if (plan.shared_bytes > 0) {
-            pack_weights(shared, runner.width(), gemm_.skips);
+            pack_weights(shared, runner.width());
             weights_ = shared;
         }
-        if (gemm_.skips && !finite_) return false;
         const int64_t row_blocks = this->row_blocks(), pixel_blocks = this->pixel_blocks();
         runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
             const int64_t row_block = task % row_blocks;
@@ -94,13 +89,11 @@ public:
             const int64_t group = task / row_blocks / pixel_blocks;
             run_task(group, pixel_block, row_block, scratch_at(parts));
         });
-        return !gemm_.skips || finite_;
     }
 
     // --- weights: [group][chunk][panel][channel, tap][row] ---
 
-    // All of them; returns whether all are finite, if that is asked.
-    bool pack_weights(T* packed_weights, int width, bool check_finite) {
+    void pack_weights(T* packed_weights, int width) const {
         const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
         const int64_t packed = gemm_.groups * row_panels_ * panels_.row_width * gemm_.channels * taps_;
         const bool big = packed * static_cast<int64_t>(sizeof(T)) > 128 * 1024;
@@ -111,9 +104,8 @@ public:
             const int64_t first_channel = chunk * blocks_.chunk_channels;
             const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
             pack_weight_panel(packed_weights + weight_panel(group, first_channel, channels, panel), group,
-                              first_channel, channels, panel, check_finite);
+                              first_channel, channels, panel);
         });
-        return finite_;
     }
 
 private:
@@ -131,8 +123,7 @@ private:
         return (group * gemm_.channels + first_channel) * taps_ * rows + panel * channels * taps_ * panels_.row_width;
     }
 
-    void pack_weight_panel(T* dst, int64_t group, int64_t first_channel, int64_t channels, int64_t panel,
-                           bool check_finite) {
+    void pack_weight_panel(T* dst, int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
         const int64_t row_width = panels_.row_width;
         const int64_t first_row = panel * row_width;
         const int rows = static_cast<int>(std::min(row_width, gemm_.rows - first_row));
@@ -148,8 +139,7 @@ private:
             dense_taps = tap_offset(tap / columns, tap % columns) == t;
         }
         const T* row[64];
-        // Lanes that no row fills are multiplied too (their sums are dropped): they must be numbers, not leftovers,
-        // for the finiteness check and because denormal leftovers would be slow.
+        // Lanes that no row fills are multiplied too (their sums are dropped): denormal leftovers would be slow.
         if (rows < row_width) std::fill(dst, dst + channels * taps_ * row_width, T(0));
         if (dense_taps && gemm_.weight_channel == taps_) {
             for (int i = 0; i < rows; ++i) row[i] = src + i * gemm_.weight_row;
@@ -167,7 +157,6 @@ private:
                                         src + tap_offset(r, s), gemm_.weight_channel, channels, &run, 1, rows,
                                         gemm_.weight_row, T(0));
         }
-        if (check_finite && !all_finite(dst, channels * taps_ * row_width)) finite_ = false;
     }
 
     // --- pixels, where all tasks share them: [group][chunk][panel][channel, tap][pixel] ---
@@ -220,7 +209,7 @@ private:
             if (!weights_)
                 for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel)
                     pack_weight_panel(scratch.weights + (row_panel - first_row_panel) * weight_panel_size, group, c,
-                                      channels, row_panel, gemm_.skips);
+                                      channels, row_panel);
             const T* pixels =
                 shared_pixels_ ? shared_pixels_ + pixel_panel(group, c, channels, first_panel) : scratch.pixels;
             for (int64_t pass = 0; pass < panel_count; pass += blocks_.pass_panels)
@@ -392,7 +381,6 @@ private:
     const T* shared_pixels_ = nullptr;
     const T* weights_ = nullptr;
     const T* bias_ = nullptr;
-    std::atomic<bool> finite_{true};  // the weights packed so far, where it matters
 };
 
 }  // namespace
@@ -404,13 +392,13 @@ GemmPlan plan_implicit_gemm(const ImplicitGemm<T>& gemm, bool channels_last, con
 }
 
 template <class T>
-bool run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels) {
+void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels) {
     Driver<T> driver(gemm, plan.blocks, kernels);
     std::vector<T> bias;
     if (gemm.bias && gemm.bias_stride != 1)
         for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) bias.push_back(gemm.bias[row * gemm.bias_stride]);
     driver.set_bias(bias.empty() ? gemm.bias : bias.data());
-    return driver.run(plan.tasks);
+    driver.run(plan.tasks);
 }
 
 template <class T>
@@ -419,17 +407,17 @@ int64_t packed_weight_bytes(const ImplicitGemm<T>& gemm, const GemmBlocks& block
 }
 
 template <class T>
-bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed) {
-    return Driver<T>(gemm, blocks, kernels).pack_weights(packed, num_threads(), true);
+void pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed) {
+    Driver<T>(gemm, blocks, kernels).pack_weights(packed, num_threads());
 }
 
 template GemmPlan plan_implicit_gemm(const ImplicitGemm<float>&, bool, const KernelSet<float>&);
 template GemmPlan plan_implicit_gemm(const ImplicitGemm<double>&, bool, const KernelSet<double>&);
-template bool run_implicit_gemm(const ImplicitGemm<float>&, const GemmPlan&, const KernelSet<float>&);
-template bool run_implicit_gemm(const ImplicitGemm<double>&, const GemmPlan&, const KernelSet<double>&);
+template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmPlan&, const KernelSet<float>&);
+template void run_implicit_gemm(const ImplicitGemm<double>&, const GemmPlan&, const KernelSet<double>&);
 template int64_t packed_weight_bytes(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);
 template int64_t packed_weight_bytes(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&);
-template bool pack_gemm_weights(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&, float*);
-template bool pack_gemm_weights(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&, double*);
+template void pack_gemm_weights(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&, float*);
+template void pack_gemm_weights(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&, double*);
 
 }  // namespace convx

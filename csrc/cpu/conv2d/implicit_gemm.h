@@ -26,14 +26,12 @@ struct ImplicitGemm {
 
     const T* source;
     Strides source_stride;
-    T pad;       // what taps outside the source read
-    bool skips;  // they add nothing, not even 0 * inf
+    T pad;  // what taps outside the source read
 
     const T* weight;
     int64_t weight_group, weight_row, weight_channel;  // strides
     int64_t weight_h, weight_w;                        // strides of the kernel indices
     const T* packed_weight;                            // as pack_gemm_weights makes it, or null: packed for this run
-    bool packed_finite;                                // what pack_gemm_weights returned
 
     T* dest;
     Strides dest_stride;
@@ -60,7 +58,6 @@ ImplicitGemm<T> phase_of(const WindowSum<T>& sum, const PhaseTables& h, const Ph
     gemm.source = sum.source.data;
     gemm.source_stride = strides_of(sum.source.stride);
     gemm.pad = sum.pad();
-    gemm.skips = sum.border.skips;
     gemm.weight = sum.weight;
     gemm.weight_group = sum.weight_group;
     gemm.weight_row = sum.weight_row;
@@ -94,15 +91,13 @@ GemmBlocks plan_gemm_blocks(const ImplicitGemm<T>& gemm, bool channels_last, con
 template <class T>
 GemmPlan plan_implicit_gemm(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels);
 
-// False, and nothing of use is written, if a weight is infinite or NaN and the border skips: skipping is done by
-// multiplying with zero.
 template <class T>
-bool run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels);
+void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels);
 
-// The weights as the driver reads them; false if one is infinite or NaN.
+// The weights as the driver reads them.
 template <class T>
 int64_t packed_weight_bytes(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels);
 template <class T>
-bool pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed);
+void pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed);
 
 }  // namespace convx

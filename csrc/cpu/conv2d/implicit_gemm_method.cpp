@@ -84,15 +84,14 @@ struct ImplicitGemmMethod {
     }
 
     template <class T>
-    static bool run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
+    static void run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
         if (plan.h.has_empty() || plan.w.has_empty()) fill_with_bias(sum);
         for (size_t i = 0; i < plan.h.size(); ++i)
             for (size_t j = 0; j < plan.w.size(); ++j) {
                 const ImplicitGemm<T> gemm = dense_sum(sum, plan, i, j);
                 if (gemm.taps() == 0 || gemm.pixels() == 0) continue;
-                if (!run_implicit_gemm(gemm, plan.phases[i * plan.w.size() + j], kernels)) return false;
+                run_implicit_gemm(gemm, plan.phases[i * plan.w.size() + j], kernels);
             }
-        return true;
     }
 
     template <class T>
@@ -120,17 +119,14 @@ struct ImplicitGemmMethod {
         const ImplicitGemm<T> gemm = dense_sum(sum, own, 0, 0);
         const GemmBlocks& blocks = own.phases[0].blocks;
         packed.data = Workspace(static_cast<size_t>(packed_weight_bytes(gemm, blocks, kernels)));
-        packed.finite = pack_gemm_weights(gemm, blocks, kernels, static_cast<T*>(packed.data.data()));
+        pack_gemm_weights(gemm, blocks, kernels, static_cast<T*>(packed.data.data()));
     }
 
 private:
     template <class T>
     static ImplicitGemm<T> dense_sum(const WindowSum<T>& sum, const Plan& plan, size_t i, size_t j) {
         ImplicitGemm<T> gemm = phase_of(sum, plan.h, plan.w, i, j);
-        if (sum.packed) {
-            gemm.packed_weight = sum.packed->weights();
-            gemm.packed_finite = sum.packed->finite;
-        }
+        if (sum.packed) gemm.packed_weight = sum.packed->weights();
         return gemm;
     }
 };

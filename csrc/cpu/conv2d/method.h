@@ -2,7 +2,7 @@
 // explain it. A method is one file; methods.cpp has the lists in which the passes look for theirs.
 #pragma once
 
-#include "cpu/conv2d/packed_weight.h"
+#include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/pixel_sum.h"
 #include "cpu/conv2d/window_sum.h"
 #include "cpu/pass_plan.h"
@@ -20,6 +20,7 @@ struct Verdict {
 struct Traits {
     Algorithm family = Algorithm::direct;  // direct: sums of products of the values themselves
     bool whole_images = false;             // leaves single images to another method, by what is in them
+    bool multiplies_border = true;         // by the zeros outside the image, instead of skipping them
     bool own_parallelism = false;          // one call after the other is faster than calls side by side
     double multiplications = 1;            // of those of the sum itself
 };

@@ -6,7 +6,7 @@
 //       static Verdict supports(const ConvProblem&, ConvPass);                       // correctness alone
 //       static bool suits(const ConvProblem&, ConvPass, const Kernels&);             // speed alone
 //       template <class T> static Plan<T> plan(const WindowSum<T>&, const KernelSet<T>&);  // has tasks()
-//       template <class T> static bool run(const WindowSum<T>&, const Plan<T>&, const KernelSet<T>&);
+//       template <class T> static void run(const WindowSum<T>&, const Plan<T>&, const KernelSet<T>&);
 //       template <class T> static void describe(const WindowSum<T>&, const Plan<T>&, const KernelSet<T>&, PassPlan&);
 //   };
 //   template const Method<WindowSum<float>>& method_row<Example, WindowSum<float>>();
@@ -17,7 +17,6 @@
 
 #include <type_traits>
 
-#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/method.h"
 
 namespace convx {
@@ -46,7 +45,10 @@ const Method<Sum>& method_row() {
         made.suits = &M::suits;
         made.run = [](const Sum& sum, const KernelSet<T>& kernels) {
             auto own = M::plan(sum, kernels);
-            return M::run(sum, own, kernels);
+            if constexpr (std::is_void_v<decltype(M::run(sum, own, kernels))>)
+                return M::run(sum, own, kernels), true;
+            else
+                return M::run(sum, own, kernels);
         };
         made.describe = [](const Sum& sum, const KernelSet<T>& kernels, int threads, PassPlan& plan) {
             const auto own = M::plan(sum, kernels);
@@ -73,16 +75,14 @@ struct DriverMethod {
     }
 };
 
-// Of the weight gradient by direct sums. An infinite or NaN gradient over the border has become 0 * inf = NaN, where it
-// should have added nothing.
+// Of the weight gradient by direct sums.
 template <template <class> class Driver>
 struct SumMethod : DriverMethod<Driver> {
     static constexpr Traits traits{};
 
     template <class T>
-    static bool run(const PixelSum<T>& sum, Driver<T>& driver, const KernelSet<T>&) {
+    static void run(const PixelSum<T>& sum, Driver<T>& driver, const KernelSet<T>&) {
         driver.run(sum.grad_weight.data);
-        return !sum.border.skips || !has_nan(sum.grad_weight.data, sum.weights());
     }
 };
 

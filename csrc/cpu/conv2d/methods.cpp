@@ -97,15 +97,6 @@ auto& choose_among(const Rows& rows, const ConvProblem& problem, ConvPass pass, 
     return *rows.back();
 }
 
-template <class T>
-const Method<WindowSum<T>>& choose(const WindowSum<T>& sum, const Kernels& kernels) {
-    return choose_among(WindowMethods::rows<WindowSum<T>>(), *sum.problem, sum.pass, kernels);
-}
-template <class T>
-const Method<PixelSum<T>>& choose(const PixelSum<T>& sum, const Kernels& kernels) {
-    return choose_among(PixelMethods::rows<PixelSum<T>>(), *sum.problem, ConvPass::grad_weight, kernels);
-}
-
 // The input gradient as methods see it: without borders that fold.
 ConvProblem unfolded(const ConvProblem& problem, ConvPass pass) {
     ConvProblem plain = problem;
@@ -160,13 +151,13 @@ void describe(PassPlan& plan, const ConvProblem& problem, ConvPass pass, const K
     if (pass == ConvPass::grad_bias) return describe_grad_bias(plan, problem, threads);
     if (pass == ConvPass::grad_weight) {
         const PixelSum<T> sum = described_pixel_sum<T>(problem);
-        const auto& chosen = choose(sum, kernels);
+        const auto& chosen = choose_method(sum, kernels);
         chosen.describe(sum, set, threads, plan);
         list_candidates(plan, PixelMethods::rows<PixelSum<T>>(), chosen, problem, pass, kernels);
     } else {
         const ConvProblem plain = unfolded(problem, pass);
         const WindowSum<T> sum = described_sum<T>(plain, pass);
-        const auto& chosen = choose(sum, kernels);
+        const auto& chosen = choose_method(sum, kernels);
         chosen.describe(sum, set, threads, plan);
         list_candidates(plan, WindowMethods::rows<WindowSum<T>>(), chosen, plain, pass, kernels);
     }
@@ -179,6 +170,15 @@ const MethodInfo& choose_method(const ConvProblem& problem, ConvPass pass, const
     if (pass == ConvPass::grad_weight)
         return choose_among(PixelMethods::rows<PixelSum<float>>(), problem, pass, kernels);
     return choose_among(WindowMethods::rows<WindowSum<float>>(), unfolded(problem, pass), pass, kernels);
+}
+
+template <class T>
+const Method<WindowSum<T>>& choose_method(const WindowSum<T>& sum, const Kernels& kernels) {
+    return choose_among(WindowMethods::rows<WindowSum<T>>(), *sum.problem, sum.pass, kernels);
+}
+template <class T>
+const Method<PixelSum<T>>& choose_method(const PixelSum<T>& sum, const Kernels& kernels) {
+    return choose_among(PixelMethods::rows<PixelSum<T>>(), *sum.problem, ConvPass::grad_weight, kernels);
 }
 
 std::vector<const char*> method_names() {
@@ -205,29 +205,6 @@ const Traits& traits_of(const ConvProblem& problem, ConvPass pass) {
     return choose_method(problem, pass, active_kernels()).traits;
 }
 
-template <class T>
-void compute(const WindowSum<T>& sum) {
-    if (sum.dest.size() == 0) return;
-    if (sum.channels == 0) return fill_with_bias(sum);
-    // One axis skips and the other one pads with a number: no single value stands for both.
-    if (sum.border.mixed) return run_reference(sum);
-    const Kernels& kernels = active_kernels();
-    const Method<WindowSum<T>>& method = choose(sum, kernels);
-    const bool packed = sum.packed && sum.packed->fits(method, kernels, *sum.problem);
-    WindowSum<T> own = sum;
-    if (!packed) own.packed = nullptr;
-    if (!method.run(own, kernel_set<T>(kernels))) run_reference(sum);
-}
-
-template <class T>
-void compute(const PixelSum<T>& sum) {
-    if (sum.weights() == 0) return;
-    if (sum.problem->batch == 0) return std::fill_n(sum.grad_weight.data, sum.weights(), T(0)), void();
-    if (sum.border.mixed) return run_reference(sum);
-    const Kernels& kernels = active_kernels();
-    if (!choose(sum, kernels).run(sum, kernel_set<T>(kernels))) run_reference(sum);
-}
-
 PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads) {
     PassPlan plan;
     const auto elements = [](const std::array<int64_t, 4>& s) { return s[0] * s[1] * s[2] * s[3]; };
@@ -248,16 +225,18 @@ PackedWeight<T> pack_weight(const ConvProblem& problem, TensorView<const T> weig
     const Kernels& kernels = active_kernels();
     WindowSum<T> sum = described_sum<T>(problem, ConvPass::forward);
     sum.set_weight(weight);
-    const Method<WindowSum<T>>& method = choose(sum, kernels);
+    const Method<WindowSum<T>>& method = choose_method(sum, kernels);
     PackedWeight<T> packed{&method, &kernels, problem.groups, problem.channels_last, Workspace(0)};
-    if (method.pack && sum.channels > 0 && sum.rows > 0) method.pack(sum, kernel_set<T>(kernels), packed);
+    if (!method.pack || sum.channels == 0 || sum.rows == 0) return packed;
+    method.pack(sum, kernel_set<T>(kernels), packed);
+    packed.finite = all_finite(weight);
     return packed;
 }
 
-template void compute(const WindowSum<float>&);
-template void compute(const WindowSum<double>&);
-template void compute(const PixelSum<float>&);
-template void compute(const PixelSum<double>&);
+template const Method<WindowSum<float>>& choose_method(const WindowSum<float>&, const Kernels&);
+template const Method<WindowSum<double>>& choose_method(const WindowSum<double>&, const Kernels&);
+template const Method<PixelSum<float>>& choose_method(const PixelSum<float>&, const Kernels&);
+template const Method<PixelSum<double>>& choose_method(const PixelSum<double>&, const Kernels&);
 template PackedWeight<float> pack_weight(const ConvProblem&, TensorView<const float>);
 template PackedWeight<double> pack_weight(const ConvProblem&, TensorView<const double>);
 

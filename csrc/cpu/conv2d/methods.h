@@ -20,11 +20,22 @@ void expect_method(const std::string& op, const ConvProblem& problem, ConvPass p
 // Its traits, with the active instruction set.
 const Traits& traits_of(const ConvProblem& problem, ConvPass pass);
 
-// By the chosen method, or by the reference where it refuses: the only place that decides this.
+template <class T>
+const Method<WindowSum<T>>& choose_method(const WindowSum<T>& sum, const Kernels& kernels);
+template <class T>
+const Method<PixelSum<T>>& choose_method(const PixelSum<T>& sum, const Kernels& kernels);
+
+// By the chosen method, or by the reference where that would multiply zeros by inf or NaN (conv2d.cpp).
 template <class T>
 void compute(const WindowSum<T>& sum);
 template <class T>
 void compute(const PixelSum<T>& sum);
+
+// The same for images [first, first + count) or the weight gradient, by a direct method: what transforms spoil.
+template <class T>
+void compute_directly(const WindowSum<T>& sum, int64_t first, int64_t count);
+template <class T>
+void compute_directly(const PixelSum<T>& sum);
 
 // The plan of what compute() would run.
 PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads);

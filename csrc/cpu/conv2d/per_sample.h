@@ -4,7 +4,6 @@
 
 #include "common/problem.h"
 #include "cpu/conv2d/methods.h"
-#include "cpu/kernels/kernel_set.h"
 
 namespace convx {
 
@@ -15,25 +14,12 @@ void conv2d_per_sample_grad_weight(const ConvProblem& problem, TensorView<const 
 template <class T>
 void conv2d_per_sample_grad_bias(TensorView<const T> grad_output, T* grad_bias);
 
-// The sums of the squares, N each, in float64; one gradient at a time for each thread, or none (norms_by_pixels).
+// The sums of the squares, N each, in float64; one gradient at a time for each thread, or none (the ghost norm).
 template <class T>
 void conv2d_grad_weight_norms(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                               double* norms);
 template <class T>
 void conv2d_grad_bias_norms(TensorView<const T> grad_output, double* norms);
-
-// The problem of one of its images.
-inline ConvProblem single_image(const ConvProblem& problem) {
-    ConvProblem single = problem;
-    single.batch = 1;
-    return single;
-}
-
-// Images that are taken in parallel, one by each thread; the others go in turn, and the threads share each.
-int64_t samples_together(int64_t samples, int64_t flops_of_one, int threads);
-
-// Whether a norm is taken from the products of pixels instead of from the gradient (pixel_products.h).
-bool norms_by_pixels(const ConvProblem& problem);
 
 PassPlan plan_per_sample_grad_weight(const ConvProblem& problem, const Kernels& kernels, int threads);
 PassPlan plan_per_sample_grad_bias(const ConvProblem& problem, const Kernels& kernels, int threads);

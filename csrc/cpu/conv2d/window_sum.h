@@ -38,7 +38,7 @@ struct WindowSum {
     int64_t bias_stride;
     bool relu;
     Border border;
-    const PackedWeight<T>* packed = nullptr;  // the weight once more, as this method has packed it (packed_weight.h)
+    const PackedWeight<T>* packed = nullptr;  // the weight once more, as this method has packed it (conv2d.h)
 
     void set_weight(TensorView<const T> view) {
         weight_view = view;

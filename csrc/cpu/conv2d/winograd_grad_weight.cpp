@@ -14,9 +14,7 @@
 #include <vector>
 
 #include "common/rounding.h"
-#include "cpu/conv2d/exact_values.h"
 #include "cpu/conv2d/method_row.h"
-#include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/pixels.h"
 #include "cpu/conv2d/winograd_parts.h"
 
@@ -296,13 +294,11 @@ struct WinogradSumMethod : DriverMethod<WinogradSumDriver> {
     static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
 
     template <class T>
-    static bool run(const PixelSum<T>& sum, WinogradSumDriver<T>& driver, const KernelSet<T>&) {
-        const double pad = sum.border.value;
-        if (is_whole_grad_weight(sum.grad_output, sum.input, pad)) return compute_directly(sum);
-        driver.run(sum.grad_weight.data);
-        if (driver.is_faulty()) return compute_directly(sum);
-        restore_grad_weight_signs(sum.grad_output, sum.input, pad, sum.problem->groups, sum.grad_weight);
-        return true;
+    static void run(const PixelSum<T>& sum, WinogradSumDriver<T>& driver, const KernelSet<T>&) {
+        run_but_for_exceptions<T>(sum, [&] {
+            driver.run(sum.grad_weight.data);
+            return !driver.is_faulty();
+        });
     }
 
     template <class T>
@@ -318,17 +314,6 @@ struct WinogradSumMethod : DriverMethod<WinogradSumDriver> {
                       std::to_string(blocks.block_tiles) +
                       " tiles at a time are transformed for all channels; by a direct method where the result is inf "
                       "or NaN";
-    }
-
-private:
-    template <class T>
-    static bool compute_directly(const PixelSum<T>& sum) {
-        ConvProblem problem = *sum.problem;
-        problem.algorithm = Algorithm::direct;
-        PixelSum<T> direct = sum;
-        direct.problem = &problem;
-        compute(direct);
-        return true;
     }
 };
 

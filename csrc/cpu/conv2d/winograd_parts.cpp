@@ -3,8 +3,6 @@
 #include <algorithm>
 
 #include "common/rounding.h"
-#include "cpu/conv2d/exact_values.h"
-#include "cpu/conv2d/methods.h"
 
 namespace convx {
 
@@ -19,42 +17,6 @@ bool has_few_tiles(const ConvProblem& problem, ConvPass pass) {
     const int64_t height = forward ? problem.out_h() : problem.h.input;
     const int64_t width = forward ? problem.out_w() : problem.w.input;
     return problem.groups == 1 && ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs) <= 16;
-}
-
-namespace {
-
-// Images [n, n + count) of the sum, by a direct method.
-template <class T>
-void compute_directly(const WindowSum<T>& sum, int64_t n, int64_t count) {
-    ConvProblem problem = *sum.problem;
-    problem.batch = count;
-    problem.algorithm = Algorithm::direct;
-    WindowSum<T> images = sum;
-    images.problem = &problem;
-    images.batch = count;
-    images.source = sum.source.images(n, count);
-    images.dest = sum.dest.images(n, count);
-    images.packed = nullptr;
-    compute(images);
-}
-
-}  // namespace
-
-template <class T>
-void run_but_for_exceptions(const WindowSum<T>& sum, const ImplicitGemm<T>& gemm,
-                            const std::function<void(Faults)>& run) {
-    const ExactValues<T> exact(gemm);
-    if (exact.is_masked()) return compute_directly(sum, 0, sum.batch);
-    std::vector<bool> whole;
-    for (int64_t n = 0; n < sum.batch; ++n) whole.push_back(exact.is_whole(n));
-    if (std::find(whole.begin(), whole.end(), false) == whole.end()) return compute_directly(sum, 0, sum.batch);
-    std::vector<std::atomic<bool>> faulty(static_cast<size_t>(sum.batch));
-    run(faulty.data());
-    for (int64_t n = 0; n < sum.batch; ++n)
-        if (faulty[static_cast<size_t>(n)] || whole[static_cast<size_t>(n)])
-            compute_directly(sum, n, 1);
-        else
-            exact.restore_signs(n);
 }
 
 std::vector<int64_t> winograd_read_order(const AxisTable& table, bool mirrored, int64_t count) {
@@ -101,10 +63,6 @@ void transform_weight_panel(const ImplicitGemm<T>& gemm, bool mirrored, const Ke
         kernels.winograd_wide_weights(job);
 }
 
-template void run_but_for_exceptions(const WindowSum<float>&, const ImplicitGemm<float>&,
-                                     const std::function<void(Faults)>&);
-template void run_but_for_exceptions(const WindowSum<double>&, const ImplicitGemm<double>&,
-                                     const std::function<void(Faults)>&);
 template void transform_weight_panel(const ImplicitGemm<float>&, bool, const KernelSet<float>&, int64_t,
                                      const WeightPart&, float*, float*, int64_t);
 template void transform_weight_panel(const ImplicitGemm<double>&, bool, const KernelSet<double>&, int64_t,

@@ -10,7 +10,7 @@
 //
 // Inf, NaN and overflow would smear over a tile. They show as outputs that are not finite; an image that has one is
 // computed again by a direct method. That depends on the image (and the weights) alone, as do the exceptions for values
-// whose sums are exact (exact_values.h).
+// whose sums are exact (exact_values.cpp).
 //
 // What the methods of this kind have in common; their drivers are winograd_tiles.cpp, winograd_channels.cpp and
 // winograd_grad_weight.cpp.
@@ -25,7 +25,7 @@
 
 namespace convx {
 
-constexpr Traits winograd_traits{Algorithm::winograd, true, true, 0.4};
+constexpr Traits winograd_traits{Algorithm::winograd, true, false, true, 0.4};
 
 Verdict supports_winograd(const ConvProblem& problem, ConvPass pass);
 // Whether an image of this output (grad_input: input) size has so few tiles that vectors had better run over channels
@@ -35,11 +35,14 @@ bool has_few_tiles(const ConvProblem& problem, ConvPass pass);
 // Marks an image that has to be computed again.
 using Faults = std::atomic<bool>*;
 
-// run(faults) for all images, which marks those with an output that is not finite; they, and those whose values the
-// transforms would spoil, are computed by a direct method.
+// What the transforms would spoil goes to a direct method (exact_values.cpp). Of a window sum single images: those
+// whose values have exact sums, and those that run(faults) marks because an output is not finite. Of a pixel sum all of
+// it: run() returns whether the result is finite.
 template <class T>
 void run_but_for_exceptions(const WindowSum<T>& sum, const ImplicitGemm<T>& gemm,
                             const std::function<void(Faults)>& run);
+template <class T>
+void run_but_for_exceptions(const PixelSum<T>& sum, const std::function<bool()>& run);
 
 // Source index of the first `count` rows (columns) that tiles read, in order; `outside` also behind the last position's
 // taps. `mirrored`: tap r reads position + 2 - r.
@@ -78,11 +81,10 @@ struct WinogradMethod {
     }
 
     template <class T>
-    static bool run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
+    static void run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
         const ImplicitGemm<T> gemm = dense_sum(sum, plan);
         run_but_for_exceptions<T>(
             sum, gemm, [&](Faults faulty) { Driver<T>(gemm, !sum.forward(), kernels).run(plan.task_plan, faulty); });
-        return true;
     }
 
     template <class T>

@@ -4,9 +4,8 @@
 #include "cpu/fused/conv2d_relu_max_pool2d.h"
 
 #include "cpu/conv2d/conv2d.h"
-#include "cpu/conv2d/finite.h"
 #include "cpu/conv2d/methods.h"
-#include "cpu/conv2d/packed_weight.h"
+#include "cpu/conv2d/reference.h"
 #include "cpu/fused/bands.h"
 #include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/memory_bound.h"
