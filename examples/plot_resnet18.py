@@ -120,8 +120,8 @@ axis.legend()
 # %%
 # Error of the gradients
 # ----------------------
-# The distance to the gradient of the same step in float64. It is large in float32: where rounding moves
-# an activation to the other side of zero, the ReLU passes the whole gradient of that pixel, or nothing.
+# The distance to the gradient of the same step in float64. In float32 rounding may move an activation to
+# the other side of zero; the ReLU then passes the whole gradient of that pixel, or nothing.
 
 exact = copy.deepcopy(model).double()
 step(exact, images.double())
