@@ -3,10 +3,11 @@
     python tests/checksums.py save before.json [--drawn 2000] [--isas avx2,portable]
     python tests/checksums.py compare before.json
 
-Over the layer lists of benchmarks/shapes (one image of each layer) and drawn problems, on every instruction set, in
-both layouts: all passes under every algorithm, transposed and per-sample, prepared weights, pooling by codes and by
-indices, ReLU by outputs and by masks, the fused block. What raises has the message as its checksum. `compare` runs what
-the file lists and prints what differs; it exits with 1 if anything does. The emulated set runs drawn problems alone.
+It covers the layer lists of benchmarks/shapes (one image of each layer) and random problems, on every instruction set
+and in both layouts: all passes under every algorithm, transposed and per-sample, prepared weights, pooling by codes and
+by indices, ReLU by outputs and by masks, the fused block. A call that raises has its message as the checksum. `compare`
+runs the cases of the file, prints the differences, and exits with 1 if there are any. The emulated set runs only random
+problems.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/cuda_compile_gate.py [FILE.cu ...]
 
-For each kernel: not one byte spilled to local memory, a bound on its threads (__launch_bounds__), and registers that
-let the promised blocks of that many threads run on one multiprocessor.
+Every kernel must have no spills to local memory, a bound on its threads (__launch_bounds__), and few enough registers
+for the promised number of blocks on one multiprocessor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """NumPy arrays for the tests of the CUDA kernels, mirrored in the memory of a real device.
 
-With CONVX_TEST_DEVICE=cuda, simt_arrays.py puts these in the place of the shim: the same tests, strided views and all,
-then run convx._cuda on the GPU. An operation sees a copy of the memory that its arrays lie in, at the same distances
-from each other, and what it wrote is copied back behind it.
+With CONVX_TEST_DEVICE=cuda, simt_arrays.py uses these instead of the shim; the same tests, with strided views, then run
+convx._cuda on the GPU. An operation works on a copy of its arrays' memory with the same offsets between them, which is
+copied back afterwards.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """convx._simt (the CUDA kernels over the shim of tests/simt), and two array libraries for it.
 
-`HOST` is a library object whose "device" memory is NumPy's: the shortest way to a kernel. `fake_cupy()` makes a module
-that behaves as CuPy does where convx looks at it, so that the public functions, the layers and the commands run the
-code that they run on a GPU. With CONVX_TEST_DEVICE=cuda, tests through `HOST` run on a GPU (cuda_mirror.py).
+`HOST` is a library object whose "device" memory is NumPy's: the shortest dispatch path to a kernel. `fake_cupy()` makes
+a module with the parts of CuPy's interface that convx uses, so that the public functions, the layers and the commands
+run the same code as on a GPU. With CONVX_TEST_DEVICE=cuda, tests through `HOST` run on a GPU (cuda_mirror.py).
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def conv_transpose2d_backward(
 
 
 class FakeArray(NDArrayOperatorsMixin):
-    """An array "on the device", as CuPy's: NumPy's functions and operators work on it, and it becomes a NumPy array
-    only by get()."""
+    """An array "on the device", like CuPy's: NumPy's functions and operators work on it, and only get() makes it a
+    NumPy array."""
 
     __module__ = "cupy"
     __qualname__ = "ndarray"

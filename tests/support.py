@@ -1,11 +1,12 @@
 """Shared by the test files: problems and their data, expected results, error bounds, views, comparisons.
 
-Three kinds of data. `integer`: small non-zero whole numbers, so that every partial sum is exact in float32 and the
-result must equal the reference in every bit, whatever the order of the additions; one tap lost or taken twice cannot
-hide.
-`special`: the same with a few infinities or NaNs among them, which must reach the same results as in the reference.
-`normal`: normally distributed values, exact in float32 (both dtypes see the same numbers), compared within
-`rounding_bound`.
+There are three kinds of data:
+
+- `integer`: small non-zero whole numbers. Every partial sum is exact in float32, so the result must equal the reference
+  in every bit for any order of the additions, and a missing or repeated tap shows.
+- `special`: the same with a few infinities or NaNs, which must reach the same results as in the reference.
+- `normal`: normally distributed values, exact in float32 (both dtypes have the same numbers), compared within
+  `rounding_bound`.
 """
 
 from __future__ import annotations
@@ -447,9 +448,9 @@ def exact_algorithm(problem: Conv | Transpose) -> str:
     return "direct" if any(plan.algorithm.startswith("winograd") for plan in plans) else "auto"
 
 
-# Largest row sum of |A'| |G| |B'| of F(4, 3) at the points 0, +-11/16, +-3/2 (csrc/cpu/kernels/winograd.inl.h): how
-# much the transforms can enlarge a rounding error along one axis. Along both it is the square if all errors conspire;
-# their root sum of squares stays below one axis's worst case.
+# Largest row sum of |A'| |G| |B'| of F(4, 3) at the points 0, +-11/16, +-3/2 (csrc/cpu/kernels/winograd.inl.h): the
+# amplification of a rounding error along one axis. Along both axes the worst case is its square; the root
+# sum of squares stays below the worst case of one axis.
 WINOGRAD_GROWTH = 24.0
 
 

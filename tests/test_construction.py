@@ -1,6 +1,6 @@
 """Layers and optimizers refuse bad options at construction, and bad assignments at the next use.
 
-convx.nn and convx.torch say the same, in the words of one check.
+convx.nn and convx.torch have the same messages, from one check.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""conv_transpose2d and its gradients: every option, layout, view and `out`, inf and NaN, the same bits however called.
+"""conv_transpose2d and its gradients: every option, layout, view and `out`, inf and NaN, the same bits for every call.
 
-Its problems are the adjoints of all problems of conv2d, and some that no convolution is the adjoint of."""
+The problems are the adjoints of all problems of conv2d, and some that are no adjoint of a convolution."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """conv2d and its gradients in the sources of the CUDA backend, run by the shim of tests/simt: see simt_arrays.py.
 
-Every type and precision meets every problem of `support.CONV_PROBLEMS`; whole numbers must come out in every bit,
-because they and their sums are exact in every type or rounded once at the end.
+Every dtype and precision runs every problem of `support.CONV_PROBLEMS`. Results on whole numbers must agree in every
+bit, since these and their sums are exact in every dtype or rounded once at the end.
 """
 
 from __future__ import annotations

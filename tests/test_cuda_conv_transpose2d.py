@@ -1,7 +1,7 @@
 """conv_transpose2d in the sources of the CUDA backend, run by the shim of tests/simt: see simt_arrays.py.
 
-Its passes are those of conv2d, which test_cuda_conv2d.py has in all types; here are their roles, the bias, and what no
-window reaches."""
+Its passes are those of conv2d, which test_cuda_conv2d.py runs in all dtypes. This file tests the exchanged arguments,
+the bias, and outputs that no window reaches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The Python side of CUDA: which arrays go where, layers and training on them, errors, plans. A fake CuPy stands for
-the real one, the shim for the GPU; see simt_arrays.py."""
+"""The Python side of CUDA: dispatch by array, layers and training, errors, plans. A fake CuPy stands for the real one,
+the shim for the GPU; see simt_arrays.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The examples of the documentation run as printed: docstrings, and the Python blocks of README.md and docs/.
 
-Where a page shows two libraries side by side (a container `pair`), both blocks run, and what both assign has to agree.
+Where a page shows two libraries side by side (a container `pair`), both blocks run, and their variables must agree.
 """
 
 import doctest

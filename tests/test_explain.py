@@ -164,9 +164,9 @@ def test_nothing_is_computed_or_allocated():
     "name", ["3x3-pad1", "1x1", "depthwise", "groups-narrow", "first-layer-7x7", "reduction-1x1-513"]
 )
 def test_the_scratch_is_what_a_call_takes(name, layout, isa):
-    """With an empty cache and one thread, the cache holds afterwards what the call took, rounded up by at most 1/8.
+    """With an empty workspace and one thread, the workspace holds the plan's scratch after the call, plus at most 1/8.
 
-    A strided grad_input is stride * stride convolutions of different sizes, of which the plan shows the largest.
+    A strided grad_input is stride * stride convolutions of different sizes; the plan shows the largest.
     """
     problem = CONV_PROBLEMS[name].replace(h=64, w=64)
     x, w, _ = (a.astype("float32") for a in conv_data(problem))

@@ -1,8 +1,7 @@
 """convx.jax: the bits of the functions for NumPy arrays; derivatives against PyTorch's and JAX's own operations.
 
-What reaches a kernel is tested both ways, through XLA's foreign functions and through Python; what stands above that,
-the rules of derivatives and of vmap, one way. A program takes XLA longer to compile than its arrays take to compute:
-so one program has many cases.
+Calls of kernels are tested on both dispatch paths, through XLA's foreign functions and through Python; the rules of
+derivatives and of vmap on one. XLA's compilation of a program takes longer than its run, so one program has many cases.
 """
 
 from __future__ import annotations

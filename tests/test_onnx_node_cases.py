@@ -1,8 +1,7 @@
 """ONNX's own backend tests for Conv, ConvTranspose, MaxPool and Relu: all 1-D and 2-D float cases of its package.
 
-Cases whose model is one node of these types, on float32, and on three or four axes unless it is a Relu; what has one
-spatial axis runs with a height of 1. Left out: 3-D windows, integer pooling, and the models in which one of these nodes
-is part of a larger computation.
+The cases are models of one node of these types, on float32, with three or four axes (a Relu with any number); a case
+with one spatial axis runs with a height of 1. Left out are 3-D windows, integer pooling, and models with other nodes.
 """
 
 from __future__ import annotations

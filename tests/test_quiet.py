@@ -1,7 +1,7 @@
 """No operation warns or raises for huge, denormal, infinite and NaN values.
 
-Every test runs where NumPy raises for each floating point event and each warning is an error. Everything here is linear
-in its data: over weights of one, data of one give whole numbers, and data of v that many times v.
+In every test NumPy raises for each floating-point event, and each warning is an error. All results are linear in the
+data: with weights of one, data of one give whole numbers, and data of v give v times these.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """convx.reference against loops over single elements, adjoints, finite differences, values by hand, and PyTorch.
 
-The loops below spell out SEMANTICS once more, one element and one tap at a time, so that they share nothing with the
-vectorised code: index arithmetic, skipped taps, NaN and ties are checked there on tiny problems full of inf and NaN.
+The loops below implement docs/semantics.md a second time, one element and one tap at a time, without the vectorised
+code: they check index arithmetic, skipped taps, NaN and ties on tiny problems full of inf and NaN.
 """
 
 from __future__ import annotations

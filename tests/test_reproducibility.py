@@ -1,6 +1,6 @@
 """The same bits for any number of threads, on every run, alone or in a batch, and for any strides.
 
-The problems are large enough that the work is cut in several tasks; `test_the_work_is_cut` sees to that.
+The problems are large enough for several tasks (`test_the_work_is_cut`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The objects of the instruction sets share no symbols.
 
-An inline function or a template that is compiled with -mavx512f becomes a weak symbol; the linker keeps one copy of it
-for the whole module, perhaps this one, and an older CPU then stops with SIGILL in code that never asked for AVX-512.
-So every object under csrc/cpu/isa defines its table of kernels and nothing else that is visible, and runs nothing when
-the module is loaded.
+An inline function or a template compiled with -mavx512f becomes a weak symbol. The linker keeps one copy for the whole
+module, perhaps this one, and an older CPU then stops with SIGILL in code without AVX-512. So every object under
+csrc/cpu/isa defines its table of kernels as the only visible symbol, and runs no code at load.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The dispatch path of PyTorch's tensors to the CUDA kernels, without a GPU: the shim of tests/simt replaces CUDA.
 
-Tensors on the CPU stand for those of a device; the library object describes them as such, and everything between the
-public functions and the compiled module is what runs on a GPU.
+Tensors on the CPU stand for those of a device, and the library object describes them as such. All code between the
+public functions and the compiled module is that of a GPU.
 """
 
 from __future__ import annotations

@@ -719,8 +719,8 @@ class TestTraining:
     def test_the_loss_curve_is_pytorchs(self, name):
         """In float64 to the last digits; in float32 as closely as PyTorch's float32 to its float64.
 
-        Rounding alone keeps curves within 1e-5. But a number next to zero may lie on the other side of ReLU in another
-        order of additions; from there on curves part, PyTorch's too: about one of ten with ResNet-18. Most must not.
+        Rounding alone keeps curves within 1e-5. But another order of additions may move a number near zero to the other
+        side of a ReLU; the curves then diverge, PyTorch's too: about one of ten with ResNet-18. Most must agree.
         """
         build, image, lr = TRAINED[name]
         apart = []

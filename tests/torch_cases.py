@@ -1,6 +1,6 @@
 """Shared by the tests of convx.torch: problems with random options, and PyTorch's results.
 
-Whole numbers where results are compared: both must be exact (support.py), whatever the order of the additions.
+Results are compared on whole numbers: both must be exact (support.py) for any order of the additions.
 """
 
 from __future__ import annotations
