@@ -188,7 +188,7 @@ def unsupported(op: str, argument: str, value: object, *, numpy_alone: bool = Fa
     if numpy_alone:
         return TypeError(f"{expected}; conv2d packs weights of other libraries in every call")
     if kind.__module__.startswith("torch.fx."):
-        return TypeError(f"{expected}, or an array of CuPy or PyTorch; programs traced by torch.fx must call convx.torch")
+        return TypeError(f"{expected}, or an array of CuPy or PyTorch; programs traced by torch.fx call convx.torch")
     if hasattr(kind, "__cuda_array_interface__") and not hasattr(value, "is_cuda"):
         return TypeError(f"{expected}, or a cupy.ndarray; import cupy, so that it can allocate the results")
     return TypeError(f"{expected}, or an array of CuPy or PyTorch")
