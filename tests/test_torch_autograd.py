@@ -10,8 +10,10 @@ torch = pytest.importorskip("torch")
 
 import convx  # noqa: E402
 import convx.torch as ct  # noqa: E402
-from convx.torch import _library  # noqa: E402
+from convx.torch import _conv2d_relu_max_pool2d as fused  # noqa: E402
 from torch_cases import F, as_channels_last, assert_all_equal, gradients, normal, whole  # noqa: E402
+
+OPS = torch.ops.convx
 
 # PyTorch's own warnings, at the first use of forward-mode AD and of some derivatives.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -265,18 +267,16 @@ class TestVmap:
     @pytest.mark.parametrize("dims", SOME_DIMS)
     def test_gradients_of_conv2d(self, dims):
         x, w = whole((2, 4, 5, 6)), whole((6, 2, 3, 3), 1)
-        g = whole(_library.conv2d(x, w, None, False, *self.options).shape, 2)
+        g = whole(OPS.conv2d(x, w, None, False, *self.options).shape, 2)
         for last in (False, True):
-            check_vmap(
-                lambda g, w, last=last: _library.conv2d_grad_input(g, w, x.shape, last, *self.options), (g, w), dims
-            )
-        check_vmap(lambda g, x: _library.conv2d_grad_weight(g, x, w.shape, *self.options), (g, x), dims)
+            check_vmap(lambda g, w, last=last: OPS.conv2d_grad_input(g, w, x.shape, last, *self.options), (g, w), dims)
+        check_vmap(lambda g, x: OPS.conv2d_grad_weight(g, x, w.shape, *self.options), (g, x), dims)
 
     @pytest.mark.parametrize("dims", SOME_DIMS)
     def test_pairs(self, dims):
         x, y = whole((2, 4, 6, 6)), whole((2, 4, 6, 6), 1)
-        check_vmap(_library.relu_backward, (x, y), dims)
-        codes = ct._calls.max_pool2d(x, "codes", 2, None, 0, 1, False)[1]
+        check_vmap(OPS.relu_backward, (x, y), dims)
+        codes = convx.max_pool2d(x, 2, return_codes=True)[1]
         pool = ([2, 2], [2, 2], [0, 0, 0, 0], [1, 1], False)
         other = 3 - codes
         size = x.shape
@@ -285,10 +285,8 @@ class TestVmap:
             return torch.where(tensor > 0, codes, other)
 
         g = whole(codes.shape, 2)
-        check_vmap(
-            lambda g, c: _library.max_pool2d_backward(g, choice(c), size, *pool), (g, whole(codes.shape, 3)), dims
-        )
-        check_vmap(lambda x, c: _library.max_pool2d_gather(x, choice(c), *pool), (x, whole(codes.shape, 3)), dims)
+        check_vmap(lambda g, c: OPS.max_pool2d_backward(g, choice(c), size, *pool), (g, whole(codes.shape, 3)), dims)
+        check_vmap(lambda x, c: OPS.max_pool2d_gather(x, choice(c), *pool), (x, whole(codes.shape, 3)), dims)
 
     @pytest.mark.parametrize("dim", [0, 2, 4])
     def test_one_argument(self, dim):
@@ -301,14 +299,14 @@ class TestVmap:
     @pytest.mark.parametrize("dims", [(0, None, None), (1, 0, None), (None, 0, 0), (0, 0, 0), (None, None, 0)])
     def test_fused(self, dims):
         arguments = whole((2, 4, 5, 6)), whole((6, 2, 3, 3), 1), whole((6,), 2)
-        options = (1, 1, 1, 2, 2, (1, 2), 0, "ieee")
-        check_vmap(lambda x, w, b: ct._calls.conv2d_relu_max_pool2d(x, w, b, *options), arguments, dims)
+        options = (1, 1, 1, 2, 2, (1, 2), 0, "NCHW", "ieee")
+        check_vmap(lambda x, w, b: fused.conv2d_relu_max_pool2d(x, w, b, *options), arguments, dims)
         x, w, b = arguments
-        y, codes = ct._calls.conv2d_relu_max_pool2d(x, w, b, *options)
+        y, codes = fused.conv2d_relu_max_pool2d(x, w, b, *options)
 
         def backward(g, x, w):
-            found = ct._calls.conv2d_relu_max_pool2d_backward(g, x, w, codes, (True, True, True), *options)
-            some = ct._calls.conv2d_relu_max_pool2d_backward(g, x, w, codes, (False, True, False), *options)
+            found = fused.conv2d_relu_max_pool2d_backward(g, x, w, codes, *options, (True, True, True))
+            some = fused.conv2d_relu_max_pool2d_backward(g, x, w, codes, *options, (False, True, False))
             assert some[0] is None and some[2] is None
             return *found, some[1]
 

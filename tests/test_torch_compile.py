@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,6 +13,8 @@ import convx  # noqa: E402
 import convx.torch as ct  # noqa: E402
 from convx.torch import _library  # noqa: E402
 from torch_cases import as_channels_last, assert_all_equal, gradients, normal, whole  # noqa: E402
+
+OPS = torch.ops.convx
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # PyTorch's own, many of them
@@ -78,6 +83,15 @@ class TestCompile:
             tensors = (image, *leaves()[1:])
             assert_all_equal(gradients(compiled, *tensors), gradients(network, *tensors))
 
+    def test_before_convx_torch_is_imported(self):
+        """The compiled call itself imports it."""
+        code = (
+            "import torch, convx; run = torch.compile(convx.relu, fullgraph=True, backend='eager');"
+            "print(hasattr(convx, 'torch'), run(torch.ones(3)).tolist(), hasattr(convx, 'torch'))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "False [1.0, 1.0, 1.0] True"
+
     def test_any_size(self):
         """One program for images of all sizes."""
         programs = []
@@ -100,7 +114,7 @@ class TestCompile:
             return graph
 
         torch.compile(network, fullgraph=True, backend=backend)(*leaves())
-        names = ["conv2d", "max_pool2d", "conv2d_grad_input", "relu", "conv2d_relu_max_pool2d"]
+        names = ["conv2d", "max_pool2d", "conv_transpose2d", "relu", "conv2d_relu_max_pool2d"]
         assert seen == [f"convx.{name}.default" for name in names]
 
     def test_transforms_inside(self):
@@ -166,6 +180,7 @@ class TestExport:
 
 CONV = ([1, 2], [1, 0, 2, 1], [1, 1], 2, "reflect,zeros", 0.0, "auto", "ieee")
 CONSTANT = ([2, 1], [1, 0, 2, 1], [1, 1], 2, "constant", 1.5, "direct", "ieee")
+TRANSPOSE = ([1, 2], [1, 0, 2, 1], [0, 1], 2, [1, 1], "auto", "ieee")
 POOL = ([2, 3], [2, 1], [0, 1, 1, 0], [1, 1], True)
 FUSED = ([1, 1], [1, 1, 1, 1], [1, 1], 2, [2, 2], [2, 2], [0, 0, 0, 0], "ieee")
 
@@ -177,15 +192,16 @@ def operations(last):
         return as_channels_last(normal(*shape)) if last else normal(*shape)
 
     x, w, b = image(2, 4, 6, 7), normal(6, 2, 3, 3, seed=1), normal(6, seed=2)
-    y = image(*_library.conv2d(x, w, b, True, *CONV).shape)
-    z = image(*_library.conv2d(x, w, b, True, *CONSTANT).shape)
-    pooled, codes = (each.detach() for each in _library.max_pool2d_with_choice(x, *POOL, False))
-    indices = _library.max_pool2d_with_choice(x, *POOL, True)[1]
-    fused, chosen = (each.detach() for each in _library.conv2d_relu_max_pool2d(x, w, b, *FUSED))
+    y = image(*OPS.conv2d(x, w, b, True, *CONV).shape)
+    z = image(*OPS.conv2d(x, w, b, True, *CONSTANT).shape)
+    pooled, codes = (each.detach() for each in OPS.max_pool2d_with_choice(x, *POOL, False))
+    indices = OPS.max_pool2d_with_choice(x, *POOL, True)[1]
+    fused, chosen = (each.detach() for each in OPS.conv2d_relu_max_pool2d(x, w, b, *FUSED))
     g = image(*fused.shape)
     return {
         "conv2d": [(x, w, b, True, *CONV), (x, w, None, False, *CONSTANT)],
         "conv2d_grad_input": [(y, w, list(x.shape), last, *CONV), (z, w, list(x.shape), last, *CONSTANT)],
+        "conv_transpose2d": [(y, w, normal(4, seed=3), *TRANSPOSE), (y, w, None, *TRANSPOSE)],
         "conv2d_grad_weight": [(y, x, list(w.shape), *CONV), (z, x, list(w.shape), *CONSTANT)],
         "relu": [(x,)],
         "relu_backward": [(image(2, 4, 6, 7), ct.relu(x).detach())],
@@ -201,23 +217,23 @@ def operations(last):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", _library.SCHEMAS)
+@pytest.mark.parametrize("name", _library.OPERATIONS)
 def test_opcheck(name, last):
     """Schema, autograd registration, fake tensors (strides too), and AOTAutograd with symbolic sizes."""
     for arguments in operations(last)[name][: 1 if last else None]:
-        torch.library.opcheck(getattr(_library, name), arguments)
+        torch.library.opcheck(_library.OPERATIONS[name].overload, arguments)
 
 
 class TestMeta:
     """Shapes without data."""
 
     @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-    @pytest.mark.parametrize("name", _library.SCHEMAS)
+    @pytest.mark.parametrize("name", _library.OPERATIONS)
     def test_as_with_data(self, name, last):
         meta = lambda value: value.to("meta") if isinstance(value, torch.Tensor) else value  # noqa: E731
         for arguments in operations(last)[name]:
-            expected = getattr(_library, name)(*arguments)
-            actual = getattr(_library, name)(*map(meta, arguments))
+            expected = getattr(OPS, name)(*arguments)
+            actual = getattr(OPS, name)(*map(meta, arguments))
             expected, actual = (each if isinstance(each, tuple) else (each,) for each in (expected, actual))
             for one, other in zip(actual, expected, strict=True):
                 assert one.is_meta

@@ -509,9 +509,9 @@ class TestAlgorithm:
     @BOTH
     def test_words_that_are_none(self, inplace):
         model = Body()
-        with pytest.raises(convx.ShapeError, match=r'^convert: algorithm is "fft", expected "auto", "dir'):
+        with pytest.raises(convx.ShapeError, match=r"^convert: algorithm is 'fft', expected \"auto\", \"dir"):
             quietly(ct.convert, model, inplace=inplace, algorithm="fft")
-        with pytest.raises(TypeError, match=r"^convert: algorithm is a int, expected"):
+        with pytest.raises(TypeError, match=r"^convert: algorithm is an int, expected"):
             quietly(ct.convert, model, inplace=inplace, algorithm=1)
         assert not any(map(is_convx, model.modules()))
 

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 import convx  # noqa: E402
 import convx.torch as ct  # noqa: E402
 import simt_arrays  # noqa: E402
-from convx.torch import _arguments, _kernels  # noqa: E402
+from convx.torch import _tensors  # noqa: E402
 from torch_cases import F, as_channels_last, assert_all_equal, conv_by_torch, conv_case, gradients, whole  # noqa: E402
 
 pytestmark = [
@@ -49,7 +49,7 @@ def device(monkeypatch):
         return Device(torch), simt_arrays._simt
 
     monkeypatch.setattr(convx._devices, "dispatch", dispatch)
-    monkeypatch.setattr(_kernels, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(_tensors, "on_cpu", lambda tensor: False)
     return calls
 
 
@@ -109,7 +109,7 @@ def test_what_is_not_recorded(last, device, monkeypatch):
 
     found = calls()
     assert device == ["relu", "conv_transpose2d", "conv2d_backward", "relu_backward", "conv2d_grad_norms"]
-    monkeypatch.setattr(_kernels, "on_cpu", lambda tensor: True)
+    monkeypatch.setattr(_tensors, "on_cpu", lambda tensor: True)
     assert_all_equal(found, calls())
 
 
@@ -126,7 +126,7 @@ def test_by_the_dispatcher(device):
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_16_bits(kind, monkeypatch):
     """A device computes with 16-bit types; small whole numbers are exact in them."""
-    monkeypatch.setattr(_arguments, "_ON_CPU", (torch.float32, torch.float64, kind))
+    monkeypatch.setattr(_tensors, "_ON_CPU", (torch.float32, torch.float64, kind))
     x, w, b = (whole(shape, i, kind) for i, shape in enumerate([(2, 2, 6, 5), (3, 2, 2, 2), (3,)]))
     actual = gradients(lambda x, w, b: ct.max_pool2d(ct.conv2d(x, w, b, activation="relu"), 2), x, w, b)
     expected = gradients(lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2), *(t.float() for t in (x, w, b)))

@@ -17,7 +17,7 @@ from support import POOL_PROBLEMS
 torch = pytest.importorskip("torch")
 
 import convx.torch as ct  # noqa: E402
-from convx.torch import _kernels, _library, _routes  # noqa: E402
+from convx.torch import _library, _tensors  # noqa: E402
 from torch_cases import (  # noqa: E402
     F,
     as_channels_last,
@@ -88,7 +88,7 @@ def test_conv_transpose2d(seed, last):
     g = whole(without_bias.shape, 99)
     for layout, axes in (("NCHW", (0, 1, 2, 3)), ("NHWC", (0, 2, 3, 1))):
         images = g.permute(axes), leaves[0].permute(axes)
-        found = _routes.conv_transpose2d_backward(*images, leaves[1], *values, layout, "auto", "ieee", (True,) * 3)
+        found = convx.conv_transpose2d_backward(*images, leaves[1], *values, layout=layout)
         assert_all_equal([found[0].permute([axes.index(i) for i in range(4)]), *found[1:]], expected[1:], options)
 
 
@@ -102,9 +102,8 @@ def test_conv_transpose2d_same():
     assert torch.equal(y, image.grad)
     uneven = ct.conv_transpose2d(x, w, padding=((1, 0), (0, 2)))
     assert torch.equal(uneven, F.conv_transpose2d(x, w)[:, :, 1:, :-2])
-    grads = _routes.conv_transpose2d_backward(
-        y[0], x[0], w, (2, 3), "same", 0, 1, 1, "NCHW", "auto", "ieee", (True, False, False)
-    )
+    mask = (True, False, False)
+    grads = convx.conv_transpose2d_backward(y[0], x[0], w, (2, 3), "same", output_mask=mask)
     assert torch.equal(grads[0], ct.conv2d(y, w, stride=(2, 3), padding="same")[0])
     assert grads[1] is None and grads[2] is None
 
@@ -330,7 +329,7 @@ def test_one_channel_as_channels_last():
 def test_zero_copy():
     """The kernels read and write PyTorch's memory: a change of the tensor shows in their view."""
     x = as_channels_last(whole((2, 3, 8, 9)))
-    view = _kernels._image(x, True)
+    view = _tensors.image_array(x, _tensors.CHANNELS_LAST)
     assert view.flags.c_contiguous
     x[1, 2, 3, 4] = 77
     assert view[1, 3, 4, 2] == 77
@@ -364,14 +363,13 @@ class TestWays:
         return gradients(network, x, w, b)
 
     def test_same_bits(self, watcher, monkeypatch):
-        calls = []
-        for name in ("conv2d", "relu", "max_pool2d_with_choice", "conv2d_relu_max_pool2d", "conv2d_grad_input"):
-            kernel = getattr(_library, name)
-            monkeypatch.setattr(_library, name, lambda *args, kernel=kernel: calls.append(kernel) or kernel(*args))
+        calls, call = [], _library.Operation.__call__
+        monkeypatch.setattr(_library.Operation, "__call__", lambda self, *args: calls.append(self) or call(self, *args))
         straight = self.step()
         assert calls == []
         with watcher:
             watched = self.step()
+        assert calls
         assert_all_equal(watched, straight)
         ops = torch.ops.convx
         assert {ops.conv2d.default, ops.max_pool2d_with_choice.default, ops.relu.default} <= set(watcher.seen)
@@ -407,7 +405,7 @@ class TestWays:
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
     def test_nothing_recorded(self, mode, monkeypatch):
-        monkeypatch.setattr(_library, "conv2d", None)
+        monkeypatch.setattr(_library.Operation, "__call__", None)
         x, w = whole((2, 3, 8, 9)).requires_grad_(), whole((4, 3, 3, 3), 1).requires_grad_()
         with mode():
             y = ct.conv2d(x, w)

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import register_module_forward_hook
 
 import convx.torch as ct
-from convx.torch import _decompositions, _library
+from convx.torch import _library
 from torch_cases import whole
 
 pytestmark = [
@@ -293,26 +293,29 @@ CONV = ((1, 1), (1, 0, 2, 1), (1, 1), 1, "zeros", 0.0, "auto", "ieee")
 class TestDecompositions:
     """Decompositions have the results of the operations."""
 
+    def assert_same(self, name, *args):
+        operation = _library.OPERATIONS[name].overload
+        found, expected = ct.decompositions()[operation](*args), operation(*args)
+        found, expected = (each if isinstance(each, tuple) else (each,) for each in (found, expected))
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+
     @pytest.mark.parametrize("relu", [False, True])
     @pytest.mark.parametrize("mode", ["zeros", "constant", "reflect", "replicate", "circular", "reflect,constant"])
     @pytest.mark.parametrize("padding", [(1, 1, 2, 2), (1, 0, 2, 1), (0, 0, 0, 1), (0, 0, 0, 0)])
     def test_conv2d(self, padding, mode, relu):
         x, w, b = whole((2, 4, 7, 8)), whole((6, 2, 3, 2), 1), whole((6,), 2)
         for stride, dilation in (((1, 1), (1, 1)), ((2, 1), (1, 3))):
-            args = (x, w, b, relu, stride, padding, dilation, 2, mode, 1.5, "auto", "ieee")
-            assert torch.equal(_decompositions._conv2d(*args), _library.conv2d(*args))
+            self.assert_same("conv2d", x, w, b, relu, stride, padding, dilation, 2, mode, 1.5, "auto", "ieee")
 
     @pytest.mark.parametrize("padding", [(1, 1, 2, 2), (1, 0, 2, 1), (0, 2, 0, 1), (0, 0, 0, 0)])
     @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
-    def test_conv2d_grad_input(self, padding, stride):
-        for size in ((2, 4, 7, 8), (2, 4, 8, 10)):
-            w = whole((6, 2, 3, 2), 1)
-            options = (stride, padding, (1, 2), 2, "zeros", 0.0, "auto", "ieee")
-            grad = whole(_library.conv2d(whole(size), w, None, False, *options).shape, 2)
-            args = (grad, w, size, False, *options)
-            assert torch.equal(_decompositions._conv2d_grad_input(*args), _library.conv2d_grad_input(*args))
-        other = (*options[:4], "reflect", *options[5:])
-        assert _decompositions._conv2d_grad_input(grad, w, size, False, *other) is NotImplemented
+    def test_conv_transpose2d(self, padding, stride):
+        x, w, b = whole((2, 6, 4, 5)), whole((6, 2, 3, 2), 1), whole((4,), 2)
+        for extra in ((0, 0), (0, 1)):
+            for bias in (b, None):
+                self.assert_same("conv_transpose2d", x, w, bias, stride, padding, extra, 2, (1, 2), "auto", "ieee")
 
     @pytest.mark.parametrize("ceil_mode", [False, True])
     @pytest.mark.parametrize("padding", [(1, 1, 0, 0), (1, 0, 1, 2), (2, 2, 2, 2), (0, 1, 0, 0)])
@@ -322,23 +325,15 @@ class TestDecompositions:
             x = whole((2, 3, h, 10))
             for dilation in ((1, 1), (2, 1)):
                 args = (x, (4, 5), stride, padding, dilation, ceil_mode)
-                assert torch.equal(_decompositions._max_pool2d(*args), _library.max_pool2d(*args))
+                self.assert_same("max_pool2d", *args)
                 for indices in (True, False):
-                    pair = [
-                        function(*args, indices)
-                        for function in (_decompositions._max_pool2d_with_choice, _library.max_pool2d_with_choice)
-                    ]
-                    for one, other in zip(*pair, strict=True):
-                        assert one.dtype == other.dtype
-                        assert torch.equal(one, other)
+                    self.assert_same("max_pool2d_with_choice", *args, indices)
 
     @pytest.mark.parametrize("pool_padding", [(0, 0, 0, 0), (1, 1, 1, 0)])
     def test_fused(self, pool_padding):
         x, w, b = whole((2, 4, 9, 8)), whole((6, 2, 3, 2), 1), whole((6,), 2)
         args = (x, w, b, (1, 1), (1, 1, 0, 1), (1, 1), 2, (3, 2), (2, 2), pool_padding, "ieee")
-        for one, other in zip(_decompositions._fused(*args), _library.conv2d_relu_max_pool2d(*args), strict=True):
-            assert one.dtype == other.dtype
-            assert torch.equal(one, other)
+        self.assert_same("conv2d_relu_max_pool2d", *args)
 
     def test_they_are_all_registered(self):
         table = ct.decompositions()

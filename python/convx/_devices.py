@@ -101,6 +101,10 @@ class PyTorch:
 
 
 _libraries: dict[type, Library] = {}
+
+of_tensors: dict[str, Callable[..., Any]] = {}
+"""The functions that compute each operation for PyTorch's tensors, once convx.torch is imported."""
+
 # convx.jax.__all__, copied since an import would import JAX.
 _IN_JAX = ("conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu")
 
@@ -117,9 +121,12 @@ def operation(op: str, argument: str, value: Any) -> Callable[..., Any]:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        from .torch import _routes  # a statement, which torch.compile follows; importlib's functions it does not
+        try:
+            return of_tensors[op]
+        except KeyError:  # torch.compile, which follows statements alone, does not see the table change
+            from .torch import _tensors
 
-        return getattr(_routes, op)  # type: ignore[no-any-return]
+            return _tensors.entry_points[op]
     library, module = dispatch(op, argument, value)
     return functools.partial(getattr(module, op), library)
 

@@ -11,6 +11,8 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ._cpu import ShapeError
+
 FloatT = TypeVar("FloatT", bound=np.floating[Any])
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -37,6 +39,12 @@ OutputMask: TypeAlias = tuple[bool, bool, bool]
 """Which of grad_input, grad_weight and grad_bias to compute."""
 
 Gradients: TypeAlias = tuple[npt.NDArray[FloatT] | None, npt.NDArray[FloatT] | None, npt.NDArray[FloatT] | None]
+
+
+def check_precision(op: str, precision: object) -> None:
+    """Refuse on the CPU, where `precision` has no effect, the same values as on CUDA."""
+    if precision not in PRECISIONS:
+        raise ShapeError(f"{op}: precision is {precision!r}, expected 'ieee', 'tf32x3' or 'tf32'")
 
 
 def plain(option: Any) -> Any:

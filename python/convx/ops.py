@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _cpu, _devices
-from ._cpu import PreparedWeight, ShapeError
+from ._cpu import PreparedWeight
 from ._types import (
-    PRECISIONS,
     Activation,
     FloatT,
     Gradients,
@@ -31,6 +30,7 @@ from ._types import (
     Pair,
     Precision,
     SavedConv2dReluMaxPool2d,
+    check_precision,
 )
 
 __all__ = [
@@ -1147,9 +1147,3 @@ def conv2d_relu_max_pool2d_backward(
     run = _devices.operation("conv2d_relu_max_pool2d_backward", "grad_output", grad_output)
     gradients: Gradients[FloatT] = run(grad_output, *forward, saved.precision, output_mask)
     return gradients
-
-
-def check_precision(op: str, precision: object) -> None:
-    """Refuse on the CPU, where `precision` has no effect, the same values as on CUDA."""
-    if precision not in PRECISIONS:
-        raise ShapeError(f"{op}: precision is {precision!r}, expected 'ieee', 'tf32x3' or 'tf32'")

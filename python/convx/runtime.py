@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _cpu, cuda, ops
+from ._types import check_precision
 
 __all__ = [
     "CudaPlan",
@@ -476,7 +477,7 @@ def explain(
     operand = values.pop("kernel_size", weight_shape)
     name = "bfloat16" if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
     if device == "cpu":
-        ops.check_precision(op, values.get("precision", "ieee"))
+        check_precision(op, values.get("precision", "ieee"))
         plans = _cpu.explain(op, input_shape, operand, values, name)
         return Explanation(_plan(**plan) for plan in plans)
     if device != "cuda":

@@ -1,212 +1,322 @@
-"""The operations as PyTorch's dispatcher knows them: ``torch.ops.convx``.
+"""How an operation becomes one of PyTorch's: ``torch.ops.convx``, in the files of the operations.
 
 What traces, records or transforms a program (torch.compile, torch.export, torch.func, autograd with create_graph) sees
-these, and every one of them has all that is asked of it: kernels, shapes (_shapes.py), derivatives (_autograd.py) and a
-rule for batches (_vmap.py). They are closed under differentiation: the gradients of the three convolutions are
-convolutions again, those of pooling are a scatter and a gather.
+these operations, and every one of them has all that is asked of it. They are closed under differentiation: the
+gradients of a convolution are convolutions again, those of pooling are a scatter and a gather.
 
 `torch.library.custom_op` would be shorter, but its calls take three times as long, and torch.func.grad refuses it.
+`torch.library.register_autograd` refuses forward mode, and functorch's levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
+from torch.utils.flop_counter import register_flop_formula
 
-from . import _kernels
-
-_CONV = (
-    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode, float padding_value, "
-    "str algorithm, str precision"
-)
-_POOL = "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode"
-_FUSED = (
-    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt[] pool_kernel_size, "
-    "SymInt[] pool_stride, SymInt[] pool_padding, str precision"
-)
-
-# All options are resolved (_options.py): padding is (top, bottom, left, right), a pair of modes "h,w". Images are 4-D.
-SCHEMAS = {
-    "conv2d": f"(Tensor input, Tensor weight, Tensor? bias, bool relu, {_CONV}) -> Tensor",
-    "conv2d_grad_input": (
-        f"(Tensor grad_output, Tensor weight, SymInt[] input_size, bool channels_last, {_CONV}) -> Tensor"
-    ),
-    "conv2d_grad_weight": f"(Tensor grad_output, Tensor input, SymInt[] weight_size, {_CONV}) -> Tensor",
-    "relu": "(Tensor input) -> Tensor",
-    "relu_backward": "(Tensor grad_output, Tensor output) -> Tensor",
-    "max_pool2d": f"(Tensor input, {_POOL}) -> Tensor",
-    "max_pool2d_with_choice": f"(Tensor input, {_POOL}, bool indices) -> (Tensor, Tensor)",
-    "max_pool2d_backward": f"(Tensor grad_output, Tensor choice, SymInt[] input_size, {_POOL}) -> Tensor",
-    "max_pool2d_gather": f"(Tensor input, Tensor choice, {_POOL}) -> Tensor",
-    "conv2d_relu_max_pool2d": f"(Tensor input, Tensor weight, Tensor? bias, {_FUSED}) -> (Tensor, Tensor)",
-    # What output_mask leaves out is a tensor without elements.
-    "conv2d_relu_max_pool2d_backward": (
-        f"(Tensor grad_output, Tensor input, Tensor weight, Tensor codes, {_FUSED}, bool[] output_mask)"
-        " -> (Tensor, Tensor, Tensor)"
-    ),
-}
+from .._cpu import ShapeError
+from ._options import ConvOptions, FusedOptions, PoolOptions, Size, TransposeOptions
+from ._tensors import layout_of
 
 library = torch.library.Library("convx", "DEF")
-for _name, _schema in SCHEMAS.items():
-    library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-conv2d = torch.ops.convx.conv2d.default
-conv2d_grad_input = torch.ops.convx.conv2d_grad_input.default
-conv2d_grad_weight = torch.ops.convx.conv2d_grad_weight.default
-relu = torch.ops.convx.relu.default
-relu_backward = torch.ops.convx.relu_backward.default
-max_pool2d = torch.ops.convx.max_pool2d.default
-max_pool2d_with_choice = torch.ops.convx.max_pool2d_with_choice.default
-max_pool2d_backward = torch.ops.convx.max_pool2d_backward.default
-max_pool2d_gather = torch.ops.convx.max_pool2d_gather.default
-conv2d_relu_max_pool2d = torch.ops.convx.conv2d_relu_max_pool2d.default
-conv2d_relu_max_pool2d_backward = torch.ops.convx.conv2d_relu_max_pool2d_backward.default
-
-
-def sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return resolved padding in the form that the compiled modules read."""
-    top, bottom, left, right = padding
-    return (top, bottom), (left, right)
-
-
-def user_options(stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: str, *rest: Any) -> Any:
-    """Return resolved `ConvOptions` in the form that the compiled modules read."""
-    mode = tuple(padding_mode.split(",")) if "," in padding_mode else padding_mode
-    return stride, sides(padding), dilation, groups, mode, *rest
-
-
-def _conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    relu: bool,
-    *options: Any,
-) -> Tensor:
-    return _kernels.conv2d(input, weight, bias, relu, *user_options(*options))
-
-
-def _conv2d_grad_input(
-    grad_output: Tensor, weight: Tensor, input_size: list[int], channels_last: bool, *options: Any
-) -> Tensor:
-    return _kernels.conv2d_grad_input(grad_output, weight, tuple(input_size), channels_last, *user_options(*options))
-
-
-def _conv2d_grad_weight(grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any) -> Tensor:
-    return _kernels.conv2d_grad_weight(grad_output, input, tuple(weight_size), *user_options(*options))
-
-
-def _max_pool2d(input: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], *options: Any) -> Tensor:
-    return _kernels.max_pool2d(input, kernel_size, stride, sides(padding), *options)
-
-
-def _max_pool2d_with_choice(
-    input: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], *options: Any
-) -> tuple[Tensor, Tensor]:
-    return _kernels.max_pool2d_with_choice(input, kernel_size, stride, sides(padding), *options)
-
-
-def _max_pool2d_backward(
-    grad_output: Tensor,
-    choice: Tensor,
-    input_size: list[int],
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    *options: Any,
-) -> Tensor:
-    return _kernels.max_pool2d_backward(
-        grad_output, choice, tuple(input_size), kernel_size, stride, sides(padding), *options
-    )
-
-
-def _max_pool2d_gather(
-    input: Tensor,
-    choice: Tensor,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    ceil_mode: bool,
-) -> Tensor:
-    """Take from `input` the cells that were chosen; 0 for code 255, and for index -1 of a window without a cell."""
-    h, w = input.shape[2:]
-    dead = None
-    if choice.dtype == torch.uint8:
-        dead = choice == 255
-        tap = choice.masked_fill(dead, 0).long()
-        rows = torch.arange(choice.shape[2], device=choice.device)[:, None] * stride[0] - padding[0]
-        columns = torch.arange(choice.shape[3], device=choice.device) * stride[1] - padding[2]
-        row = rows + torch.div(tap, kernel_size[1], rounding_mode="floor") * dilation[0]
-        column = columns + tap % kernel_size[1] * dilation[1]
-        # Dead windows may have no tap inside the image; what is read for them is not used.
-        choice = row.clamp(0, h - 1) * w + column.clamp(0, w - 1)
-    elif tuple(dilation) != (1, 1):  # only dilation carries a window over the image
-        dead = choice < 0
-        choice = choice.clamp(min=0)
-    result = input.flatten(2).gather(2, choice.flatten(2)).reshape(choice.shape)
-    if dead is not None:
-        result.masked_fill_(dead, 0)
-    return result.contiguous()
-
-
-def _conv2d_relu_max_pool2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    pool_kernel_size: list[int],
-    pool_stride: list[int],
-    pool_padding: list[int],
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    pool = (pool_kernel_size, pool_stride, sides(pool_padding))
-    return _kernels.conv2d_relu_max_pool2d(
-        input, weight, bias, stride, sides(padding), dilation, groups, *pool, precision
-    )
-
-
-def _conv2d_relu_max_pool2d_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    codes: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    pool_kernel_size: list[int],
-    pool_stride: list[int],
-    pool_padding: list[int],
-    precision: str,
-    output_mask: list[bool],
-) -> tuple[Tensor, ...]:
-    pool = (pool_kernel_size, pool_stride, sides(pool_padding))
-    images = grad_output, input, weight, codes, input.shape, weight.shape, _kernels.channels_last(input)
-    gradients = _kernels.conv2d_relu_max_pool2d_backward(
-        *images, stride, sides(padding), dilation, groups, *pool, precision, output_mask
-    )
-    return tuple(grad_output.new_empty(0) if each is None else each for each in gradients)
-
-
-_KERNELS: dict[str, Callable[..., Any]] = {
-    "conv2d": _conv2d,
-    "conv2d_grad_input": _conv2d_grad_input,
-    "conv2d_grad_weight": _conv2d_grad_weight,
-    "relu": _kernels.relu,
-    "relu_backward": _kernels.relu_backward,
-    "max_pool2d": _max_pool2d,
-    "max_pool2d_with_choice": _max_pool2d_with_choice,
-    "max_pool2d_backward": _max_pool2d_backward,
-    "max_pool2d_gather": _max_pool2d_gather,
-    "conv2d_relu_max_pool2d": _conv2d_relu_max_pool2d,
-    "conv2d_relu_max_pool2d_backward": _conv2d_relu_max_pool2d_backward,
+_SCHEMAS: dict[type[Any], str] = {
+    ConvOptions: (
+        "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode, float padding_value, "
+        "str algorithm, str precision"
+    ),
+    TransposeOptions: (
+        "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt groups, SymInt[] dilation, "
+        "str algorithm, str precision"
+    ),
+    PoolOptions: "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode",
+    FusedOptions: (
+        "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt[] pool_kernel_size, "
+        "SymInt[] pool_stride, SymInt[] pool_padding, str precision"
+    ),
 }
-for _name, _kernel in _KERNELS.items():
-    for _key in ("CPU", "CUDA"):
-        library.impl(_name, _kernel, _key)
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+class Operation:
+    """An operation of the dispatcher; in Python its options are one argument, resolved (_options.py).
+
+    For the dispatcher padding is (top, bottom, left, right) and a pair of padding modes "h,w". Images are 4-D.
+    """
+
+    def __init__(
+        self, name: str, tensors: str, options: type[Any] | None = None, last: str = "", results: str = "Tensor"
+    ) -> None:
+        parts = (tensors, _SCHEMAS[options] if options else "", last)
+        library.define(f"{name}({', '.join(filter(None, parts))}) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))
+        self.name, self.options = name, options
+        self.first = len(tensors.split(", "))  # the index of the options
+        self.overload = getattr(torch.ops.convx, name).default
+        OPERATIONS[name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the operation by the dispatcher."""
+        return self.overload(*self._flat(args))
+
+    def below(self, *args: Any) -> Any:
+        """Call the operation without recording it once more.
+
+        The forward pass of an autograd.Function runs with both modes of differentiation off. Inside functorch's
+        transforms that would be for the outer ones too, which come next: there they are turned on again.
+        """
+        with torch._C._AutoDispatchBelowAutograd():
+            if not torch._C._are_functorch_transforms_active():
+                return self(*args)
+            with torch.enable_grad(), _set_fwd_grad_enabled(True):
+                return self(*args)
+
+    def implement(
+        self,
+        *,
+        kernel: Callable[..., Any],
+        fake: Callable[..., Any],
+        derivative: Callable[..., Any],
+        batch: Callable[..., Any],
+        flops: Callable[..., int] | None = None,
+        decomposition: Callable[..., Any] | None = None,
+    ) -> None:
+        """Tell PyTorch all that it asks of an operation.
+
+        Parameters
+        ----------
+        kernel
+            Computes it, on the CPU and on CUDA.
+        fake
+            Returns results without data, for meta tensors, and for the fake ones of torch.compile and torch.export.
+        derivative
+            Takes its place where autograd or forward-mode AD may want to know of it.
+        batch
+            The rule of torch.vmap: takes the batch's size and the batched axes of the arguments first.
+        flops
+            Counts for `torch.utils.flop_counter.FlopCounterMode`, from sizes, as PyTorch counts its own operations: two
+            for each product, taps that fall into the padding included, bias, ReLU and pooling not.
+        decomposition
+            The same made of PyTorch's own operations, for exporters that know no others.
+        """
+        for key in ("CPU", "CUDA"):
+            library.impl(self.name, self._nesting(kernel), key)
+        library.impl(self.name, _one_level(self._nesting(derivative)), "Autograd")
+        meta = self._nesting(fake)
+        torch.library.register_fake(f"convx::{self.name}", meta, lib=library)
+        torch.library.register_vmap(
+            f"convx::{self.name}",
+            lambda info, dims, *args: batch(info.batch_size, dims, *self._nested(args)),
+            lib=library,
+        )
+        if flops is not None:
+            register_flop_formula(self.overload.overloadpacket)(self._nesting(flops))
+        if decomposition is not None:
+            register_decomposition(self.overload)(self._nesting(decomposition))
+            # Where there is a decomposition and no entry for shapes, PyTorch takes the decomposition for fake tensors.
+            register_decomposition(self.overload, type="meta")(meta)
+            DECOMPOSITIONS[self.overload] = self._nesting(decomposition)
+
+    def _flat(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the dispatcher's arguments."""
+        if self.options is None:
+            return args
+        values = args[self.first]._asdict()
+        for name in ("padding", "pool_padding"):
+            if name in values:
+                (top, bottom), (left, right) = values[name]
+                values[name] = (top, bottom, left, right)
+        if "padding_mode" in values and not isinstance(values["padding_mode"], str):
+            values["padding_mode"] = ",".join(values["padding_mode"])
+        return *args[: self.first], *values.values(), *args[self.first + 1 :]
+
+    def _nested(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return Python's."""
+        if self.options is None:
+            return args
+        names = self.options._fields
+        behind = self.first + len(names)
+        values = dict(zip(names, args[self.first : behind], strict=True))
+        for name in ("padding", "pool_padding"):
+            if name in values:
+                top, bottom, left, right = values[name]
+                values[name] = ((top, bottom), (left, right))
+        if "," in values.get("padding_mode", ""):
+            values["padding_mode"] = tuple(values["padding_mode"].split(","))
+        return *args[: self.first], self.options(**values), *args[behind:]
+
+    def _nesting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self.options is None:
+            return function
+        return lambda *args, **words: function(*self._nested(args), **words)
+
+
+def lying(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `kernel`, whose last argument is the layout, as it runs with that of the first tensor."""
+    return lambda images, *args: kernel(images, *args, layout_of(images))
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return what `torch.export.ExportedProgram.run_decompositions` takes to put PyTorch's operations for convx's.
+
+    Returns
+    -------
+    dict of torch._ops.OpOverload to callable
+        For convolution, transposed convolution, ReLU, max-pooling and the fused operation, forward.
+
+    Notes
+    -----
+    ``torch.onnx.export(model, ..., dynamo=True)`` needs none of this.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import convx.torch
+    >>> program = torch.export.export(convx.torch.ReLU(), (torch.ones(3),))
+    >>> program = program.run_decompositions(convx.torch.decompositions())
+    >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    ['aten.relu.default']
+    """
+    return dict(DECOMPOSITIONS)
+
+
+# ---- Derivatives
+
+
+def _one_level(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` as it may be called inside functorch's transforms.
+
+    They have a rule for autograd.Function of their own, which starts at the outermost transform. Here the dispatcher is
+    at work on one of them already; to record just that one is what PyTorch's own operations do.
+    """
+
+    def call(*args: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return function(*args)
+        with enable_single_level_autograd_function():
+            return function(*args)
+
+    return call
+
+
+def applied(function: Any) -> Any:
+    """Return `apply` of one level: functorch's levels are the dispatcher's business here, which comes first."""
+    return super(torch.autograd.Function, function).apply
+
+
+def watched(*tensors: Tensor | None) -> bool:
+    """Tell whether a derivative is asked for.
+
+    Forward-mode AD has one level, 0. Its number in Python is not set where a compiled program has entered it.
+    """
+    recording = torch.is_grad_enabled()
+    return any(
+        each is not None and ((recording and each.requires_grad) or unpack_dual(each, level=0).tangent is not None)
+        for each in tensors
+    )
+
+
+def total(first: Tensor | None, second: Tensor) -> Tensor:
+    """Return the sum of two derivatives of which the first may be 0."""
+    return second if first is None else first + second
+
+
+# ---- Results without data
+
+
+def empty_image(like: Tensor, size: Any, layout: str) -> Tensor:
+    """Return a new tensor of N, C, H, W in shape with the dtype and device of `like`."""
+    empty = like.new_empty(size)
+    return empty if layout == "NCHW" else empty.to(memory_format=torch.channels_last)
+
+
+class _Described(NamedTuple):
+    """What the checks of the operations ask of an array."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+def check(op: str, run: Callable[..., Any], sizes: tuple[Size, ...], options: Any) -> None:
+    """Raise what the operation would raise for these shapes and options: `run` has the checks of its forward pass.
+
+    Symbolic sizes are checked when the compiled program runs.
+    """
+    if _symbolic((sizes, options)):
+        return
+    try:
+        run(*(_Described(tuple(size)) for size in sizes))
+    except ShapeError as error:
+        raise ShapeError(f"{op}: {str(error).partition(': ')[2]}") from None
+
+
+def _symbolic(value: Any) -> bool:
+    return isinstance(value, torch.SymInt) or (isinstance(value, (tuple, list)) and any(map(_symbolic, value)))
+
+
+def match(op: str, name: str, shape: Any, expected: Any) -> None:
+    """Refuse a tensor of another shape."""
+    if tuple(shape) != tuple(expected):
+        raise ShapeError(f"{op}: {name} has shape {tuple(shape)}, expected {tuple(expected)}")
+
+
+# ---- Batches of torch.vmap: the new axis joins one that is there
+#
+# A batch of images joins N. A batch of weights joins the output channels of each group, and where both are batched
+# every element of the batch is a group of its own. So one call of the same operation does the whole batch.
+
+
+def front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return `tensor` with the batch in front: repeated without a copy where it has none."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def folded(tensor: Tensor, dim: int) -> Tensor:
+    """Let the batch join N."""
+    return tensor.movedim(dim, 0).flatten(0, 1)
+
+
+def beside(tensor: Tensor, dim: int) -> Tensor:
+    """Let the batch join the channels of images, in front of them."""
+    return tensor.movedim(dim, 1).flatten(1, 2)
+
+
+def inside(tensor: Tensor, dim: int, axis: int, groups: int) -> Tensor:
+    """Let the batch join the channels, `axis` without it, of images or weights inside each group."""
+    apart: Tensor = tensor.movedim(dim, 0).unflatten(axis + 1, (groups, -1))
+    return apart.movedim(0, axis + 1).flatten(axis, axis + 2)
+
+
+def outside(tensor: Tensor, axis: int, groups: int, size: int) -> Tensor:
+    """Take the batch out of the groups of an axis again, to the front."""
+    apart: Tensor = tensor.unflatten(axis, (groups, size, -1))
+    return apart.movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
+
+
+def length(tensor: Tensor, dim: int, axis: int) -> Any:
+    """Return how long an axis is, counted without the batch."""
+    return tensor.shape[axis + (dim <= axis)]
+
+
+def single(tensor: Tensor, dim: int | None) -> Size:
+    """Return the sizes of one element of the batch."""
+    shape = tuple(tensor.shape)
+    return shape if dim is None else shape[:dim] + shape[dim + 1 :]
+
+
+def no_elements(size: Size, *operands: Tensor | None) -> tuple[Tensor, int]:
+    """Return the result for a batch of no elements, such as no models: none, with a gradient for each operand.
+
+    Where the batch would join the groups there is nothing to be run: no groups are no convolution.
+    """
+    sums = [each.sum() for each in operands if each is not None]
+    return torch.stack(sums).sum().expand(0, *size), 0

@@ -1,14 +1,16 @@
-"""Options as the dispatcher's operations take them: resolved, from all the forms that a user may write.
+"""The options of operations, resolved from all the forms that a user may write.
 
-The compiled modules read the user's forms themselves; this is for programs that are traced or transformed. What is
-wrong with the numbers is found later, by the check that all have in common.
+The compiled modules read the user's forms themselves; resolved ones are for programs that are traced or transformed.
+Padding is ``((top, bottom), (left, right))`` here and for the compiled modules, and four numbers in a row for the
+dispatcher, which knows no pairs of pairs. What is wrong with the numbers is found later, by the check that all have in
+common. Sizes may be symbolic; images are N, C, H, W in shape.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -16,132 +18,171 @@ import torch
 from .._cpu import ShapeError
 from .._devices import described
 
+Size: TypeAlias = tuple[Any, ...]
+Sides: TypeAlias = tuple[tuple[Any, Any], tuple[Any, Any]]
+
 _RULES = ("valid", "same", "same_lower")
 
 
-def conv_options(
-    op: str,
-    input_size: Sequence[Any],
-    weight_size: Sequence[Any],
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    padding_mode: Any,
-    padding_value: float,
-    algorithm: str,
-    precision: str,
-) -> tuple[Any, ...]:
-    """Resolve the options of a convolution of 4-D images."""
+class ConvOptions(NamedTuple):
+    """Of a convolution."""
+
+    stride: tuple[Any, Any]
+    padding: Sides
+    dilation: tuple[Any, Any]
+    groups: Any
+    padding_mode: str | tuple[str, ...]
+    padding_value: float
+    algorithm: str
+    precision: str
+
+    def output_size(self, input_size: Size, weight_size: Size) -> Size:
+        """Return (N, K, P, Q)."""
+        result = [input_size[0], weight_size[0]]
+        for axis in (0, 1):
+            padded = input_size[2 + axis] + sum(self.padding[axis])
+            result.append((padded - self.dilation[axis] * (weight_size[2 + axis] - 1) - 1) // self.stride[axis] + 1)
+        return tuple(result)
+
+    def linear(self) -> ConvOptions:
+        """Return the options of its derivative: without the constant outside the image."""
+        return self._replace(padding_value=0.0)
+
+
+class TransposeOptions(NamedTuple):
+    """Of a transposed convolution."""
+
+    stride: tuple[Any, Any]
+    padding: Sides
+    output_padding: tuple[Any, Any]
+    groups: Any
+    dilation: tuple[Any, Any]
+    algorithm: str
+    precision: str
+
+    def output_size(self, input_size: Size, weight_size: Size) -> Size:
+        """Return (N, K, P, Q)."""
+        spans = (self._span(axis, input_size, weight_size) for axis in (0, 1))
+        pixels = (
+            span - sum(sides) + extra
+            for span, sides, extra in zip(spans, self.padding, self.output_padding, strict=True)
+        )
+        return input_size[0], weight_size[1] * self.groups, *pixels
+
+    def convolution(self, input_size: Size, weight_size: Size) -> tuple[Size, ConvOptions]:
+        """Return the convolution whose input gradient this is: the size of its input, and its options.
+
+        Output padding is taken back from the padding at the end; what is left of it are rows and columns behind all
+        windows, fewer than the stride of which the convolution may have in its input without having one more window.
+        """
+        size, padding = [input_size[0], weight_size[1] * self.groups], []
+        for axis in (0, 1):
+            (before, after), extra, behind = self.padding[axis], self.output_padding[axis], 0
+            if extra != 0:
+                behind, after = torch.sym_max(0, extra - after), torch.sym_max(0, after - extra)
+            padding.append((before, after))
+            reached = self._span(axis, input_size, weight_size) - before - after
+            size.append(reached + torch.sym_min(behind, self.stride[axis] - 1))
+        options = (self.stride, tuple(padding), self.dilation, self.groups)
+        return tuple(size), ConvOptions(*options, "zeros", 0.0, self.algorithm, self.precision)  # type: ignore[arg-type]
+
+    def _span(self, axis: int, input_size: Size, weight_size: Size) -> Any:
+        """Return the rows or columns from the first tap of the first window to the last one of the last."""
+        return (input_size[2 + axis] - 1) * self.stride[axis] + self.dilation[axis] * (weight_size[2 + axis] - 1) + 1
+
+
+class PoolOptions(NamedTuple):
+    """Of a max-pooling."""
+
+    kernel_size: tuple[Any, Any]
+    stride: tuple[Any, Any]
+    padding: Sides
+    dilation: tuple[Any, Any]
+    ceil_mode: bool
+
+    def output_size(self, input_size: Size) -> Size:
+        """Return (N, C, P, Q)."""
+        result = list(input_size[:2])
+        for axis in (0, 1):
+            size, (before, after), stride = input_size[2 + axis], self.padding[axis], self.stride[axis]
+            span = size + before + after - self.dilation[axis] * (self.kernel_size[axis] - 1) - 1
+            out = (span + (stride - 1 if self.ceil_mode else 0)) // stride + 1
+            if self.ceil_mode and (out - 1) * stride >= size + before:
+                out -= 1
+            result.append(out)
+        return tuple(result)
+
+
+class FusedOptions(NamedTuple):
+    """Of conv2d_relu_max_pool2d."""
+
+    stride: tuple[Any, Any]
+    padding: Sides
+    dilation: tuple[Any, Any]
+    groups: Any
+    pool_kernel_size: tuple[Any, Any]
+    pool_stride: tuple[Any, Any]
+    pool_padding: Sides
+    precision: str
+
+    def parts(self) -> tuple[ConvOptions, PoolOptions]:
+        """Return the options of its convolution and of its pooling."""
+        conv = ConvOptions(*self[:4], "zeros", 0.0, "auto", self.precision)
+        return conv, PoolOptions(*self[4:7], (1, 1), False)
+
+    def output_size(self, input_size: Size, weight_size: Size) -> Size:
+        """Return (N, K, P', Q')."""
+        conv, pool = self.parts()
+        return pool.output_size(conv.output_size(input_size, weight_size))
+
+
+def resolve_conv(op: str, input_size: Size, weight_size: Size, options: Sequence[Any]) -> ConvOptions:
+    """Resolve the options of a convolution."""
+    stride, padding, dilation, groups, padding_mode, padding_value, algorithm, precision = options
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     padding = sides(op, "padding", padding, input_size, weight_size[2:], stride, dilation)
-    mode = padding_mode if isinstance(padding_mode, str) else ",".join(map(str, padding_mode))
-    groups = integer(op, "groups", groups)
-    return stride, padding, dilation, groups, mode, number(op, "padding_value", padding_value), algorithm, precision
+    mode = padding_mode if isinstance(padding_mode, str) else tuple(map(str, padding_mode))
+    groups, value = integer(op, "groups", groups), number(op, "padding_value", padding_value)
+    return ConvOptions(stride, padding, dilation, groups, mode, value, algorithm, precision)
 
 
-def pool_options(
-    op: str, input_size: Sequence[Any], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> tuple[Any, ...]:
-    """Resolve the options of a pooling of 4-D images."""
+def resolve_transpose(op: str, input_size: Size, weight_size: Size, options: Sequence[Any]) -> TransposeOptions:
+    """Resolve the options of a transposed convolution."""
+    stride, padding, output_padding, groups, dilation, algorithm, precision = options
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    extra, groups = pair(op, "output_padding", output_padding), integer(op, "groups", groups)
+    if (
+        isinstance(padding, str) and padding != "valid" and extra != (0, 0)
+    ):  # numbers in their place would pass the check behind
+        found, axis = (extra[0], "height") if extra[0] != 0 else (extra[1], "width")
+        raise ShapeError(
+            f'{op}: output_padding is {found} in {axis}, expected 0: padding "same" or "same_lower" makes the output '
+            "stride times as large as the input"
+        )
+    reached = (*input_size[:2], *(size * step for size, step in zip(input_size[2:], stride, strict=True)))
+    padding = sides(op, "padding", padding, reached, weight_size[2:], stride, dilation)
+    return TransposeOptions(stride, padding, extra, groups, dilation, algorithm, precision)
+
+
+def resolve_pool(op: str, input_size: Size, options: Sequence[Any]) -> PoolOptions:
+    """Resolve the options of a max-pooling."""
+    kernel_size, stride, padding, dilation, ceil_mode = options
     kernel = pair(op, "kernel_size", kernel_size)
     stride = _or_kernel(op, "stride", stride, kernel)
     dilation = pair(op, "dilation", dilation)
-    return kernel, stride, sides(op, "padding", padding, input_size, kernel, stride, dilation), dilation, ceil_mode
+    padding = sides(op, "padding", padding, input_size, kernel, stride, dilation)
+    return PoolOptions(kernel, stride, padding, dilation, ceil_mode)
 
 
-def fused_options(
-    op: str,
-    input_size: Sequence[Any],
-    weight_size: Sequence[Any],
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    pool_kernel_size: Any,
-    pool_stride: Any,
-    pool_padding: Any,
-    precision: str,
-) -> tuple[Any, ...]:
-    """Resolve the options of conv2d_relu_max_pool2d for 4-D images."""
-    conv = conv_options(
-        op, input_size, weight_size, stride, padding, dilation, groups, "zeros", 0.0, "auto", precision
-    )[:4]
+def resolve_fused(op: str, input_size: Size, weight_size: Size, options: Sequence[Any]) -> FusedOptions:
+    """Resolve the options of conv2d_relu_max_pool2d."""
+    *geometry, pool_kernel_size, pool_stride, pool_padding, precision = options
+    conv = resolve_conv(op, input_size, weight_size, (*geometry, "zeros", 0.0, "auto", precision))
     kernel = pair(op, "pool_kernel_size", pool_kernel_size)
     pool_stride = _or_kernel(op, "pool_stride", pool_stride, kernel)
-    size = conv_output_size(input_size, weight_size, *conv[:3])
+    size = conv.output_size(input_size, weight_size)
     pool_padding = sides(op, "pool_padding", pool_padding, size, kernel, pool_stride, (1, 1))
-    return *conv, kernel, pool_stride, pool_padding, precision
-
-
-def transposed(
-    op: str,
-    input_size: Sequence[Any],
-    weight_size: Sequence[Any],
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    groups: Any,
-    dilation: Any,
-    algorithm: str,
-    precision: str,
-) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, Any]]:
-    """Return the convolution whose input gradient a transposed convolution is: the size of its input, and its options.
-
-    Its padding at the end is less by `output_padding`, so that every window fits exactly. Where that would be less than
-    none, nothing reaches the last rows and columns of the output: they are the third result, and not part of the size.
-    """
-    n, c, *pixels = input_size
-    if weight_size[0] != c:
-        raise ShapeError(f"{op}: weight has {weight_size[0]} input channels, expected {c} as input has")
-    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
-    extra = pair(op, "output_padding", output_padding)
-    reached = [n, c, *(size * step for size, step in zip(pixels, stride, strict=True))]
-    around = sides(op, "padding", padding, reached, weight_size[2:], stride, dilation)
-    groups = integer(op, "groups", groups)
-    size, cut, beyond = [n, weight_size[1] * groups], [], []
-    for axis in (0, 1):
-        if not 0 <= extra[axis] < max(stride[axis], dilation[axis]):
-            raise ShapeError(
-                f"{op}: output_padding is {extra}, expected numbers from 0, smaller than stride {stride} or "
-                f"dilation {dilation}"
-            )
-        before, after = around[2 * axis], around[2 * axis + 1] - extra[axis]
-        beyond.append(max(0, -after))
-        after = max(0, after)
-        out = (pixels[axis] - 1) * stride[axis] + dilation[axis] * (weight_size[2 + axis] - 1) + 1 - before - after
-        if out < 1:
-            raise ShapeError(f"{op}: the output has {out} rows or columns, expected at least 1")
-        size.append(out)
-        cut.append((before, after))
-    options = (stride, tuple(cut), dilation, groups, "zeros", 0.0, algorithm, precision)
-    return tuple(size), options, (beyond[0], beyond[1])
-
-
-def conv_output_size(
-    input_size: Sequence[Any], weight_size: Sequence[Any], stride: Any, padding: Any, dilation: Any
-) -> tuple[Any, ...]:
-    """Return (N, K, P, Q); sizes may be symbolic."""
-    result = [input_size[0], weight_size[0]]
-    for axis in (0, 1):
-        padded = input_size[2 + axis] + padding[2 * axis] + padding[2 * axis + 1]
-        result.append((padded - dilation[axis] * (weight_size[2 + axis] - 1) - 1) // stride[axis] + 1)
-    return tuple(result)
-
-
-def pool_output_size(
-    input_size: Sequence[Any], kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> tuple[Any, ...]:
-    """Return (N, C, P, Q); sizes may be symbolic."""
-    result = list(input_size[:2])
-    for axis in (0, 1):
-        size, before, after = input_size[2 + axis], padding[2 * axis], padding[2 * axis + 1]
-        span = size + before + after - dilation[axis] * (kernel[axis] - 1) - 1
-        out = (span + (stride[axis] - 1 if ceil_mode else 0)) // stride[axis] + 1
-        if ceil_mode and (out - 1) * stride[axis] >= size + before:
-            out -= 1
-        result.append(out)
-    return tuple(result)
+    return FusedOptions(*conv[:4], kernel, pool_stride, pool_padding, precision)
 
 
 def pair(op: str, name: str, value: Any) -> tuple[Any, Any]:
@@ -178,7 +219,7 @@ def number(op: str, name: str, value: Any) -> float:
     raise TypeError(f"{op}: {name} is {described(type(value))}, expected a number")
 
 
-def sizes(op: str, name: str, value: Any) -> tuple[Any, ...]:
+def sizes(op: str, name: str, value: Any) -> Size:
     """Return a shape."""
     entries = _entries(value)
     if entries is None or getattr(value, "ndim", 1) > 1:
@@ -191,6 +232,8 @@ def torch_pair(value: Any) -> Any:
 
     Layers keep what they were made with: integers of Python, NumPy and 0-d tensors, alone or in sequences of 1 or 2.
     """
+    if type(value) is int:
+        return value, value
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
     entries = value if isinstance(value, (tuple, list)) else (value,)
@@ -211,13 +254,13 @@ def taps(op: str, kernel_size: Any) -> int:
 
 def sides(
     op: str, name: str, value: Any, size: Sequence[Any], kernel: Sequence[Any], stride: Any, dilation: Any
-) -> tuple[Any, ...]:
-    """Return (top, bottom, left, right) for images of a 4-D `size`."""
+) -> Sides:
+    """Return ((top, bottom), (left, right)) for images of a 4-D `size`."""
     if isinstance(value, str):
         if value not in _RULES:
             raise ShapeError(f'{op}: {name} is {value!r}, expected "valid", "same" or "same_lower"')
         if value == "valid":
-            return 0, 0, 0, 0
+            return (0, 0), (0, 0)
         found: list[Any] = []
         for axis in (0, 1):
             out = (size[2 + axis] + stride[axis] - 1) // stride[axis]
@@ -225,15 +268,16 @@ def sides(
             # max() of a symbol would decide, and torch.export refuses a decision that not all sizes share.
             total = torch.sym_max(0, covered - size[2 + axis])
             smaller = total // 2
-            found += [smaller, total - smaller] if value == "same" else [total - smaller, smaller]
-        return tuple(found)
+            found.append((smaller, total - smaller) if value == "same" else (total - smaller, smaller))
+        return found[0], found[1]
     expected = "an integer, (height, width), ((top, bottom), (left, right)) or a rule"
     entries = _entries(value)
     if entries is None or (len(entries) == 1 and _entries(entries[0]) is None):
-        return (integer(op, name, value if entries is None else entries[0], expected),) * 4
+        side = integer(op, name, value if entries is None else entries[0], expected)
+        return (side, side), (side, side)
     if len(entries) != 2:
         raise ShapeError(f"{op}: {name} is {value!r}, expected {expected}")
-    return (*pair(op, name, entries[0]), *pair(op, name, entries[1]))
+    return pair(op, name, entries[0]), pair(op, name, entries[1])
 
 
 def expect_half_windows(op: str, padding: Any, kernel_size: Any, dilation: Any = 1) -> None:
@@ -241,20 +285,20 @@ def expect_half_windows(op: str, padding: Any, kernel_size: Any, dilation: Any =
 
     What is no padding or no size at all is left to the check that all have in common.
     """
-    if isinstance(padding, str):  # the rules never pad more
+    if isinstance(padding, str) or (type(padding) is int and padding == 0):  # the rules never pad more
         return
     try:
         kernel, steps = pair(op, "kernel_size", kernel_size), pair(op, "dilation", dilation)
         around = sides(op, "padding", padding, (), kernel, (1, 1), steps)
     except (TypeError, ShapeError):
         return
-    for index, side in enumerate(around):
-        size, step = kernel[index // 2], steps[index // 2]
-        if size > 0 and step > 0 and side > (step * (size - 1) + 1) // 2:
-            raise ShapeError(
-                f"{op}: pad should be at most half of effective kernel size, but got pad={side}, "
-                f"kernel_size={size} and dilation={step}"
-            )
+    for size, step, both in zip(kernel, steps, around, strict=True):
+        for side in both:
+            if size > 0 and step > 0 and side > (step * (size - 1) + 1) // 2:
+                raise ShapeError(
+                    f"{op}: pad should be at most half of effective kernel size, but got pad={side}, "
+                    f"kernel_size={size} and dilation={step}"
+                )
 
 
 def _entries(value: Any) -> Sequence[Any] | None:

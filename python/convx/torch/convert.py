@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import itertools
 import sys
-from collections import Counter
-from collections.abc import Iterable
+import types
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import nn
 from torch.fx import GraphModule
@@ -18,8 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import modules
-from ._references import references, unregistered
-from ._tracing import has_hooks
+
+try:
+    from torch.ao.quantization import fuser_method_mappings
+except ImportError:  # PyTorch means to leave this to a package of its own
+    _FUSER_METHODS: dict[Any, Any] = {}
+else:
+    _FUSER_METHODS = getattr(fuser_method_mappings, "_DEFAULT_OP_LIST_TO_FUSER_METHOD", {})
 
 __all__ = ["Conversion", "convert", "revert"]
 
@@ -118,7 +126,7 @@ def convert(
         it and of the modules that hold layers of convx; it shares all tensors, all other modules and whatever else
         they hold, so training either trains both. What refers to the model from inside, a hook or a function that it
         holds, still refers to `model`, and not to the copy: such places are reported.
-    algorithm : {"auto", "direct", "winograd"}, default "auto"
+    algorithm : str, default "auto"
         What the convolutions are given, as of `convx.conv2d`: ``"winograd"`` those that it can compute. Layers of
         convx that are there already keep what they have where it is ``"auto"``. The fused operation with pooling
         has ``"auto"`` alone: other convolutions are not fused with it.
@@ -285,7 +293,7 @@ def _may_keep_report(model: nn.Module) -> bool:
 def _unregistered(model: nn.Module, done: str, kinds: Iterable[type[nn.Module]]) -> dict[str, str]:
     """Return the modules with layers of these kinds that are out of reach, and why."""
     wanted, found = set(kinds), {}
-    for where, module in unregistered(model):
+    for where, module in unregistered_modules(model):
         counts = Counter(type(each).__name__ for each in module.modules() if type(each) in wanted)
         if counts:
             layers = ", ".join(f"{count} {kind}" for kind, count in counts.items())
@@ -354,7 +362,7 @@ def _reason_to_skip(module: nn.Module) -> str | None:
         if "quantized" in kind.__module__.split(".") and kind.__name__ in {each.__name__ for each in SWAPS}:
             return "quantized"
         return _kind_of_subclass(module) if isinstance(module, tuple(SWAPS)) else None
-    if has_hooks(module):
+    if modules.has_hooks(module):
         return "it has hooks"
     if modules.has_own_forward(module) or _patched(kind):
         return "its forward was replaced"
@@ -397,3 +405,96 @@ def _fuse(name: str, module: nn.Sequential, report: Conversion) -> None:
         start += length
     if report.fused.keys() & set(names):
         module.__class__ = modules.Sequential
+
+
+# ---- What a module holds beside its registered modules: in containers, in functions, and in hooks
+
+_REGISTERED = ("_modules", "_parameters", "_buffers")
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+_HOLDERS = (nn.Module, dict, *_SEQUENCES, functools.partial, types.MethodType, types.FunctionType)
+
+
+def unregistered_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that `model` holds where PyTorch does not look for them, with where that is: ``teacher[0]``.
+
+    A plain list, a dict, a closure: `state_dict`, `parameters`, ``to`` and `convert` do not reach these.
+    """
+    known = {id(module) for module in model.modules()}
+    for where, module in _references(model):
+        if id(module) not in known:
+            known.update(map(id, module.modules()))
+            yield where, module
+
+
+def references(model: nn.Module, modules: set[int]) -> Iterator[str]:
+    """Yield where `model` refers to one of `modules`, given by their ids, other than by registering it."""
+    found = (where for where, module in _references(model) if id(module) in modules)
+    yield from dict.fromkeys(found)
+
+
+def _references(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        seen: set[int] = set()
+        for attribute, value in list(vars(module).items()):
+            if attribute not in _REGISTERED and isinstance(value, _HOLDERS):
+                where = f"{name}.{attribute}".lstrip(".")
+                if attribute.endswith("_hooks"):
+                    where = f"a hook of {name or 'the model'}"
+                    yield from ((where, module) for _, module in _reached("", value, seen))
+                else:
+                    yield from _reached(where, value, seen)
+
+
+def _reached(where: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that `value` is or leads to, however deep."""
+    waiting = [(where, value)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, nn.Module):
+            yield where, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            parts = [(where + suffix, part) for suffix, part in _parts(value) if isinstance(part, _HOLDERS)]
+            waiting += reversed(parts)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((f"[{_text(key)}]", part) for key, part in list(value.items()))
+    elif isinstance(value, _SEQUENCES):
+        yield from ((f"[{index}]", part) for index, part in enumerate(list(value)))
+    elif isinstance(value, functools.partial):
+        yield from (("", part) for part in (value.func, *value.args, *value.keywords.values()))
+    elif isinstance(value, types.MethodType):
+        yield "", value.__self__
+    else:
+        yield from (("", _content(cell)) for cell in value.__closure__ or ())
+        yield from (("", part) for part in value.__defaults__ or ())
+
+
+def _text(key: object) -> str:
+    return repr(key) if isinstance(key, (str, int)) else type(key).__qualname__
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return None
+
+
+# ---- An answer to `torch.ao.quantization.fuse_modules`, which looks layers up by their exact types
+
+
+def _refuse_to_fuse(_: bool, *layers: nn.Module) -> NoReturn:
+    """Fuse nothing: what PyTorch would make of these is quantized by its own types, of all layers or none."""
+    names = ", ".join(type(layer).__name__ for layer in layers)
+    raise NotImplementedError(
+        f"torch.ao.quantization.fuse_modules: {names} has layers of convx, which are not quantized: call "
+        "convx.torch.revert for the model first"
+    )
+
+
+for _kinds in list(_FUSER_METHODS):
+    for _pattern in itertools.product(*((kind, SWAPS[kind]) if kind in SWAPS else (kind,) for kind in _kinds)):
+        _FUSER_METHODS.setdefault(_pattern, _refuse_to_fuse)

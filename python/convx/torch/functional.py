@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._types import Activation, Padding, PaddingMode, Pair, Precision
-from . import _calls, _options
+from . import _conv2d, _conv2d_relu_max_pool2d, _conv_transpose2d, _max_pool2d, _options, _relu
 
 __all__ = ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu"]
 
@@ -106,8 +106,21 @@ def conv2d(
         )
         args = (input, weight, bias, stride, padding, dilation, groups)
         return _hand_over(conv2d, args[:3], *args, **words)  # type: ignore[no-any-return]
-    options = (stride, padding, dilation, groups, padding_mode, padding_value, algorithm, precision)
-    return _calls.conv2d(input, weight, bias, activation, *options)
+    return _conv2d.conv2d(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        padding_value,
+        activation,
+        "NCHW",
+        algorithm,
+        precision,
+    )
 
 
 def conv_transpose2d(
@@ -172,8 +185,8 @@ def conv_transpose2d(
         words = dict(algorithm=algorithm, precision=precision)
         args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
         return _hand_over(conv_transpose2d, args[:3], *args, **words)  # type: ignore[no-any-return]
-    options = (stride, padding, output_padding, groups, dilation, algorithm, precision)
-    return _calls.conv_transpose2d(input, weight, bias, *options)
+    options = (stride, padding, output_padding, groups, dilation)
+    return _conv_transpose2d.conv_transpose2d(input, weight, bias, *options, "NCHW", algorithm, precision)
 
 
 def relu(input: Tensor) -> Tensor:
@@ -207,7 +220,7 @@ def relu(input: Tensor) -> Tensor:
     """
     if _overriding(input):
         return _hand_over(relu, (input,), input)  # type: ignore[no-any-return]
-    return _calls.relu(input)
+    return _relu.relu(input)  # type: ignore[no-any-return]
 
 
 @overload
@@ -299,8 +312,8 @@ def max_pool2d(
         words = dict(dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices)
         return _hand_over(max_pool2d, (input,), input, kernel_size, stride, padding, **words)
     _options.expect_half_windows("max_pool2d", padding, kernel_size, dilation)
-    choice: Literal["indices"] | None = "indices" if return_indices else None
-    return _calls.max_pool2d(input, choice, kernel_size, stride, padding, dilation, ceil_mode)
+    options = (kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool2d.max_pool2d(input, *options, "NCHW", return_indices, False)
 
 
 def conv2d_relu_max_pool2d(
@@ -363,5 +376,5 @@ def conv2d_relu_max_pool2d(
         args = (input, weight, bias, stride, padding, dilation, groups)
         return _hand_over(conv2d_relu_max_pool2d, args[:3], *args, **words)  # type: ignore[no-any-return]
     _options.expect_half_windows("conv2d_relu_max_pool2d", pool_padding, pool_kernel_size)
-    options = (stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, precision)
-    return _calls.conv2d_relu_max_pool2d(input, weight, bias, *options)[0]
+    options = (stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, "NCHW", precision)
+    return _conv2d_relu_max_pool2d.conv2d_relu_max_pool2d(input, weight, bias, *options)[0]
