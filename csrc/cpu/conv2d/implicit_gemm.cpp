@@ -5,6 +5,41 @@
 
 namespace convx {
 
+template <class T>
+void pack_weight_panel(const ImplicitGemm<T>& gemm, const WeightPart& part, int64_t width, const KernelSet<T>& kernels,
+                       T* dest) {
+    const int64_t channels = part.channels, taps = gemm.taps();
+    const int rows = static_cast<int>(std::min(width, gemm.rows - part.first_row));
+    const T* source = gemm.weight + part.group * gemm.weight_group + part.first_row * gemm.weight_row +
+                      part.first_channel * gemm.weight_channel;
+    const auto columns = static_cast<int64_t>(gemm.w->taps.size());
+    const auto tap_offset = [&](int64_t tap) {
+        return gemm.h->taps[static_cast<size_t>(tap / columns)].kernel_index * gemm.weight_h +
+               gemm.w->taps[static_cast<size_t>(tap % columns)].kernel_index * gemm.weight_w;
+    };
+    bool dense_taps = true;
+    for (int64_t tap = 0; tap < taps; ++tap) dense_taps &= tap_offset(tap) == tap;
+    const T* row[64];
+    // Lanes that no row fills are multiplied too (their sums are dropped): denormal leftovers would be slow.
+    if (rows < width) std::fill(dest, dest + channels * taps * width, T(0));
+    if (dense_taps && gemm.weight_channel == taps) {
+        for (int i = 0; i < rows; ++i) row[i] = source + i * gemm.weight_row;
+        kernels.pack_transposed(dest, width, row, rows, channels * taps);
+    } else if (dense_taps && taps > 1) {
+        for (int64_t c = 0; c < channels; ++c) {
+            for (int i = 0; i < rows; ++i) row[i] = source + i * gemm.weight_row + c * gemm.weight_channel;
+            // A few lines on a page of their own, which no hardware prefetcher foresees.
+            for (int i = 0; i < rows; i += 2) __builtin_prefetch(row[i] + 8 * gemm.weight_channel);
+            kernels.pack_transposed(dest + c * taps * width, width, row, rows, taps);
+        }
+    } else {
+        const LaneRun run{0, rows, 0};
+        for (int64_t tap = 0; tap < taps; ++tap)
+            kernels.pack_lanes(dest + tap * width, taps * width, source + tap_offset(tap), gemm.weight_channel,
+                               channels, &run, 1, rows, gemm.weight_row, T(0));
+    }
+}
+
 namespace {
 
 // The widths of the two operands' panels, which swap with the orientation.
@@ -103,8 +138,8 @@ public:
             const int64_t group = task / row_panels_ / chunks;
             const int64_t first_channel = chunk * blocks_.chunk_channels;
             const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
-            pack_weight_panel(packed_weights + weight_panel(group, first_channel, channels, panel), group,
-                              first_channel, channels, panel);
+            pack_weights_of(packed_weights + weight_panel(group, first_channel, channels, panel), group, first_channel,
+                            channels, panel);
         });
     }
 
@@ -123,40 +158,9 @@ private:
         return (group * gemm_.channels + first_channel) * taps_ * rows + panel * channels * taps_ * panels_.row_width;
     }
 
-    void pack_weight_panel(T* dst, int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
-        const int64_t row_width = panels_.row_width;
-        const int64_t first_row = panel * row_width;
-        const int rows = static_cast<int>(std::min(row_width, gemm_.rows - first_row));
-        const T* src = gemm_.weight + group * gemm_.weight_group + first_row * gemm_.weight_row +
-                       first_channel * gemm_.weight_channel;
-        const auto tap_offset = [&](size_t r, size_t s) {
-            return gemm_.h->taps[r].kernel_index * gemm_.weight_h + gemm_.w->taps[s].kernel_index * gemm_.weight_w;
-        };
-        const size_t columns = gemm_.w->taps.size();
-        bool dense_taps = true;
-        for (int64_t t = 0; t < taps_ && dense_taps; ++t) {
-            const size_t tap = static_cast<size_t>(t);
-            dense_taps = tap_offset(tap / columns, tap % columns) == t;
-        }
-        const T* row[64];
-        // Lanes that no row fills are multiplied too (their sums are dropped): denormal leftovers would be slow.
-        if (rows < row_width) std::fill(dst, dst + channels * taps_ * row_width, T(0));
-        if (dense_taps && gemm_.weight_channel == taps_) {
-            for (int i = 0; i < rows; ++i) row[i] = src + i * gemm_.weight_row;
-            kernels_.pack_transposed(dst, row_width, row, rows, channels * taps_);
-        } else if (dense_taps && taps_ > 1) {
-            for (int64_t c = 0; c < channels; ++c) {
-                for (int i = 0; i < rows; ++i) row[i] = src + i * gemm_.weight_row + c * gemm_.weight_channel;
-                kernels_.pack_transposed(dst + c * taps_ * row_width, row_width, row, rows, taps_);
-            }
-        } else {
-            const LaneRun run{0, rows, 0};
-            for (size_t r = 0; r < gemm_.h->taps.size(); ++r)
-                for (size_t s = 0; s < columns; ++s)
-                    kernels_.pack_lanes(dst + static_cast<int64_t>(r * columns + s) * row_width, taps_ * row_width,
-                                        src + tap_offset(r, s), gemm_.weight_channel, channels, &run, 1, rows,
-                                        gemm_.weight_row, T(0));
-        }
+    void pack_weights_of(T* dst, int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
+        pack_weight_panel(gemm_, {group, panel * panels_.row_width, first_channel, channels}, panels_.row_width,
+                          kernels_, dst);
     }
 
     // --- pixels, where all tasks share them: [group][chunk][panel][channel, tap][pixel] ---
@@ -208,8 +212,8 @@ private:
                 weights_ ? weights_ + weight_panel(group, c, channels, first_row_panel) : scratch.weights;
             if (!weights_)
                 for (int64_t row_panel = first_row_panel; row_panel < last_row_panel; ++row_panel)
-                    pack_weight_panel(scratch.weights + (row_panel - first_row_panel) * weight_panel_size, group, c,
-                                      channels, row_panel);
+                    pack_weights_of(scratch.weights + (row_panel - first_row_panel) * weight_panel_size, group, c,
+                                    channels, row_panel);
             const T* pixels =
                 shared_pixels_ ? shared_pixels_ + pixel_panel(group, c, channels, first_panel) : scratch.pixels;
             for (int64_t pass = 0; pass < panel_count; pass += blocks_.pass_panels)
@@ -411,6 +415,10 @@ void pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, co
     Driver<T>(gemm, blocks, kernels).pack_weights(packed, num_threads());
 }
 
+template void pack_weight_panel(const ImplicitGemm<float>&, const WeightPart&, int64_t, const KernelSet<float>&,
+                                float*);
+template void pack_weight_panel(const ImplicitGemm<double>&, const WeightPart&, int64_t, const KernelSet<double>&,
+                                double*);
 template GemmPlan plan_implicit_gemm(const ImplicitGemm<float>&, bool, const KernelSet<float>&);
 template GemmPlan plan_implicit_gemm(const ImplicitGemm<double>&, bool, const KernelSet<double>&);
 template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmPlan&, const KernelSet<float>&);

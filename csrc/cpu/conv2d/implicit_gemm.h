@@ -72,6 +72,16 @@ ImplicitGemm<T> phase_of(const WindowSum<T>& sum, const PhaseTables& h, const Ph
     return gemm;
 }
 
+// Some rows of one group and some reduction channels of them.
+struct WeightPart {
+    int64_t group, first_row, first_channel, channels;
+};
+
+// A panel of `width` rows (those that there are not: zeros) in all taps, to dest[channel][tap][width].
+template <class T>
+void pack_weight_panel(const ImplicitGemm<T>& gemm, const WeightPart& part, int64_t width, const KernelSet<T>& kernels,
+                       T* dest);
+
 struct GemmBlocks {
     bool pixels_in_rows = false;  // channels-last: vectors run over output channels instead of pixels
     bool by_rows = false;        // few pixels: a task owns output channels and sees all pixels, not the other way round

@@ -7,7 +7,7 @@
 // An axis is cut into long tiles of 4 outputs and short ones of 3 (7 = 4 + 3, 14 = 4 + 4 + 3 + 3). A short tile is a
 // long one whose last output is not wanted: that output alone needs the last frequency, which is left out. At 7 x 7 and
 // 14 x 14 a sixth of the products falls away. Tiles are sorted so that every frequency works on adjacent ones.
-#include "common/rounding.h"
+#include "cpu/conv2d/even_blocks.h"
 #include "cpu/conv2d/method_row.h"
 #include "cpu/conv2d/winograd_parts.h"
 #include "cpu/runtime/run_tasks.h"
@@ -16,11 +16,7 @@ namespace convx {
 
 namespace {
 
-constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
-
 constexpr int64_t chunk_target = 64;  // channels; with 16 rows 144 KiB of transformed weights
-constexpr int64_t few_tiles = 256;
-constexpr int64_t wanted_tasks = 16;
 constexpr int64_t most_panels = 2;
 
 struct Blocks {
@@ -36,11 +32,11 @@ template <class T>
 Blocks plan_blocks(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels) {
     Blocks blocks;
     const int64_t channels = std::max<int64_t>(gemm.channels, 1), height = gemm.h->positions, width = gemm.w->positions;
-    blocks.chunk_channels = round_up(ceil_div(channels, ceil_div(channels, chunk_target)), kernels.lanes);
+    blocks.chunk_channels = round_up(even_part(channels, chunk_target), kernels.lanes);
     blocks.chunks = ceil_div(channels, blocks.chunk_channels);
     blocks.tiles = std::max<int64_t>(ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs), 1);
-    blocks.block_images = std::clamp<int64_t>(few_tiles / blocks.tiles, 1, std::max<int64_t>(gemm.batch, 1));
-    blocks.block_panels = ceil_div(gemm.rows, kernels.nr) >= wanted_tasks * most_panels ? most_panels : 1;
+    blocks.block_images = std::clamp<int64_t>(winograd_few_tiles / blocks.tiles, 1, std::max<int64_t>(gemm.batch, 1));
+    blocks.block_panels = ceil_div(gemm.rows, kernels.nr) >= winograd_tasks * most_panels ? most_panels : 1;
     blocks.source_pixels = (height + 2) * (width + 2);
     blocks.dest_pixels = height * width;
     return blocks;
@@ -103,18 +99,12 @@ struct ReadRange {
     int64_t size() const { return end - begin; }
 };
 
-// Transformed weights of all tasks: [group][panel][chunk][frequency][channel][nr].
-struct WeightLayout {
-    int64_t panels, chunks, frequency, chunk;
-
-    WeightLayout(int64_t chunk_channels, int64_t channels, int64_t rows, int64_t nr)
-        : panels(ceil_div(rows, nr)), chunks(ceil_div(channels, chunk_channels)),
-          frequency(chunk_channels * nr + frequency_padding), chunk(winograd_frequencies * frequency) {}
-    int64_t size(int64_t groups) const { return groups * panels * chunks * chunk; }
-    int64_t at(int64_t group, int64_t panel, int64_t c) const {
-        return ((group * panels + panel) * chunks + c) * chunk;
-    }
-};
+// [group][panel][chunk][frequency][channel][nr]
+WinogradWeightLayout weight_layout(int64_t kc, int64_t channels, int64_t rows, int64_t nr) {
+    const int64_t chunks = ceil_div(channels, kc), frequency = kc * nr + frequency_padding;
+    const int64_t chunk = winograd_frequencies * frequency;
+    return {nr, kc, ceil_div(rows, nr), chunks, frequency, chunk, chunks * chunk};
+}
 
 // Transformed inputs: [chunk][frequency][tile][channel].
 struct InputLayout {
@@ -129,7 +119,7 @@ struct Scratch {
         : product_frequency(blocks.block_images * blocks.tiles * kernels.nr + frequency_padding),
           product_panel(winograd_frequencies * product_frequency),
           weights(parts.take<T>(blocks.block_panels *
-                                WeightLayout(blocks.chunk_channels, blocks.chunk_channels, 1, kernels.nr).chunk)),
+                                weight_layout(blocks.chunk_channels, blocks.chunk_channels, 1, kernels.nr).chunk)),
           products(parts.take<T>(blocks.block_panels * product_panel)),
           taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.nr + kernels.lanes)),
           stage(parts.take<T>(std::max(blocks.source_pixels * blocks.chunk_channels, blocks.dest_pixels * kernels.nr))),
@@ -149,14 +139,10 @@ struct Scratch {
 };
 
 template <class T>
-class ChannelDriver {
+class ChannelDriver : public WinogradDriver<T> {
 public:
     ChannelDriver(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels)
-        : gemm_(gemm), mirrored_(mirrored), kernels_(kernels), h_(gemm.h->positions), w_(gemm.w->positions),
-          row_of_(winograd_read_order(*gemm.h, mirrored, h_.read())),
-          column_of_(winograd_read_order(*gemm.w, mirrored, w_.read())), source_h_(row_of_), source_w_(column_of_),
-          blocks_(plan_blocks(gemm, kernels)),
-          weight_layout_(blocks_.chunk_channels, gemm.channels, gemm.rows, kernels.nr), weights_(gemm.packed_weight) {}
+        : ChannelDriver(gemm, mirrored, kernels, plan_blocks(gemm, kernels)) {}
 
     const Blocks& blocks() const { return blocks_; }
 
@@ -169,8 +155,6 @@ public:
         plan.worker_bytes = Scratch<T>(ScratchParts(), blocks_, kernels_).bytes;
         return plan;
     }
-
-    int64_t weight_bytes() const { return weight_layout_.size(gemm_.groups) * int64_t{sizeof(T)}; }
 
     void run(const TaskPlan& plan, Faults faulty) {
         faulty_ = faulty;
@@ -199,29 +183,19 @@ public:
         }
     }
 
-    // For all later runs.
-    void prepare(T* weights) {
-        constexpr int64_t weight_flops = 180;  // of the transform
-        const int64_t flops = weight_flops * gemm_.groups * gemm_.rows * gemm_.channels;
-        const int64_t parts_of_all = gemm_.groups * weight_layout_.panels * weight_layout_.chunks;
-        TaskRunner({parts_of_all, flops, 0, tasks().worker_bytes})
-            .run(parts_of_all, [&](int64_t task, ScratchParts parts) {
-                const int64_t chunk = task % weight_layout_.chunks, panel = task / weight_layout_.chunks;
-                transform_weights(panel / weight_layout_.panels, panel % weight_layout_.panels, chunk,
-                                  weights + task * weight_layout_.chunk, Scratch<T>(parts, blocks_, kernels_));
-            });
-    }
-
 private:
-    int64_t chunk_channels(int64_t chunk) const {
-        return std::min(blocks_.chunk_channels, gemm_.channels - chunk * blocks_.chunk_channels);
-    }
+    using WinogradDriver<T>::gemm_;
+    using WinogradDriver<T>::kernels_;
+    using WinogradDriver<T>::weight_layout_;
+    using WinogradDriver<T>::weights_;
+    using WinogradDriver<T>::chunk_channels;
 
-    void transform_weights(int64_t group, int64_t panel, int64_t chunk, T* dest, const Scratch<T>& scratch) const {
-        transform_weight_panel(gemm_, mirrored_, kernels_, kernels_.nr,
-                               {group, panel * kernels_.nr, chunk * blocks_.chunk_channels, chunk_channels(chunk)},
-                               scratch.taps, dest, weight_layout_.frequency);
-    }
+    ChannelDriver(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const Blocks& blocks)
+        : WinogradDriver<T>(gemm, mirrored, kernels,
+                            weight_layout(blocks.chunk_channels, gemm.channels, gemm.rows, kernels.nr)),
+          h_(gemm.h->positions), w_(gemm.w->positions), row_of_(winograd_read_order(*gemm.h, mirrored, h_.read())),
+          column_of_(winograd_read_order(*gemm.w, mirrored, w_.read())), source_h_(row_of_), source_w_(column_of_),
+          blocks_(blocks) {}
 
     // One chunk of channels of one image.
     void transform_inputs(const TileOrder& order, int64_t group, int64_t first_image, int64_t image, int64_t chunk,
@@ -283,7 +257,8 @@ private:
         const T* weights[most_panels];
         for (int64_t p = 0; p < panels; ++p) {
             T* own = scratch.weights + p * weight_layout_.chunk;
-            if (!weights_) transform_weights(group, panel + p, chunk, own, scratch);
+            if (!weights_)
+                this->transform_weights(group, panel + p, chunk, scratch.taps, own, weight_layout_.frequency);
             weights[p] = weights_ ? weights_ + weight_layout_.at(group, panel + p, chunk) : own;
         }
         for (int64_t f = 0; f < winograd_frequencies; ++f) {
@@ -328,8 +303,7 @@ private:
                 kernels_.winograd_output_pixels(job);
             }
         if (!direct) scatter(dest, rows, scratch);
-        if (!std::all_of(scratch.faults, scratch.faults + kernels_.lanes, [](T x) { return x == T(0); }))
-            faulty_[n] = true;
+        if (has_fault(scratch.faults, kernels_.lanes)) faulty_[n] = true;
     }
 
     // [pixel][row], staged, to planes.
@@ -350,15 +324,10 @@ private:
                     dest[k * to.c + i * to.h + j * to.w] = scratch.stage[(i * width + j) * nr + k];
     }
 
-    const ImplicitGemm<T>& gemm_;
-    const bool mirrored_;
-    const KernelSet<T>& kernels_;
     const TileAxis h_, w_;
     const std::vector<int64_t> row_of_, column_of_;
     const ReadRange source_h_, source_w_;
     const Blocks blocks_;
-    const WeightLayout weight_layout_;
-    const T* weights_;
     Faults faulty_ = nullptr;
 };
 

@@ -9,11 +9,7 @@
 //
 // An inf or NaN smears over what it is multiplied with, as does an overflow in a transform; where the result has one,
 // the direct method computes it again.
-#include <algorithm>
-#include <atomic>
-#include <vector>
-
-#include "common/rounding.h"
+#include "cpu/conv2d/even_blocks.h"
 #include "cpu/conv2d/method_row.h"
 #include "cpu/conv2d/pixels.h"
 #include "cpu/conv2d/winograd_parts.h"
@@ -22,14 +18,12 @@ namespace convx {
 
 namespace {
 
-constexpr int64_t segment_tiles = 16;      // of one image row, staged at a time
-constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
+constexpr int64_t segment_tiles = 16;  // of one image row, staged at a time
 
 // Partial sums of 64 to 128 tiles keep the rounding error of a sum of 512 near that of 128.
 constexpr int64_t chunk_target = 128;
 // Transformed inputs and gradients of one block of tiles: in the last-level cache.
 constexpr int64_t operand_bytes = 8 * 1024 * 1024;
-constexpr int64_t wanted_tasks = 16;
 
 struct Blocks {
     int64_t block_tiles = 1;    // tiles transformed at a time, for all channels
@@ -48,15 +42,15 @@ Blocks plan_blocks(int64_t tiles, int64_t groups, int64_t rows, int64_t columns,
     const int64_t fit = std::clamp<int64_t>(operand_bytes / tile_bytes, 64, 512);
     blocks.blocks = ceil_div(tiles, fit);
     blocks.block_tiles = ceil_div(tiles, blocks.blocks);
-    blocks.chunk_tiles = ceil_div(blocks.block_tiles, ceil_div(blocks.block_tiles, chunk_target));
+    blocks.chunk_tiles = even_part(blocks.block_tiles, chunk_target);
     // Products of one task in L2: 24 x 64 floats of every frequency, or fewer to make enough tasks.
     blocks.block_rows = std::min(std::max<int64_t>(24 / mr, 1) * mr, round_up(rows, mr));
     blocks.block_columns = std::min<int64_t>(round_up(64, nr), round_up(columns, nr));
     const auto tasks = [&] {
         return groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
     };
-    if (tasks() < wanted_tasks) blocks.block_columns = std::min<int64_t>(round_up(32, nr), blocks.block_columns);
-    if (tasks() < wanted_tasks) blocks.block_rows = std::min<int64_t>(round_up(12, mr), blocks.block_rows);
+    if (tasks() < winograd_tasks) blocks.block_columns = std::min<int64_t>(round_up(32, nr), blocks.block_columns);
+    if (tasks() < winograd_tasks) blocks.block_rows = std::min<int64_t>(round_up(12, mr), blocks.block_rows);
     return blocks;
 }
 
@@ -115,7 +109,8 @@ public:
           tile_rows_(ceil_div(h_.positions, winograd_outputs)), tile_columns_(ceil_div(w_.positions, winograd_outputs)),
           tiles_(problem_.batch * tile_rows_ * tile_columns_), rows_(problem_.group_out()),
           columns_(problem_.group_in()), blocks_(plan_blocks(tiles_, problem_.groups, rows_, columns_, kernels)),
-          input_row_(read_order(h_, tile_rows_)), input_column_(read_order(w_, tile_columns_)) {}
+          input_row_(winograd_read_order(h_, false, tile_rows_ * winograd_outputs + 2)),
+          input_column_(winograd_read_order(w_, false, tile_columns_ * winograd_outputs + 2)) {}
 
     const Blocks& blocks() const { return blocks_; }
     bool is_faulty() const { return faulty_; }
@@ -154,15 +149,6 @@ public:
     }
 
 private:
-    static std::vector<int64_t> read_order(const AxisTable& table, int64_t tiles) {
-        std::vector<int64_t> order(static_cast<size_t>(tiles * winograd_outputs + 2), AxisTable::outside);
-        for (int64_t p = 0; p < table.positions + 2; ++p) {
-            const int64_t position = std::min(p, table.positions - 1);
-            order[static_cast<size_t>(p)] = table.at(p - position, position);
-        }
-        return order;
-    }
-
     // Calls visit(segment, place in the block) for runs of at most segment_tiles tiles of an image row.
     template <class Visit>
     void for_each_run(int64_t first, int64_t count, const Visit& visit) const {
@@ -198,16 +184,11 @@ private:
             for (int64_t i = 0; i < winograd_inputs; ++i) {
                 const int64_t row = input_row_[static_cast<size_t>(winograd_outputs * s.i + i)];
                 if (row == AxisTable::outside) continue;
-                for (int64_t q = 0; q < width;) {
-                    int64_t end = q + 1;
-                    if (column[q] != AxisTable::outside) {
-                        while (end < width && column[end] == column[end - 1] + 1) ++end;
-                        stage(scratch.stage + (i * width + q) * nr, nr,
-                              source + s.n * input_.stride[0] + row * input_.stride[2] + column[q] * input_.stride[3],
-                              input_.stride[1], input_.stride[3], channels, end - q);
-                    }
-                    q = end;
-                }
+                for_each_stretch(column, width, [&](int64_t q, int64_t length) {
+                    stage(scratch.stage + (i * width + q) * nr, nr,
+                          source + s.n * input_.stride[0] + row * input_.stride[2] + column[q] * input_.stride[3],
+                          input_.stride[1], input_.stride[3], channels, length);
+                });
             }
             kernels_.winograd_input_tiles({scratch.stage, width * nr, s.count,
                                            inputs.data + panel * inputs.panel + s.lane * nr, inputs.frequency});
@@ -236,23 +217,11 @@ private:
                   T* products) const {
         const Products<T> layout(blocks_);
         const Operand<T>&gradients = shared.gradients, &inputs = shared.inputs;
-        WinogradProducts<T> job{gradients.data + row / kernels_.mr * gradients.panel,
-                                gradients.panel,
-                                inputs.data + column / kernels_.nr * inputs.panel,
-                                inputs.panel,
-                                tiles,
-                                blocks_.chunk_tiles,
-                                std::min(blocks_.block_rows, rows_ - row),
-                                std::min(blocks_.block_columns, columns_ - column),
-                                products,
-                                layout.row,
-                                accumulate};
-        for (int64_t f = 0; f < winograd_frequencies; ++f) {
-            kernels_.winograd_products(job);
-            job.weights += gradients.frequency;
-            job.inputs += inputs.frequency;
-            job.products += layout.frequency;
-        }
+        multiply_frequencies<T>({gradients.data + row / kernels_.mr * gradients.panel, gradients.panel,
+                                 inputs.data + column / kernels_.nr * inputs.panel, inputs.panel, tiles,
+                                 blocks_.chunk_tiles, std::min(blocks_.block_rows, rows_ - row),
+                                 std::min(blocks_.block_columns, columns_ - column), products, layout.row, accumulate},
+                                gradients.frequency, inputs.frequency, layout.frequency, kernels_);
     }
 
     void store_taps(int64_t group, int64_t first_row, int64_t first_column, const T* products, T* grad_weight,
@@ -268,8 +237,7 @@ private:
             T* dest = grad_weight + ((group * rows_ + first_row + row) * columns_ + first_column) * 9;
             kernels_.pack_transposed(dest, 9, taps, 9, columns);
         }
-        if (!std::all_of(scratch.faults, scratch.faults + kernels_.lanes, [](T x) { return x == T(0); }))
-            faulty_ = true;
+        if (has_fault(scratch.faults, kernels_.lanes)) faulty_ = true;
     }
 
     const ConvProblem& problem_;

@@ -1,9 +1,5 @@
 // Winograd's method with vectors over tiles (winograd_parts.h): for planes of more than a few tiles, and for groups.
-#include <algorithm>
-#include <atomic>
-#include <vector>
-
-#include "common/rounding.h"
+#include "cpu/conv2d/even_blocks.h"
 #include "cpu/conv2d/method_row.h"
 #include "cpu/conv2d/winograd_parts.h"
 #include "cpu/runtime/run_tasks.h"
@@ -18,9 +14,6 @@ constexpr int64_t own_input_bytes = 320 * 1024;
 constexpr int64_t product_bytes = 160 * 1024;
 constexpr int64_t own_weight_bytes = 448 * 1024;
 constexpr int64_t shared_weight_bytes = 6 * 1024 * 1024;
-constexpr int64_t few_tiles = 256;
-// Enough for 4 threads to end at about the same time; more would only cut the blocks small.
-constexpr int64_t wanted_tasks = 16;
 
 struct Blocks {
     int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go
@@ -36,21 +29,22 @@ template <class T>
 Blocks plan_blocks(const ImplicitGemm<T>& gemm, int64_t tiles, const KernelSet<T>& kernels) {
     Blocks blocks;
     const int64_t channels = std::max<int64_t>(gemm.channels, 1), rows = std::max<int64_t>(gemm.rows, 1);
-    blocks.chunk_channels = ceil_div(channels, ceil_div(channels, chunk_target));
+    blocks.chunk_channels = even_part(channels, chunk_target);
     const int64_t mr = kernels.mr, nr = kernels.nr, panels = std::max<int64_t>(ceil_div(tiles, nr), 1);
     const int64_t frequency_bytes = winograd_frequencies * int64_t{sizeof(T)};
     const int64_t weight_bytes = gemm.groups * rows * channels * frequency_bytes;
     // Few tiles make few tasks, or leave the transformed weights used so seldom that they had better stay in L2.
     const int64_t tile_tasks = gemm.groups * panels;
-    blocks.shares_inputs = weight_bytes > 4 * shared_weight_bytes ||
-                           (tiles <= few_tiles && (weight_bytes > shared_weight_bytes || tile_tasks < wanted_tasks));
+    blocks.shares_inputs =
+        weight_bytes > 4 * shared_weight_bytes ||
+        (tiles <= winograd_few_tiles && (weight_bytes > shared_weight_bytes || tile_tasks < winograd_tasks));
     if (blocks.shares_inputs) {
-        blocks.block_panels = std::min(ceil_div(few_tiles, nr), panels);
+        blocks.block_panels = std::min(ceil_div(winograd_few_tiles, nr), panels);
         const int64_t fit = own_weight_bytes / (frequency_bytes * blocks.chunk_channels * mr);
-        blocks.block_rows = std::clamp<int64_t>(ceil_div(rows, mr) / wanted_tasks, 1, std::max<int64_t>(fit, 1)) * mr;
+        blocks.block_rows = std::clamp<int64_t>(ceil_div(rows, mr) / winograd_tasks, 1, std::max<int64_t>(fit, 1)) * mr;
     } else {
         const int64_t fit = own_input_bytes / (frequency_bytes * channels * nr);
-        blocks.block_panels = std::clamp<int64_t>(tile_tasks / wanted_tasks, 1, std::max<int64_t>(fit, 1));
+        blocks.block_panels = std::clamp<int64_t>(tile_tasks / winograd_tasks, 1, std::max<int64_t>(fit, 1));
         const int64_t rows_fit = product_bytes / (frequency_bytes * blocks.block_panels * nr * mr);
         blocks.block_rows = std::min(std::max<int64_t>(rows_fit, 1) * mr, round_up(rows, mr));
     }
@@ -61,9 +55,8 @@ Blocks plan_blocks(const ImplicitGemm<T>& gemm, int64_t tiles, const KernelSet<T
 // many as make the reads from there long enough to stream.
 constexpr int64_t staged_channels = 8;
 constexpr int64_t staged_adjacent_channels = 32;
-constexpr int64_t shared_part = 64;        // channels of a panel that one task transforms for all
-constexpr int64_t stored_rows = 16;        // rows of incomplete tiles at a time
-constexpr int64_t frequency_padding = 16;  // elements, so that the 36 streams of a transform do not share L1 sets
+constexpr int64_t shared_part = 64;  // channels of a panel that one task transforms for all
+constexpr int64_t stored_rows = 16;  // rows of incomplete tiles at a time
 
 template <class T>
 int64_t stage_columns(const KernelSet<T>& kernels) {
@@ -86,18 +79,13 @@ inline int64_t task_operand_size(int64_t panels, int64_t channels, int64_t width
     return winograd_frequencies * (panels * channels * width + frequency_padding);
 }
 
-// Transformed weights of all tasks: [group][panel][frequency][channel][mr], whatever the blocks are, so that prepared
-// ones serve any batch.
+// [group][panel][frequency][channel][mr]
 template <class T>
-struct SharedWeights {
-    int64_t panels;            // of a group
-    int64_t frequency, panel;  // strides
-
-    SharedWeights(int64_t channels, int64_t rows, const KernelSet<T>& kernels)
-        : panels(ceil_div(rows, kernels.mr)), frequency(channels * kernels.mr + frequency_padding),
-          panel(winograd_frequencies * frequency) {}
-    int64_t size(int64_t groups) const { return groups * panels * panel; }
-};
+WinogradWeightLayout weight_layout(const ImplicitGemm<T>& gemm, const Blocks& blocks, int64_t mr) {
+    const int64_t kc = blocks.chunk_channels, frequency = gemm.channels * mr + frequency_padding;
+    return {mr,        kc,      ceil_div(gemm.rows, mr),         ceil_div(gemm.channels, kc),
+            frequency, kc * mr, winograd_frequencies * frequency};
+}
 
 // What one worker works with.
 template <class T>
@@ -128,25 +116,19 @@ struct Scratch {
     int64_t bytes;
 };
 
-// One run of tiles in a row of an image, at `lane` of a panel.
-using TileSegment = PixelSegment;
-
 template <class T>
-class TileDriver {
+class TileDriver : public WinogradDriver<T> {
 public:
     TileDriver(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels)
-        : gemm_(gemm), mirrored_(mirrored), kernels_(kernels),
-          tile_rows_(ceil_div(gemm.h->positions, winograd_outputs)),
-          tile_columns_(ceil_div(gemm.w->positions, winograd_outputs)), tiles_(gemm.batch * tile_rows_ * tile_columns_),
-          blocks_(plan_blocks(gemm, tiles_, kernels)), shared_weights_(gemm.channels, gemm.rows, kernels),
-          weights_(gemm.packed_weight) {}
+        : TileDriver(gemm, mirrored, kernels,
+                     plan_blocks(gemm, gemm.batch * tiles_of(gemm.h) * tiles_of(gemm.w), kernels)) {}
 
     const Blocks& blocks() const { return blocks_; }
 
     TaskPlan tasks() const {
         const int64_t shared = blocks_.shares_inputs
                                    ? task_operand_size(blocks_.block_panels, gemm_.channels, kernels_.nr)
-                                   : shared_weights_.size(gemm_.groups);
+                                   : weight_layout_.size(gemm_.groups);
         TaskPlan plan;
         plan.tasks = blocks_.shares_inputs
                          ? ceil_div(gemm_.rows, blocks_.block_rows)
@@ -167,40 +149,30 @@ public:
         const TaskRunner runner(plan);
         T* shared = static_cast<T*>(runner.shared());
         if (blocks_.shares_inputs) return run_blocks_of_rows(shared, runner);
-        if (!weights_) transform_all_weights(shared, runner);
+        if (!weights_) this->transform_all_weights(shared, runner);
         weights_ = weights_ ? weights_ : shared;
         run_blocks_of_tiles(runner);
     }
 
-    int64_t weight_bytes() const { return shared_weights_.size(gemm_.groups) * int64_t{sizeof(T)}; }
-
-    // For all later runs.
-    void prepare(T* weights) {
-        constexpr int64_t weight_flops = 180;  // of the transform
-        const int64_t flops = weight_flops * gemm_.groups * gemm_.rows * gemm_.channels;
-        transform_all_weights(weights, TaskRunner({weight_tasks(), flops, 0, tasks().worker_bytes}));
-    }
-
 private:
+    using WinogradDriver<T>::gemm_;
+    using WinogradDriver<T>::mirrored_;
+    using WinogradDriver<T>::kernels_;
+    using WinogradDriver<T>::weight_layout_;
+    using WinogradDriver<T>::weights_;
+
+    TileDriver(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const Blocks& blocks)
+        : WinogradDriver<T>(gemm, mirrored, kernels, weight_layout(gemm, blocks, kernels.mr)),
+          tile_rows_(tiles_of(gemm.h)), tile_columns_(tiles_of(gemm.w)),
+          tiles_(gemm.batch * tile_rows_ * tile_columns_), blocks_(blocks) {}
+
+    static int64_t tiles_of(const AxisTable* axis) { return ceil_div(axis->positions, winograd_outputs); }
+
     Scratch<T> scratch_of(ScratchParts parts) const { return Scratch<T>(parts, blocks_, gemm_.channels, kernels_); }
 
-    int64_t weight_chunks() const { return ceil_div(gemm_.channels, blocks_.chunk_channels); }
-    int64_t weight_tasks() const { return gemm_.groups * shared_weights_.panels * weight_chunks(); }
-
-    void transform_all_weights(T* dest, const TaskRunner& runner) {
-        const int64_t chunks = weight_chunks();
-        runner.run(weight_tasks(), [&](int64_t task, ScratchParts parts) {
-            const int64_t panel = task / chunks, first_channel = task % chunks * blocks_.chunk_channels;
-            transform_weights(panel / shared_weights_.panels, panel % shared_weights_.panels * kernels_.mr,
-                              first_channel, dest + panel * shared_weights_.panel + first_channel * kernels_.mr,
-                              shared_weights_.frequency, scratch_of(parts));
-        });
-    }
-
     Operand<const T> weights_of(int64_t group, int64_t row, int64_t channel) const {
-        return {weights_ + (group * shared_weights_.panels + row / kernels_.mr) * shared_weights_.panel +
-                    channel * kernels_.mr,
-                shared_weights_.panel, shared_weights_.frequency};
+        return {weights_ + weight_layout_.at(group, row / kernels_.mr, channel / blocks_.chunk_channels),
+                weight_layout_.panel, weight_layout_.frequency};
     }
 
     void run_blocks_of_tiles(const TaskRunner& runner) {
@@ -247,22 +219,15 @@ private:
                     const Operand<T> weights =
                         task_operand(scratch.operand, ceil_div(rows, kernels_.mr), channels, kernels_.mr);
                     for (int64_t i = 0; i < rows; i += kernels_.mr)
-                        transform_weights(group, row + i, c, weights.data + i / kernels_.mr * weights.panel,
-                                          weights.frequency, scratch);
+                        this->transform_weights(group, (row + i) / kernels_.mr, c / blocks_.chunk_channels,
+                                                scratch.taps, weights.data + i / kernels_.mr * weights.panel,
+                                                weights.frequency);
                     multiply({weights.data, weights.panel, weights.frequency}, rows, inputs, first, count, c, channels,
                              scratch);
                 }
                 store_block(group, first, count, row, rows, scratch);
             });
         }
-    }
-
-    // A panel of rows, one chunk of channels.
-    void transform_weights(int64_t group, int64_t first_row, int64_t first_channel, T* dest, int64_t dest_frequency,
-                           const Scratch<T>& scratch) {
-        const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
-        transform_weight_panel(gemm_, mirrored_, kernels_, kernels_.mr, {group, first_row, first_channel, channels},
-                               scratch.taps, dest, dest_frequency);
     }
 
     int64_t panel_tiles(int64_t panel) const { return std::min<int64_t>(kernels_.nr, tiles_ - panel * kernels_.nr); }
@@ -272,7 +237,7 @@ private:
                          int64_t dest_frequency, const Scratch<T>& scratch) {
         const int64_t first = panel * kernels_.nr, count = panel_tiles(panel);
         int64_t columns = 0;
-        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
+        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
             for (int64_t t = 0; t < s.count; ++t) scratch.places[s.lane + t] = columns + winograd_outputs * t;
             columns += winograd_outputs * s.count + 2;
         });
@@ -308,23 +273,16 @@ private:
         int run_count = 0;
         for (int64_t i = 0; i < winograd_inputs; ++i) {
             int64_t lane = i * columns;
-            for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
+            for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
                 const int64_t width = winograd_outputs * s.count + 2;
                 const int64_t row = row_of_[static_cast<size_t>(winograd_outputs * s.i + i)];
                 if (row != AxisTable::outside) {
-                    const int64_t* index = column_of_.data() + winograd_outputs * s.j;
+                    const int64_t* order = column_of_.data() + winograd_outputs * s.j;
                     const int64_t base = s.n * gemm_.source_stride.n + row * gemm_.source_stride.h;
-                    for (int64_t q = 0; q < width;) {
-                        if (index[q] == AxisTable::outside) {
-                            ++q;
-                            continue;
-                        }
-                        int64_t end = q + 1;
-                        while (end < width && index[end] == index[end - 1] + 1) ++end;
-                        scratch.runs[run_count++] = {static_cast<int32_t>(lane + q), static_cast<int32_t>(end - q),
-                                                     base + index[q] * gemm_.source_stride.w};
-                        q = end;
-                    }
+                    for_each_stretch(order, width, [&](int64_t q, int64_t length) {
+                        scratch.runs[run_count++] = {static_cast<int32_t>(lane + q), static_cast<int32_t>(length),
+                                                     base + order[q] * gemm_.source_stride.w};
+                    });
                 }
                 lane += width;
             });
@@ -336,15 +294,9 @@ private:
     void multiply(const Operand<const T>& weights, int64_t rows, const Operand<T>& inputs, int64_t first_panel,
                   int64_t panels, int64_t c, int64_t channels, const Scratch<T>& scratch) {
         const int64_t nr = kernels_.nr, tiles = std::min(panels * nr, tiles_ - first_panel * nr);
-        WinogradProducts<T> job{
-            weights.data, weights.panel, inputs.data + c * nr, inputs.panel,        channels, blocks_.chunk_channels,
-            rows,         tiles,         scratch.products,     scratch.product_row, c > 0};
-        for (int64_t f = 0; f < winograd_frequencies; ++f) {
-            kernels_.winograd_products(job);
-            job.weights += weights.frequency;
-            job.inputs += inputs.frequency;
-            job.products += scratch.product_frequency;
-        }
+        multiply_frequencies<T>({weights.data, weights.panel, inputs.data + c * nr, inputs.panel, channels,
+                                 blocks_.chunk_channels, rows, tiles, scratch.products, scratch.product_row, c > 0},
+                                weights.frequency, inputs.frequency, scratch.product_frequency, kernels_);
     }
 
     void store_block(int64_t group, int64_t first_panel, int64_t panels, int64_t row, int64_t rows,
@@ -360,7 +312,7 @@ private:
         const Strides& to = gemm_.dest_stride;
         const int64_t height = gemm_.h->positions, width = gemm_.w->positions;
         bool complete = count == kernels_.nr && to.w == 1;
-        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
+        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
             complete =
                 complete && winograd_outputs * (s.i + 1) <= height && winograd_outputs * (s.j + s.count) <= width;
             for (int64_t t = 0; t < s.count; ++t)
@@ -396,7 +348,7 @@ private:
                 if (bias) job.bias += job.rows;
             }
         }
-        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
+        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
             for (int64_t t = 0; t < s.count; ++t)
                 if (!(scratch.faults[s.lane + t] == T(0))) faulty_[s.n] = true;
         });
@@ -405,7 +357,7 @@ private:
     // Staged rows of tiles, without what lies behind the last position.
     void scatter(const WinogradOutput<T>& job, int64_t first, int64_t count, T* dest) const {
         const Strides& to = gemm_.dest_stride;
-        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const TileSegment& s) {
+        for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
             const int64_t h = winograd_outputs * s.i, w = winograd_outputs * s.j;
             const int64_t columns = std::min(winograd_outputs * s.count, gemm_.w->positions - w);
             for (int64_t i = 0; i < std::min<int64_t>(winograd_outputs, gemm_.h->positions - h); ++i) {
@@ -423,13 +375,8 @@ private:
         });
     }
 
-    const ImplicitGemm<T>& gemm_;
-    const bool mirrored_;
-    const KernelSet<T>& kernels_;
     const int64_t tile_rows_, tile_columns_, tiles_;
     const Blocks blocks_;
-    const SharedWeights<T> shared_weights_;
-    const T* weights_;  // transformed ones of all rows, or null
     std::vector<int64_t> row_of_, column_of_;
     std::vector<T> bias_;
     Faults faulty_ = nullptr;
