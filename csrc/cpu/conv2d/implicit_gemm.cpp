@@ -1,65 +1,80 @@
+// Forward convolution and the input gradient as one driver: a GEMM whose pixel operand is never a matrix in memory but
+// packed panel by panel out of the image.
+//
+//   dest[n, row, i, j] = sum over channel, tap of weight[row, channel, tap] * source[n, channel, h(tap, i), w(tap, j)]
+//
+// Work: a task owns a block of pixels (over the whole batch) and packs them chunk by chunk of the reduction into L2;
+// the weights were packed once for all tasks. Where there are fewer pixels than output channels it is the other way
+// round: the pixels are packed once and a task owns output channels, so that neither operand is packed twice. The order
+// of every sum is channel by channel, tap by tap, in chunks that the per-image problem fixes: the same bits for any
+// thread count, batch and memory layout.
 #include "cpu/conv2d/implicit_gemm.h"
 
-#include "common/rounding.h"
-#include "cpu/runtime/run_tasks.h"
+#include "common/small_vector.h"
+#include "cpu/conv2d/even_blocks.h"
+#include "cpu/conv2d/method_row.h"
 
 namespace convx {
 
-template <class T>
-void pack_weight_panel(const ImplicitGemm<T>& gemm, const WeightPart& part, int64_t width, const KernelSet<T>& kernels,
-                       T* dest) {
-    const int64_t channels = part.channels, taps = gemm.taps();
-    const int rows = static_cast<int>(std::min(width, gemm.rows - part.first_row));
-    const T* source = gemm.weight + part.group * gemm.weight_group + part.first_row * gemm.weight_row +
-                      part.first_channel * gemm.weight_channel;
-    const auto columns = static_cast<int64_t>(gemm.w->taps.size());
-    const auto tap_offset = [&](int64_t tap) {
-        return gemm.h->taps[static_cast<size_t>(tap / columns)].kernel_index * gemm.weight_h +
-               gemm.w->taps[static_cast<size_t>(tap % columns)].kernel_index * gemm.weight_w;
-    };
-    bool dense_taps = true;
-    for (int64_t tap = 0; tap < taps; ++tap) dense_taps &= tap_offset(tap) == tap;
-    const T* row[64];
-    // Lanes that no row fills are multiplied too (their sums are dropped): denormal leftovers would be slow.
-    if (rows < width) std::fill(dest, dest + channels * taps * width, T(0));
-    if (dense_taps && gemm.weight_channel == taps) {
-        for (int i = 0; i < rows; ++i) row[i] = source + i * gemm.weight_row;
-        kernels.pack_transposed(dest, width, row, rows, channels * taps);
-    } else if (dense_taps && taps > 1) {
-        for (int64_t c = 0; c < channels; ++c) {
-            for (int i = 0; i < rows; ++i) row[i] = source + i * gemm.weight_row + c * gemm.weight_channel;
-            // A few lines on a page of their own, which no hardware prefetcher foresees.
-            for (int i = 0; i < rows; i += 2) __builtin_prefetch(row[i] + 8 * gemm.weight_channel);
-            kernels.pack_transposed(dest + c * taps * width, width, row, rows, taps);
-        }
-    } else {
-        const LaneRun run{0, rows, 0};
-        for (int64_t tap = 0; tap < taps; ++tap)
-            kernels.pack_lanes(dest + tap * width, taps * width, source + tap_offset(tap), gemm.weight_channel,
-                               channels, &run, 1, rows, gemm.weight_row, T(0));
-    }
-}
-
 namespace {
 
-// The widths of the two operands' panels, which swap with the orientation.
-struct Panels {
-    int64_t pixel_width, row_width;
-    Panels(const GemmBlocks& blocks, int mr, int nr)
-        : pixel_width(blocks.pixels_in_rows ? mr : nr), row_width(blocks.pixels_in_rows ? nr : mr) {}
+// One reused panel (depth x 6 or 16 floats) has to stay in a 32 KiB L1 beside the streamed one: 256 deep is 6 + 16 KiB.
+constexpr int64_t target_depth = 256;
+// Packed pixels of one task, in L2 (512 KiB and more) beside the weights that stream through.
+constexpr int64_t pixel_block_bytes = 192 * 1024;
+// Enough tasks that the last round of 4 to 16 threads wastes little; the number follows from the problem alone.
+constexpr int64_t wanted_tasks = 48;
+
+struct GemmBlocks {
+    int64_t pixel_width = 1, row_width = 1;  // of the operands' panels: mr and nr, or nr and mr
+    bool pixels_in_rows = false;             // channels-last: vectors run over output channels instead of pixels
+    bool by_rows = false;        // few pixels: a task owns output channels and sees all pixels, not the other way round
+    int64_t chunk_channels = 1;  // reduction channels (times taps) that are summed in registers in one go
+    int64_t block_panels = 1;    // pixel panels of one task
+    int64_t pass_panels = 1;     // those that stay in L2 while the output channels of the task pass by
+    int64_t block_rows = 1;      // output channels of one task
 };
 
-// Where the pixels of a panel go: at dest + offset, evenly spaced, if `direct`.
-struct PanelDest {
-    int64_t offset;
-    bool direct;
-};
+template <class T>
+GemmBlocks plan_gemm_blocks(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels) {
+    GemmBlocks blocks;
+    blocks.pixels_in_rows = channels_last;
+    const int64_t pixel_width = blocks.pixel_width = channels_last ? kernels.mr : kernels.nr;
+    const int64_t row_width = blocks.row_width = channels_last ? kernels.nr : kernels.mr;
+    const int64_t channels = std::max<int64_t>(gemm.channels, 1), taps = std::max<int64_t>(gemm.taps(), 1);
+    const int64_t groups = gemm.groups, rows = gemm.rows, pixels = gemm.pixels();
+
+    // The depth decides the order of sums, so it may depend on nothing but channels and taps. Even chunks.
+    const int64_t chunks = ceil_div(channels, std::clamp(target_depth / taps, int64_t{1}, channels));
+    blocks.chunk_channels = ceil_div(channels, chunks);
+
+    // The smaller operand is packed once for all tasks, of the larger one every task packs its own part in L2. With
+    // pixels the larger one: as many panels as fit and as leave enough tasks, with all rows.
+    const int64_t depth = blocks.chunk_channels * taps;
+    const int64_t panels = std::max<int64_t>(ceil_div(pixels, pixel_width), 1);
+    const int64_t row_panels = ceil_div(std::max<int64_t>(rows, 1), row_width);
+    const int64_t fit = std::max<int64_t>(pixel_block_bytes / (depth * pixel_width * int64_t{sizeof(T)}), 1);
+    blocks.by_rows = panels * pixel_width < rows;
+    if (blocks.by_rows) {
+        blocks.block_panels = panels;
+        blocks.pass_panels = ceil_div(panels, ceil_div(panels, fit));
+        blocks.block_rows = std::min(ceil_div(row_panels * groups, wanted_tasks) + 1, row_panels) * row_width;
+        return blocks;
+    }
+    blocks.block_panels = std::clamp(panels * groups / (2 * wanted_tasks), int64_t{1}, fit);
+    blocks.pass_panels = blocks.block_panels;
+    const int64_t pixel_tasks = groups * ceil_div(panels, blocks.block_panels);
+    // Splitting rows packs the pixels again for each part, so a part keeps at least 8 panels.
+    const int64_t row_parts = std::clamp(ceil_div(wanted_tasks, pixel_tasks), int64_t{1}, ceil_div(row_panels, 8));
+    blocks.block_rows = ceil_div(row_panels, row_parts) * row_width;
+    return blocks;
+}
 
 // What one worker works with.
 template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const GemmBlocks& blocks, int64_t channels, int64_t taps, const KernelSet<T>& kernels)
-        : width(Panels(blocks, kernels.mr, kernels.nr).pixel_width),
+        : width(blocks.pixel_width),
           pixels(parts.take<T>(blocks.by_rows ? 0 : blocks.block_panels * width * channels * taps)),
           weights(parts.take<T>(blocks.by_rows ? blocks.block_rows * channels * taps : 0)),
           tile(parts.take<T>(kernels.mr * kernels.nr)), pad(parts.take<T>(channels)),
@@ -80,12 +95,11 @@ struct Scratch {
 };
 
 template <class T>
-class Driver {
+class ImplicitGemmDriver {
 public:
-    Driver(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels)
-        : gemm_(gemm), blocks_(blocks), kernels_(kernels), panels_(blocks, kernels.mr, kernels.nr), taps_(gemm.taps()),
-          pixels_(gemm.pixels()), pixel_panels_(ceil_div(pixels_, panels_.pixel_width)),
-          row_panels_(ceil_div(gemm.rows, panels_.row_width)) {}
+    ImplicitGemmDriver(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels)
+        : gemm_(gemm), blocks_(blocks), kernels_(kernels), taps_(gemm.taps()), pixels_(gemm.pixels()),
+          pixel_panels_(ceil_div(pixels_, blocks_.pixel_width)), row_panels_(ceil_div(gemm.rows, blocks_.row_width)) {}
 
     TaskPlan tasks() const {
         const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels);
@@ -94,7 +108,7 @@ public:
         plan.flops = gemm_.flops();
         plan.worker_bytes = Scratch<T>(ScratchParts(), blocks_, channels, taps_, kernels_).bytes;
         if (blocks_.by_rows && !pixels_in_place())
-            plan.shared_bytes = cache_lines(pixel_panels_ * panels_.pixel_width * gemm_.groups * gemm_.channels *
+            plan.shared_bytes = cache_lines(pixel_panels_ * blocks_.pixel_width * gemm_.groups * gemm_.channels *
                                             taps_ * int64_t{sizeof(T)});
         else if (!blocks_.by_rows && !gemm_.packed_weight)
             plan.shared_bytes = weight_bytes();
@@ -102,11 +116,17 @@ public:
     }
 
     int64_t weight_bytes() const {
-        return cache_lines(gemm_.groups * row_panels_ * panels_.row_width * gemm_.channels * taps_ *
+        return cache_lines(gemm_.groups * row_panels_ * blocks_.row_width * gemm_.channels * taps_ *
                            int64_t{sizeof(T)});
     }
 
     void run(const TaskPlan& plan) {
+        bias_ = gemm_.bias;
+        if (bias_ && gemm_.bias_stride != 1) {
+            for (int64_t row = 0; row < gemm_.groups * gemm_.rows; ++row)
+                dense_bias_.push_back(gemm_.bias[row * gemm_.bias_stride]);
+            bias_ = dense_bias_.data();
+        }
         weights_ = gemm_.packed_weight;
         const TaskRunner runner(plan);
         T* shared = static_cast<T*>(runner.shared());
@@ -130,7 +150,7 @@ public:
 
     void pack_weights(T* packed_weights, int width) const {
         const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
-        const int64_t packed = gemm_.groups * row_panels_ * panels_.row_width * gemm_.channels * taps_;
+        const int64_t packed = gemm_.groups * row_panels_ * blocks_.row_width * gemm_.channels * taps_;
         const bool big = packed * static_cast<int64_t>(sizeof(T)) > 128 * 1024;
         parallel_for(gemm_.groups * chunks * row_panels_, big ? width : 1, [&](int64_t task, int) {
             const int64_t panel = task % row_panels_;
@@ -154,31 +174,31 @@ private:
 
     // Where a panel begins.
     int64_t weight_panel(int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
-        const int64_t rows = row_panels_ * panels_.row_width;
-        return (group * gemm_.channels + first_channel) * taps_ * rows + panel * channels * taps_ * panels_.row_width;
+        const int64_t rows = row_panels_ * blocks_.row_width;
+        return (group * gemm_.channels + first_channel) * taps_ * rows + panel * channels * taps_ * blocks_.row_width;
     }
 
     void pack_weights_of(T* dst, int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
-        pack_weight_panel(gemm_, {group, panel * panels_.row_width, first_channel, channels}, panels_.row_width,
+        pack_weight_panel(gemm_, {group, panel * blocks_.row_width, first_channel, channels}, blocks_.row_width,
                           kernels_, dst);
     }
 
     // --- pixels, where all tasks share them: [group][chunk][panel][channel, tap][pixel] ---
 
     int64_t pixel_panel(int64_t group, int64_t first_channel, int64_t channels, int64_t panel) const {
-        const int64_t pixels = pixel_panels_ * panels_.pixel_width;
+        const int64_t pixels = pixel_panels_ * blocks_.pixel_width;
         return (group * gemm_.channels + first_channel) * taps_ * pixels +
-               panel * channels * taps_ * panels_.pixel_width;
+               panel * channels * taps_ * blocks_.pixel_width;
     }
 
     void pack_all_pixels(T* pixels, const TaskRunner& runner) {
         runner.run(gemm_.groups * pixel_panels_, [&](int64_t task, ScratchParts parts) {
             const int64_t group = task / pixel_panels_, panel = task % pixel_panels_;
             const Scratch<T> scratch = scratch_at(parts);
-            find_runs(panel, 0, scratch);
+            const PixelPanel<T> found = find_runs(panel, 0, scratch);
             for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
                 const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
-                pack_pixels(pixels + pixel_panel(group, c, channels, panel), group, c, channels, 0, scratch);
+                found.pack(group, c, channels, kernels_, pixels + pixel_panel(group, c, channels, panel));
             }
         });
     }
@@ -196,18 +216,21 @@ private:
         const int64_t first_panel = pixel_block * blocks_.block_panels;
         const int64_t panel_count = std::min(blocks_.block_panels, pixel_panels_ - first_panel);
         for (int64_t panel = 0; panel < panel_count; ++panel) {
-            find_dest(first_panel + panel, scratch.dest[panel]);
-            if (!shared_pixels_) find_runs(first_panel + panel, blocks_.by_rows ? 0 : panel, scratch);
-            if (pixels_in_place()) find_rows(blocks_.by_rows ? 0 : panel, panel, scratch);
+            const int64_t first = (first_panel + panel) * blocks_.pixel_width;
+            scratch.dest[panel] =
+                find_dest(gemm_, first, std::min(blocks_.pixel_width, pixels_ - first), blocks_.pixels_in_rows);
+            if (shared_pixels_) continue;
+            const PixelPanel<T> found = find_runs(first_panel + panel, blocks_.by_rows ? 0 : panel, scratch);
+            if (pixels_in_place()) found.find_rows(0, gemm_.source, scratch.rows + panel * blocks_.pixel_width);
         }
 
-        const int64_t first_row_panel = row_block * blocks_.block_rows / panels_.row_width;
+        const int64_t first_row_panel = row_block * blocks_.block_rows / blocks_.row_width;
         const int64_t last_row_panel =
-            std::min(row_panels_, ceil_div((row_block + 1) * blocks_.block_rows, panels_.row_width));
+            std::min(row_panels_, ceil_div((row_block + 1) * blocks_.block_rows, blocks_.row_width));
         for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
             const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
             if (!blocks_.by_rows && !pixels_in_place()) pack_panels(group, c, channels, panel_count, scratch);
-            const int64_t weight_panel_size = panels_.row_width * channels * taps_;
+            const int64_t weight_panel_size = blocks_.row_width * channels * taps_;
             const T* weights =
                 weights_ ? weights_ + weight_panel(group, c, channels, first_row_panel) : scratch.weights;
             if (!weights_)
@@ -221,7 +244,7 @@ private:
                     for (int64_t panel = pass; panel < std::min(pass + blocks_.pass_panels, panel_count); ++panel)
                         multiply(group, row_panel, first_panel, panel, c, channels,
                                  weights + (row_panel - first_row_panel) * weight_panel_size,
-                                 pixels + panel * panels_.pixel_width * channels * taps_, scratch);
+                                 pixels + panel * blocks_.pixel_width * channels * taps_, scratch);
         }
     }
 
@@ -233,79 +256,31 @@ private:
         const int64_t stretch = taps_ == 1 && large_planes ? std::min<int64_t>(channels, 16) : channels;
         for (int64_t first = 0; first < channels; first += stretch)
             for (int64_t panel = 0; panel < panel_count; ++panel)
-                pack_pixels(scratch.pixels + (panel * channels + first) * taps_ * panels_.pixel_width, group,
-                            chunk + first, std::min(stretch, channels - first), panel, scratch);
+                panel_at(panel, scratch)
+                    .pack(group, chunk + first, std::min(stretch, channels - first), kernels_,
+                          scratch.pixels + (panel * channels + first) * taps_ * blocks_.pixel_width);
+    }
+
+    PixelPanel<T> panel_at(int64_t slot, const Scratch<T>& scratch) const {
+        return {gemm_, blocks_.pixel_width, scratch.pad, scratch.runs + slot * taps_ * blocks_.pixel_width,
+                scratch.run_count + slot * taps_};
     }
 
     // What the taps read for the pixels of a panel, into slot `slot`.
-    void find_runs(int64_t panel, int64_t slot, const Scratch<T>& scratch) {
-        const int64_t first = panel * panels_.pixel_width;
-        const int64_t count = std::min(panels_.pixel_width, pixels_ - first);
-        const int64_t tap_columns = static_cast<int64_t>(gemm_.w->taps.size());
-        for (int64_t tap = 0; tap < taps_; ++tap) scratch.run_count[slot * taps_ + tap] = 0;
-        for_each_segment(gemm_.h->positions, gemm_.w->positions, first, count, [&](const PixelSegment& segment) {
-            for (int64_t tap = 0; tap < taps_; ++tap) {
-                const int64_t at = slot * taps_ + tap;
-                scratch.run_count[at] =
-                    append_runs(*gemm_.h, *gemm_.w, tap / tap_columns, tap % tap_columns, gemm_.source_stride, segment,
-                                scratch.runs + at * panels_.pixel_width, scratch.run_count[at]);
-            }
-        });
-    }
-
-    // Where the pixels of a panel stand, out of the runs in slot `slot`.
-    void find_rows(int64_t slot, int64_t panel, const Scratch<T>& scratch) {
-        const T** rows = scratch.rows + panel * panels_.pixel_width;
-        std::fill(rows, rows + panels_.pixel_width, scratch.pad);
-        const LaneRun* runs = scratch.runs + slot * panels_.pixel_width;
-        for (int r = 0; r < scratch.run_count[slot]; ++r)
-            for (int i = 0; i < runs[r].count; ++i)
-                rows[runs[r].lane + i] = gemm_.source + runs[r].offset + i * gemm_.w->step * gemm_.source_stride.w;
-    }
-
-    bool channels_adjacent() const { return gemm_.source_stride.c == 1 && gemm_.w->step * gemm_.source_stride.w != 1; }
-
-    // Channels [first, first + count) of a group, for the pixels whose runs are in slot `slot`.
-    void pack_pixels(T* dst, int64_t group, int64_t first, int64_t count, int64_t slot, const Scratch<T>& scratch) {
-        const int64_t width = panels_.pixel_width;
-        const T* source = gemm_.source + (group * gemm_.channels + first) * gemm_.source_stride.c;
-        const int64_t step = gemm_.w->step * gemm_.source_stride.w;
-        for (int64_t tap = 0; tap < taps_; ++tap) {
-            const int64_t at = slot * taps_ + tap;
-            const LaneRun* runs = scratch.runs + at * width;
-            const int run_count = scratch.run_count[at];
-            if (!channels_adjacent()) {
-                kernels_.pack_lanes(dst + tap * width, taps_ * width, source, gemm_.source_stride.c, count, runs,
-                                    run_count, static_cast<int>(width), step, gemm_.pad);
-                continue;
-            }
-            const T* row[64];
-            std::fill(row, row + width, scratch.pad);
-            for (int r = 0; r < run_count; ++r)
-                for (int i = 0; i < runs[r].count; ++i) row[runs[r].lane + i] = source + runs[r].offset + i * step;
-            kernels_.pack_transposed(dst + tap * width, taps_ * width, row, static_cast<int>(width), count);
-        }
-    }
-
-    // Pixels that are evenly spaced in dest, in the direction in which a tile can store them, need no scatter.
-    void find_dest(int64_t panel, PanelDest& dest) const {
-        const Strides& to = gemm_.dest_stride;
-        const int64_t first = panel * panels_.pixel_width, count = std::min(panels_.pixel_width, pixels_ - first);
-        const int64_t columns = gemm_.w->positions, plane = gemm_.h->positions * columns;
-        const int64_t n = first / plane, in_plane = first % plane;
-        const int64_t i = in_plane / columns, j = in_plane % columns;
-        const bool even = j + count <= columns || (in_plane + count <= plane && to.h == columns * to.w);
-        const bool storable = (blocks_.pixels_in_rows ? to.c : to.w) == 1;
-        dest = {n * to.n + i * to.h + j * to.w, even && storable};
+    PixelPanel<T> find_runs(int64_t panel, int64_t slot, const Scratch<T>& scratch) const {
+        const PixelPanel<T> found = panel_at(slot, scratch);
+        const int64_t first = panel * blocks_.pixel_width;
+        found.find_runs(first, std::min(blocks_.pixel_width, pixels_ - first));
+        return found;
     }
 
     // One tile, straight into dest where that can be, else through the scratch tile.
     void multiply(int64_t group, int64_t row_panel, int64_t first_panel, int64_t panel, int64_t first_channel,
                   int64_t channels, const T* weights, const T* pixels, const Scratch<T>& scratch) {
-        const int64_t first_row = row_panel * panels_.row_width;
-        const int rows = static_cast<int>(std::min(panels_.row_width, gemm_.rows - first_row));
-        const int64_t first_pixel = (first_panel + panel) * panels_.pixel_width;
-        const int count = static_cast<int>(std::min(panels_.pixel_width, pixels_ - first_pixel));
+        const int64_t first_row = row_panel * blocks_.row_width;
+        const int rows = static_cast<int>(std::min(blocks_.row_width, gemm_.rows - first_row));
+        const int64_t first_pixel = (first_panel + panel) * blocks_.pixel_width;
+        const int count = static_cast<int>(std::min(blocks_.pixel_width, pixels_ - first_pixel));
         const int64_t depth = channels * taps_;
         const bool accumulate = first_channel > 0;
         const bool last = first_channel + channels == gemm_.channels;
@@ -315,7 +290,7 @@ private:
         const T* in_place[64];  // rows of the tile that are not packed
         if (pixels_in_place()) {
             for (int i = 0; i < count; ++i) {
-                const T* pixel = scratch.rows[panel * panels_.pixel_width + i];
+                const T* pixel = scratch.rows[panel * blocks_.pixel_width + i];
                 in_place[i] = pixel == scratch.pad ? pixel : pixel + group * gemm_.channels + first_channel;
             }
         }
@@ -335,97 +310,102 @@ private:
         run_tile({scratch.tile, kernels_.nr, false});
         int64_t row_step = kernels_.nr, pixel_step = 1;
         if (blocks_.pixels_in_rows) std::swap(row_step, pixel_step);
-        for_each_run_of_dest(first_pixel, count, [&](int64_t lane, int64_t length, int64_t offset) {
+        for_each_run_of_dest(gemm_, first_pixel, count, [&](int64_t lane, int64_t length, int64_t offset) {
             for (int64_t row = 0; row < rows; ++row)
                 scatter(scratch.tile + row * row_step + lane * pixel_step, pixel_step, dest + row * to.c + offset, to.w,
                         length, accumulate, bias ? bias + row : nullptr, relu);
         });
     }
 
-    // Calls visit(lane, count, offset in dest) for the evenly spaced parts of a panel: one an image where the rows of
-    // dest follow each other, else one a row.
-    template <class Visit>
-    void for_each_run_of_dest(int64_t first_pixel, int64_t count, const Visit& visit) const {
-        const Strides& to = gemm_.dest_stride;
-        const bool flat = to.h == gemm_.w->positions * to.w;
-        const int64_t rows = flat ? 1 : gemm_.h->positions;
-        const int64_t columns = flat ? gemm_.h->positions * gemm_.w->positions : gemm_.w->positions;
-        for_each_segment(rows, columns, first_pixel, count,
-                         [&](const PixelSegment& s) { visit(s.lane, s.count, s.n * to.n + s.i * to.h + s.j * to.w); });
-    }
-
-    // The end of a tile (finish_row in gemm_tile.inl.h) for pixels that a tile cannot store itself.
-    static void scatter(const T* tile, int64_t tile_step, T* c, int64_t step, int64_t count, bool accumulate,
-                        const T* bias, bool relu) {
-        if (tile_step == 1 && step == 1) {  // the common case, for the compiler's vectors
-            if (accumulate)
-                for (int64_t i = 0; i < count; ++i) c[i] = c[i] + tile[i];
-            else
-                for (int64_t i = 0; i < count; ++i) c[i] = tile[i];
-        } else {
-            for (int64_t i = 0; i < count; ++i)
-                c[i * step] = accumulate ? c[i * step] + tile[i * tile_step] : tile[i * tile_step];
-        }
-        if (bias)
-            for (int64_t i = 0; i < count; ++i) c[i * step] += *bias;
-        if (relu)
-            for (int64_t i = 0; i < count; ++i) c[i * step] = c[i * step] <= T(0) ? T(0) : c[i * step];
-    }
-
-public:
-    // The bias with unit stride.
-    void set_bias(const T* bias) { bias_ = bias; }
-
-private:
     const ImplicitGemm<T>& gemm_;
     const GemmBlocks& blocks_;
     const KernelSet<T>& kernels_;
-    const Panels panels_;
     const int64_t taps_, pixels_, pixel_panels_, row_panels_;
     const T* shared_pixels_ = nullptr;
     const T* weights_ = nullptr;
-    const T* bias_ = nullptr;
+    const T* bias_ = nullptr;  // with unit stride
+    std::vector<T> dense_bias_;
+};
+
+struct GemmPlan {
+    GemmBlocks blocks;
+    TaskPlan tasks;
+};
+
+struct Plan {
+    PhaseTables h, w;
+    SmallVector<GemmPlan, 1> phases;  // [phase of h][phase of w]
+    TaskPlan task_plan;               // of the phase with the most taps
+
+    const TaskPlan& tasks() const { return task_plan; }
+
+    size_t densest() const { return h.densest() * w.size() + w.densest(); }
 };
 
 }  // namespace
 
-template <class T>
-GemmPlan plan_implicit_gemm(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels) {
-    const GemmBlocks blocks = plan_gemm_blocks(gemm, channels_last, kernels);
-    return {blocks, Driver<T>(gemm, blocks, kernels).tasks()};
-}
+struct ImplicitGemmMethod {
+    static constexpr const char* name = "implicit-gemm";
+    static constexpr Traits traits{};
 
-template <class T>
-void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels) {
-    Driver<T> driver(gemm, plan.blocks, kernels);
-    std::vector<T> bias;
-    if (gemm.bias && gemm.bias_stride != 1)
-        for (int64_t row = 0; row < gemm.groups * gemm.rows; ++row) bias.push_back(gemm.bias[row * gemm.bias_stride]);
-    driver.set_bias(bias.empty() ? gemm.bias : bias.data());
-    driver.run(plan.tasks);
-}
+    static Verdict supports(const ConvProblem&, ConvPass) { return {}; }
+    static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
 
-template <class T>
-int64_t packed_weight_bytes(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels) {
-    return Driver<T>(gemm, blocks, kernels).weight_bytes();
-}
+    template <class T>
+    static Plan plan(const WindowSum<T>& sum, const KernelSet<T>& kernels) {
+        Plan plan{{sum.problem->h, sum.forward()}, {sum.problem->w, sum.forward()}, {}, {}};
+        for (size_t i = 0; i < plan.h.size(); ++i)
+            for (size_t j = 0; j < plan.w.size(); ++j) {
+                const ImplicitGemm<T> gemm = phase_of(sum, plan.h, plan.w, i, j);
+                const GemmBlocks blocks = plan_gemm_blocks(gemm, sum.problem->channels_last, kernels);
+                plan.phases.push_back({blocks, ImplicitGemmDriver<T>(gemm, blocks, kernels).tasks()});
+            }
+        plan.task_plan = plan.phases[plan.densest()].tasks;
+        return plan;
+    }
 
-template <class T>
-void pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed) {
-    Driver<T>(gemm, blocks, kernels).pack_weights(packed, num_threads());
-}
+    template <class T>
+    static void run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
+        if (plan.h.has_empty() || plan.w.has_empty()) fill_with_bias(sum);
+        for (size_t i = 0; i < plan.h.size(); ++i)
+            for (size_t j = 0; j < plan.w.size(); ++j) {
+                const ImplicitGemm<T> gemm = phase_of(sum, plan.h, plan.w, i, j);
+                if (gemm.taps() == 0 || gemm.pixels() == 0) continue;
+                const GemmPlan& own = plan.phases[i * plan.w.size() + j];
+                ImplicitGemmDriver<T>(gemm, own.blocks, kernels).run(own.tasks);
+            }
+    }
 
-template void pack_weight_panel(const ImplicitGemm<float>&, const WeightPart&, int64_t, const KernelSet<float>&,
-                                float*);
-template void pack_weight_panel(const ImplicitGemm<double>&, const WeightPart&, int64_t, const KernelSet<double>&,
-                                double*);
-template GemmPlan plan_implicit_gemm(const ImplicitGemm<float>&, bool, const KernelSet<float>&);
-template GemmPlan plan_implicit_gemm(const ImplicitGemm<double>&, bool, const KernelSet<double>&);
-template void run_implicit_gemm(const ImplicitGemm<float>&, const GemmPlan&, const KernelSet<float>&);
-template void run_implicit_gemm(const ImplicitGemm<double>&, const GemmPlan&, const KernelSet<double>&);
-template int64_t packed_weight_bytes(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&);
-template int64_t packed_weight_bytes(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&);
-template void pack_gemm_weights(const ImplicitGemm<float>&, const GemmBlocks&, const KernelSet<float>&, float*);
-template void pack_gemm_weights(const ImplicitGemm<double>&, const GemmBlocks&, const KernelSet<double>&, double*);
+    template <class T>
+    static void describe(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels, PassPlan& text) {
+        const ImplicitGemm<T> gemm = phase_of(sum, plan.h, plan.w, plan.h.densest(), plan.w.densest());
+        const GemmBlocks& blocks = plan.phases[plan.densest()].blocks;
+        const std::string mr = std::to_string(kernels.mr), nr = std::to_string(kernels.nr);
+        const int64_t pixels = blocks.block_panels * blocks.pixel_width;
+        text.tile = blocks.pixels_in_rows ? mr + " pixels x " + nr + " channels" : mr + " channels x " + nr + " pixels";
+        text.block = std::to_string(std::min(pixels, gemm.pixels())) + " pixels x " +
+                     std::to_string(std::min(blocks.block_rows, gemm.rows)) + " channels, sums of " +
+                     std::to_string(blocks.chunk_channels) + " channels x " + std::to_string(gemm.taps()) + " taps";
+        text.reason = blocks.pixels_in_rows ? "implicit GEMM, vectors over channels because the layout is NHWC"
+                                            : "implicit GEMM, vectors over pixels because the layout is NCHW";
+        if (blocks.by_rows)
+            text.reason += "; fewer pixels than channels, so a task owns channels and packs their weights for itself";
+        if (plan.phases.size() > 1)
+            text.reason += "; the stride makes " + std::to_string(plan.phases.size()) +
+                           " dense phases, of which the one with most taps is shown";
+    }
+
+    template <class T>
+    static void pack(const WindowSum<T>& sum, const KernelSet<T>& kernels, PackedWeight<T>& packed) {
+        const Plan own = plan(sum, kernels);
+        const ImplicitGemm<T> gemm = phase_of(sum, own.h, own.w, 0, 0);
+        const ImplicitGemmDriver<T> driver(gemm, own.phases[0].blocks, kernels);
+        packed.data = Workspace(static_cast<size_t>(driver.weight_bytes()));
+        driver.pack_weights(static_cast<T*>(packed.data.data()), num_threads());
+    }
+};
+
+template const Method<WindowSum<float>>& method_row<ImplicitGemmMethod, WindowSum<float>>();
+template const Method<WindowSum<double>>& method_row<ImplicitGemmMethod, WindowSum<double>>();
 
 }  // namespace convx

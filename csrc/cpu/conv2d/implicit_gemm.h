@@ -1,15 +1,7 @@
-// Forward convolution and the input gradient as one driver: a GEMM whose pixel operand is never a matrix in memory but
-// packed panel by panel out of the image.
-//
-//   dest[n, row, i, j] = sum over channel, tap of weight[row, channel, tap] * source[n, channel, h(tap, i), w(tap, j)]
-//
-// Work: a task owns a block of pixels (over the whole batch) and packs them chunk by chunk of the reduction into L2;
-// the weights were packed once for all tasks. Where there are fewer pixels than output channels it is the other way
-// round: the pixels are packed once and a task owns output channels, so that neither operand is packed twice. The order
-// of every sum is channel by channel, tap by tap, in chunks that the per-image problem fixes: the same bits for any
-// thread count, batch and memory layout.
+// One phase of a window sum as a dense sum, which implicit-gemm and Winograd's methods compute, and its packed weights.
 #pragma once
 
+#include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/window_sum.h"
 #include "cpu/runtime/run_tasks.h"
 
@@ -31,7 +23,7 @@ struct ImplicitGemm {
     const T* weight;
     int64_t weight_group, weight_row, weight_channel;  // strides
     int64_t weight_h, weight_w;                        // strides of the kernel indices
-    const T* packed_weight;                            // as pack_gemm_weights makes it, or null: packed for this run
+    const T* packed_weight;                            // as the method has packed it, or null
 
     T* dest;
     Strides dest_stride;
@@ -64,6 +56,7 @@ ImplicitGemm<T> phase_of(const WindowSum<T>& sum, const PhaseTables& h, const Ph
     gemm.weight_channel = sum.weight_channel;
     gemm.weight_h = sum.weight_h;
     gemm.weight_w = sum.weight_w;
+    gemm.packed_weight = sum.packed ? sum.packed->weights() : nullptr;
     gemm.dest = sum.dest.at(0, 0, static_cast<int64_t>(i), static_cast<int64_t>(j));
     gemm.dest_stride = {to.n, to.c, step(sum.problem->h) * to.h, step(sum.problem->w) * to.w};
     gemm.bias = sum.bias;
@@ -80,34 +73,131 @@ struct WeightPart {
 // A panel of `width` rows (those that there are not: zeros) in all taps, to dest[channel][tap][width].
 template <class T>
 void pack_weight_panel(const ImplicitGemm<T>& gemm, const WeightPart& part, int64_t width, const KernelSet<T>& kernels,
-                       T* dest);
+                       T* dest) {
+    const int64_t channels = part.channels, taps = gemm.taps();
+    const int rows = static_cast<int>(std::min(width, gemm.rows - part.first_row));
+    const T* source = gemm.weight + part.group * gemm.weight_group + part.first_row * gemm.weight_row +
+                      part.first_channel * gemm.weight_channel;
+    const auto columns = static_cast<int64_t>(gemm.w->taps.size());
+    const auto tap_offset = [&](int64_t tap) {
+        return gemm.h->taps[static_cast<size_t>(tap / columns)].kernel_index * gemm.weight_h +
+               gemm.w->taps[static_cast<size_t>(tap % columns)].kernel_index * gemm.weight_w;
+    };
+    bool dense_taps = true;
+    for (int64_t tap = 0; tap < taps; ++tap) dense_taps &= tap_offset(tap) == tap;
+    const T* row[64];
+    // Lanes that no row fills are multiplied too (their sums are dropped): denormal leftovers would be slow.
+    if (rows < width) std::fill(dest, dest + channels * taps * width, T(0));
+    if (dense_taps && gemm.weight_channel == taps) {
+        for (int i = 0; i < rows; ++i) row[i] = source + i * gemm.weight_row;
+        kernels.pack_transposed(dest, width, row, rows, channels * taps);
+    } else if (dense_taps && taps > 1) {
+        for (int64_t c = 0; c < channels; ++c) {
+            for (int i = 0; i < rows; ++i) row[i] = source + i * gemm.weight_row + c * gemm.weight_channel;
+            // A few lines on a page of their own, which no hardware prefetcher foresees.
+            for (int i = 0; i < rows; i += 2) __builtin_prefetch(row[i] + 8 * gemm.weight_channel);
+            kernels.pack_transposed(dest + c * taps * width, width, row, rows, taps);
+        }
+    } else {
+        const LaneRun run{0, rows, 0};
+        for (int64_t tap = 0; tap < taps; ++tap)
+            kernels.pack_lanes(dest + tap * width, taps * width, source + tap_offset(tap), gemm.weight_channel,
+                               channels, &run, 1, rows, gemm.weight_row, T(0));
+    }
+}
 
-struct GemmBlocks {
-    bool pixels_in_rows = false;  // channels-last: vectors run over output channels instead of pixels
-    bool by_rows = false;        // few pixels: a task owns output channels and sees all pixels, not the other way round
-    int64_t chunk_channels = 1;  // reduction channels (times taps) that are summed in registers in one go
-    int64_t block_panels = 1;    // pixel panels of one task
-    int64_t pass_panels = 1;     // those that stay in L2 while the output channels of the task pass by
-    int64_t block_rows = 1;      // output channels of one task
+// What the taps read of the pixels of one panel: [tap][pixel].
+template <class T>
+struct PixelPanel {
+    const ImplicitGemm<T>& gemm;
+    int64_t width;
+    const T* pad;  // a row of pad values
+    LaneRun* runs;
+    int32_t* run_count;  // [tap]
+
+    // Pixels [first, first + count) of the batch.
+    void find_runs(int64_t first, int64_t count) const {
+        const int64_t taps = gemm.taps(), columns = static_cast<int64_t>(gemm.w->taps.size());
+        std::fill(run_count, run_count + taps, 0);
+        for_each_segment(gemm.h->positions, gemm.w->positions, first, count, [&](const PixelSegment& segment) {
+            for (int64_t tap = 0; tap < taps; ++tap)
+                run_count[tap] = append_runs(*gemm.h, *gemm.w, tap / columns, tap % columns, gemm.source_stride,
+                                             segment, runs + tap * width, run_count[tap]);
+        });
+    }
+
+    // Where the pixels that a tap reads stand, as seen from `source`.
+    void find_rows(int64_t tap, const T* source, const T** rows) const {
+        std::fill(rows, rows + width, pad);
+        const int64_t step = gemm.w->step * gemm.source_stride.w;
+        for (const LaneRun* run = runs + tap * width; run < runs + tap * width + run_count[tap]; ++run)
+            for (int i = 0; i < run->count; ++i) rows[run->lane + i] = source + run->offset + i * step;
+    }
+
+    // Channels [first, first + count) of a group, to dest[channel][tap][pixel].
+    void pack(int64_t group, int64_t first, int64_t count, const KernelSet<T>& kernels, T* dest) const {
+        const int64_t taps = gemm.taps(), step = gemm.w->step * gemm.source_stride.w;
+        const T* source = gemm.source + (group * gemm.channels + first) * gemm.source_stride.c;
+        for (int64_t tap = 0; tap < taps; ++tap, dest += width) {
+            if (gemm.source_stride.c != 1 || step == 1) {
+                kernels.pack_lanes(dest, taps * width, source, gemm.source_stride.c, count, runs + tap * width,
+                                   run_count[tap], static_cast<int>(width), step, gemm.pad);
+                continue;
+            }
+            const T* row[64];
+            find_rows(tap, source, row);
+            kernels.pack_transposed(dest, taps * width, row, static_cast<int>(width), count);
+        }
+    }
 };
 
-struct GemmPlan {
-    GemmBlocks blocks;
-    TaskPlan tasks;
+// Where the pixels of a panel go: at dest + offset, evenly spaced, if `direct`.
+struct PanelDest {
+    int64_t offset;
+    bool direct;
 };
 
+// Pixels that are evenly spaced in dest, in the direction in which a tile can store them, need no scatter.
 template <class T>
-GemmBlocks plan_gemm_blocks(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels);
-template <class T>
-GemmPlan plan_implicit_gemm(const ImplicitGemm<T>& gemm, bool channels_last, const KernelSet<T>& kernels);
+PanelDest find_dest(const ImplicitGemm<T>& gemm, int64_t first, int64_t count, bool pixels_in_rows) {
+    const Strides& to = gemm.dest_stride;
+    const int64_t columns = gemm.w->positions, plane = gemm.h->positions * columns;
+    const int64_t n = first / plane, in_plane = first % plane;
+    const int64_t i = in_plane / columns, j = in_plane % columns;
+    const bool even = j + count <= columns || (in_plane + count <= plane && to.h == columns * to.w);
+    const bool storable = (pixels_in_rows ? to.c : to.w) == 1;
+    return {n * to.n + i * to.h + j * to.w, even && storable};
+}
 
-template <class T>
-void run_implicit_gemm(const ImplicitGemm<T>& gemm, const GemmPlan& plan, const KernelSet<T>& kernels);
+// visit(lane, count, offset in dest) for the evenly spaced parts of a panel: one an image where the rows of dest follow
+// each other, else one a row.
+template <class T, class Visit>
+void for_each_run_of_dest(const ImplicitGemm<T>& gemm, int64_t first, int64_t count, const Visit& visit) {
+    const Strides& to = gemm.dest_stride;
+    const bool flat = to.h == gemm.w->positions * to.w;
+    const int64_t rows = flat ? 1 : gemm.h->positions;
+    const int64_t columns = flat ? gemm.h->positions * gemm.w->positions : gemm.w->positions;
+    for_each_segment(rows, columns, first, count,
+                     [&](const PixelSegment& s) { visit(s.lane, s.count, s.n * to.n + s.i * to.h + s.j * to.w); });
+}
 
-// The weights as the driver reads them.
+// The epilogue (gemm_tile.inl.h) for pixels that a tile cannot store itself.
 template <class T>
-int64_t packed_weight_bytes(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels);
-template <class T>
-void pack_gemm_weights(const ImplicitGemm<T>& gemm, const GemmBlocks& blocks, const KernelSet<T>& kernels, T* packed);
+void scatter(const T* tile, int64_t tile_step, T* c, int64_t step, int64_t count, bool accumulate, const T* bias,
+             bool relu) {
+    if (tile_step == 1 && step == 1) {  // the common case, for the compiler's vectors
+        if (accumulate)
+            for (int64_t i = 0; i < count; ++i) c[i] = c[i] + tile[i];
+        else
+            for (int64_t i = 0; i < count; ++i) c[i] = tile[i];
+    } else {
+        for (int64_t i = 0; i < count; ++i)
+            c[i * step] = accumulate ? c[i * step] + tile[i * tile_step] : tile[i * tile_step];
+    }
+    if (bias)
+        for (int64_t i = 0; i < count; ++i) c[i * step] += *bias;
+    if (relu)
+        for (int64_t i = 0; i < count; ++i) c[i * step] = c[i * step] <= T(0) ? T(0) : c[i * step];
+}
 
 }  // namespace convx

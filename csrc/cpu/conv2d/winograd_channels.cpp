@@ -342,7 +342,7 @@ struct WinogradChannelsMethod : WinogradMethod<ChannelDriver> {
 
     template <class T>
     static void describe(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels, PassPlan& text) {
-        const Blocks blocks = ChannelDriver<T>(dense_sum(sum, plan), !sum.forward(), kernels).blocks();
+        const Blocks blocks = ChannelDriver<T>(phase_of(sum, plan.h, plan.w, 0, 0), !sum.forward(), kernels).blocks();
         text.tile = "4 x 4 and 3 x 3 outputs, " + std::to_string(kernels.mr) + " tiles of a frequency x " +
                     std::to_string(kernels.nr) + " channels";
         text.block = std::to_string(blocks.block_images * blocks.tiles) + " tiles x " +

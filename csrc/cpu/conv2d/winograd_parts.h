@@ -184,13 +184,13 @@ struct WinogradMethod {
     template <class T>
     static Plan plan(const WindowSum<T>& sum, const KernelSet<T>& kernels) {
         Plan plan{{sum.problem->h, sum.forward()}, {sum.problem->w, sum.forward()}, {}};
-        plan.task_plan = Driver<T>(dense_sum(sum, plan), !sum.forward(), kernels).tasks();
+        plan.task_plan = Driver<T>(phase_of(sum, plan.h, plan.w, 0, 0), !sum.forward(), kernels).tasks();
         return plan;
     }
 
     template <class T>
     static void run(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels) {
-        const ImplicitGemm<T> gemm = dense_sum(sum, plan);
+        const ImplicitGemm<T> gemm = phase_of(sum, plan.h, plan.w, 0, 0);
         run_but_for_exceptions<T>(
             sum, gemm, [&](Faults faulty) { Driver<T>(gemm, !sum.forward(), kernels).run(plan.task_plan, faulty); });
     }
@@ -198,17 +198,10 @@ struct WinogradMethod {
     template <class T>
     static void pack(const WindowSum<T>& sum, const KernelSet<T>& kernels, PackedWeight<T>& packed) {
         const Plan own = plan(sum, kernels);
-        const ImplicitGemm<T> gemm = dense_sum(sum, own);
+        const ImplicitGemm<T> gemm = phase_of(sum, own.h, own.w, 0, 0);
         Driver<T> driver(gemm, !sum.forward(), kernels);
         packed.data = Workspace(static_cast<size_t>(driver.weight_bytes()));
         driver.prepare(static_cast<T*>(packed.data.data()));
-    }
-
-    template <class T>
-    static ImplicitGemm<T> dense_sum(const WindowSum<T>& sum, const Plan& plan) {
-        ImplicitGemm<T> gemm = phase_of(sum, plan.h, plan.w, 0, 0);
-        gemm.packed_weight = sum.packed ? sum.packed->weights() : nullptr;
-        return gemm;
     }
 };
 

@@ -393,7 +393,7 @@ struct WinogradTilesMethod : WinogradMethod<TileDriver> {
 
     template <class T>
     static void describe(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels, PassPlan& text) {
-        const Blocks blocks = TileDriver<T>(dense_sum(sum, plan), !sum.forward(), kernels).blocks();
+        const Blocks blocks = TileDriver<T>(phase_of(sum, plan.h, plan.w, 0, 0), !sum.forward(), kernels).blocks();
         text.tile = "4 x 4 outputs, " + std::to_string(kernels.mr) + " channels x " + std::to_string(kernels.nr) +
                     " tiles of a frequency";
         text.block = std::to_string(blocks.block_panels * kernels.nr) + " tiles x " +
