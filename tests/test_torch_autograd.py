@@ -264,6 +264,15 @@ class TestVmap:
         elif (of_input, of_weight, of_bias) != (None, None, None):
             check_vmap(function, (x, w, b), (of_input, of_weight, of_bias))
 
+    @pytest.mark.parametrize("of_bias", [None, 0, "none"])
+    @pytest.mark.parametrize(("of_input", "of_weight"), SOME_DIMS)
+    def test_conv_transpose2d(self, of_input, of_weight, of_bias):
+        x, w, b = whole((2, 6, 4, 5)), whole((6, 2, 3, 2), 1), whole((4,), 2)
+        options = dict(stride=(2, 1), padding=((1, 0), (0, 2)), output_padding=(1, 0), groups=2)
+        function = lambda x, w, b=None: ct.conv_transpose2d(x, w, b, **options)  # noqa: E731
+        dims = (of_input, of_weight) if of_bias == "none" else (of_input, of_weight, of_bias)
+        check_vmap(function, (x, w, b)[: len(dims)], dims)
+
     @pytest.mark.parametrize("dims", SOME_DIMS)
     def test_gradients_of_conv2d(self, dims):
         x, w = whole((2, 4, 5, 6)), whole((6, 2, 3, 3), 1)

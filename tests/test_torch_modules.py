@@ -909,6 +909,18 @@ def test_operations_of_single_calls_are_counted(frozen):
     assert counts[0] == 2 * (2 * 4 * 9 * 14) * (3 * 3 * 2) * (3 if frozen == "neither" else 2)
 
 
+def test_operations_of_transposed_convolutions_are_counted():
+    x, w, b = torch.randn(2, 6, 5, 4), torch.randn(6, 2, 3, 2), torch.randn(4)
+    with FlopCounterMode(display=False) as counter:
+        convx.torch.conv_transpose2d(x, w, b, 2, groups=2)
+    forward = counter.get_total_flops()
+    assert forward == 2 * (2 * 6 * 5 * 4) * (2 * 3 * 2)
+    x.requires_grad_(), w.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        convx.torch.conv_transpose2d(x, w, b, 2, groups=2).sum().backward()
+    assert counter.get_total_flops() == 3 * forward
+
+
 def data_parallel(rank, folder):
     """One of two processes: half of the batch, and the gradients that DistributedDataParallel leaves."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
