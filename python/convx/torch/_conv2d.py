@@ -38,7 +38,7 @@ grad_input_op = Operation(
 grad_weight_op = Operation("conv2d_grad_weight", "Tensor grad_output, Tensor input, SymInt[] weight_size", ConvOptions)
 
 
-# ---- Calls
+# Calls
 
 
 @_tensors.entry_point
@@ -70,7 +70,7 @@ def conv2d(
     path = _tensors.path_of(input, weight) if bias is None else _tensors.path_of(input, weight, bias)
     if path is DISPATCHER or input.dim() != 4:
         return _conv2d_by_dispatcher(input, weight, bias, relu, options, layout, out)
-    memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+    memory = _tensors.layout_of(input, layout)
     if out is None:
         if path is KERNEL:
             return conv2d_kernel(input, weight, bias, relu, options, memory)
@@ -119,7 +119,7 @@ def _with_prepared_weight(
     if input.dim() == 3:
         batch = None if out is None else out.unsqueeze(0)
         return _with_prepared_weight(input.unsqueeze(0), weight, bias, relu, options, layout, batch).squeeze(0)
-    memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+    memory = _tensors.layout_of(input, layout)
     result = conv2d_kernel(input, weight, bias, relu, options, memory, out)
     return result if out is None else _tensors.written(result)
 
@@ -166,7 +166,7 @@ def conv2d_backward(
         gradients = again(grad_output.unsqueeze(0), input.unsqueeze(0), weight)
         return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
     _tensors.expect_images(op, grad_output=grad_output, input=input)
-    memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+    memory = _tensors.layout_of(input, layout)
     sizes = (input.shape, weight.shape)
     if straight:
         return backward_kernel(grad_output, input, weight, sizes, memory, mask, options)
@@ -185,7 +185,7 @@ def conv2d_grad_norms(grad_output: Tensor, input: Any, weight_shape: Any, *optio
     return _tensors.unrecorded(op, tensors, (weight_shape, *rest), precision)
 
 
-# ---- Kernels
+# Kernels
 
 
 def conv2d_kernel(
@@ -193,7 +193,7 @@ def conv2d_kernel(
 ) -> Tensor:
     """Run `convx.conv2d`; `weight` may be a PreparedWeight."""
     *geometry, algorithm, precision = options
-    tail = ("relu" if relu else None, "NCHW" if layout == "NCHW" else "NHWC", algorithm)
+    tail = ("relu" if relu else None, _tensors.AXES[layout], algorithm)
     if _tensors.on_cpu(input):
         found = _tensors.cpu.conv2d(
             _tensors.image_array(input, layout),
@@ -224,7 +224,7 @@ def backward_kernel(
     """
     op = "conv2d_backward"
     *geometry, algorithm, precision = options
-    axes = "NCHW" if layout == "NCHW" else "NHWC"
+    axes = _tensors.AXES[layout]
     if _tensors.on_cpu(grad_output):
         found = _tensors.cpu.conv2d_backward(
             _tensors.image_array(grad_output, layout),
@@ -260,7 +260,7 @@ def _grad_weight_kernel(grad: Tensor, input: Tensor, size: Size, options: Any) -
     return backward_kernel(grad, input, None, sizes, _tensors.layout_of(input), mask, options)[1]  # type: ignore[return-value]
 
 
-# ---- Derivatives
+# Derivatives
 
 
 class _Conv2d(torch.autograd.Function):
@@ -426,7 +426,7 @@ class _GradWeight(torch.autograd.Function):
         return _library.total(found, grad_weight_op(grad, of_input, size, options.linear()))
 
 
-# ---- Results without data
+# Results without data
 
 
 def _conv2d_fake(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, options: ConvOptions) -> Tensor:
@@ -460,7 +460,7 @@ def _check_gradient(grad: Tensor, input_size: Size, weight_size: Size, options: 
     _library.match(op, "grad_output", grad.shape, options.output_size(input_size, weight_size))
 
 
-# ---- Batches
+# Batches
 
 
 def conv2d_batch(
@@ -540,7 +540,7 @@ def grad_weight_batch(
     return found.unflatten(0, (size, k)), 0
 
 
-# ---- FLOP counts
+# FLOP counts
 
 
 def products(weight_size: Size, output_size: Size) -> int:
@@ -549,7 +549,7 @@ def products(weight_size: Size, output_size: Size) -> int:
     return int(2 * n * p * q * math.prod(weight_size))
 
 
-# ---- Decompositions
+# Decompositions
 
 
 def conv2d_decomposed(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, options: ConvOptions) -> Tensor:

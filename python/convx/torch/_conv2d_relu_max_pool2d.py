@@ -32,7 +32,7 @@ backward_op = Operation(
 )
 
 
-# ---- Calls
+# Calls
 
 
 @_tensors.entry_point
@@ -60,7 +60,7 @@ def conv2d_relu_max_pool2d(
     path = _tensors.path_of(input, weight) if bias is None else _tensors.path_of(input, weight, bias)
     if path is DISPATCHER or input.dim() != 4:
         return _by_dispatcher(input, weight, bias, options, layout)
-    memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+    memory = _tensors.layout_of(input, layout)
     if path is KERNEL:
         return kernel(input, weight, bias, options, memory)
     return _apply_fused(kernel, memory, input, weight, bias, options)  # type: ignore[no-any-return]
@@ -111,7 +111,7 @@ def conv2d_relu_max_pool2d_backward(grad_output: Tensor, input: Any, weight: Any
     _tensors.expect_images(op, grad_output=grad_output, input=input, codes=codes)
     sizes = (input.shape, weight.shape)
     if straight:
-        memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+        memory = _tensors.layout_of(input, layout)
         return backward_kernel(grad_output, input, weight, codes, sizes, memory, mask, options)
     if codes.shape != grad_output.shape:
         found, expected = (tuple(_tensors.nchw(each, layout).shape) for each in (codes, grad_output))
@@ -119,14 +119,14 @@ def conv2d_relu_max_pool2d_backward(grad_output: Tensor, input: Any, weight: Any
     return _differentiable_backward(grad_output, input, weight, codes, sizes, layout, mask, options)
 
 
-# ---- Kernels
+# Kernels
 
 
 def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, options: Any, layout: str) -> tuple[Tensor, Tensor]:
     """Run `convx.conv2d_relu_max_pool2d`: the output, and the codes for the backward pass."""
     op = "conv2d_relu_max_pool2d"
     *geometry, precision = options
-    axes = "NCHW" if layout == "NCHW" else "NHWC"
+    axes = _tensors.AXES[layout]
     if _tensors.on_cpu(input):
         output, codes = _tensors.cpu.conv2d_relu_max_pool2d(
             _tensors.image_array(input, layout),
@@ -157,7 +157,7 @@ def backward_kernel(
     """
     op = "conv2d_relu_max_pool2d_backward"
     *geometry, precision = options
-    axes = "NCHW" if layout == "NCHW" else "NHWC"
+    axes = _tensors.AXES[layout]
     empty = grad_output.new_zeros(()) if input is None or weight is None else grad_output
     input = empty.expand(sizes[0]) if input is None else input
     weight = empty.expand(sizes[1]) if weight is None else weight
@@ -190,7 +190,7 @@ def _without_none(grad: Tensor, gradients: Gradients) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if each is None else each for each in gradients)
 
 
-# ---- Derivatives
+# Derivatives
 
 
 class _Fused(torch.autograd.Function):
@@ -291,7 +291,7 @@ def _record_backward(
     return _without_none(grad, _by_parts(grad, input, weight, codes, sizes, channels_last, mask, options))
 
 
-# ---- Results without data
+# Results without data
 
 
 def _fused_fake(input: Tensor, weight: Tensor, bias: Tensor | None, options: FusedOptions) -> tuple[Tensor, Tensor]:
@@ -326,7 +326,7 @@ def _check(op: str, input_size: Size, weight_size: Size, options: FusedOptions) 
     _library.check(op, run, (input_size, weight_size), options)
 
 
-# ---- Batches
+# Batches
 
 
 def _fused_batch(
@@ -369,7 +369,7 @@ def _backward_batch(
     return tuple(result for result, _ in found), tuple(dim for _, dim in found)
 
 
-# ---- FLOP counts and decomposition
+# FLOP counts and decomposition
 
 
 def _fused_flops(input: Size, weight: Size, bias: Any, options: FusedOptions, **_: Any) -> int:

@@ -19,7 +19,7 @@ from ._tensors import DISPATCHER, KERNEL, LOWER
 transpose_op = Operation("conv_transpose2d", "Tensor input, Tensor weight, Tensor? bias", TransposeOptions)
 
 
-# ---- Calls
+# Calls
 
 
 @_tensors.entry_point
@@ -47,7 +47,7 @@ def conv_transpose2d(
     path = _tensors.path_of(input, weight) if bias is None else _tensors.path_of(input, weight, bias)
     if path is DISPATCHER or input.dim() != 4 or out is not None:
         return _by_dispatcher(input, weight, bias, options, layout, out)
-    memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+    memory = _tensors.layout_of(input, layout)
     if path is KERNEL:
         return kernel(input, weight, bias, options, memory)
     return _apply_transpose(kernel, memory, input, weight, bias, options)  # type: ignore[no-any-return]
@@ -112,20 +112,20 @@ def conv_transpose2d_backward(
         gradients = again(grad_output.unsqueeze(0), input.unsqueeze(0), weight)
         return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
     _tensors.expect_images(op, grad_output=grad_output, input=input)
-    memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+    memory = _tensors.layout_of(input, layout)
     sizes = (input.shape, weight.shape)
     run = backward_kernel if straight else _differentiable_backward
     return run(grad_output, input, weight, sizes, memory, mask, options)
 
 
-# ---- Kernels
+# Kernels
 
 
 def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, options: Any, layout: str) -> Tensor:
     """Run `convx.conv_transpose2d`."""
     op = "conv_transpose2d"
     *geometry, algorithm, precision = options
-    tail = ("NCHW" if layout == "NCHW" else "NHWC", algorithm)
+    tail = (_tensors.AXES[layout], algorithm)
     if _tensors.on_cpu(input):
         found = _tensors.cpu.conv_transpose2d(
             _tensors.image_array(input, layout),
@@ -153,7 +153,7 @@ def backward_kernel(
     """Run `convx.conv_transpose2d_backward`; `input` is needed for grad_weight alone, `weight` for grad_input alone."""
     op = "conv_transpose2d_backward"
     *geometry, algorithm, precision = options
-    axes = "NCHW" if layout == "NCHW" else "NHWC"
+    axes = _tensors.AXES[layout]
     empty = grad_output.new_zeros(()) if input is None or weight is None else grad_output
     input = empty.expand(sizes[0]) if input is None else input
     weight = empty.expand(sizes[1]) if weight is None else weight
@@ -168,7 +168,7 @@ def backward_kernel(
     return _tensors.image_from_device(grad_input, layout), *gradients
 
 
-# ---- Derivatives
+# Derivatives
 
 
 class _ConvTranspose2d(torch.autograd.Function):
@@ -253,7 +253,7 @@ def _differentiable_backward(
     )
 
 
-# ---- Results without data, and batches
+# Results without data, and batches
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, options: TransposeOptions) -> Tensor:
@@ -301,7 +301,7 @@ def _batch(
     return output.unflatten(1, (size, -1)), 1
 
 
-# ---- Decomposition
+# Decomposition
 
 
 def _decomposed(input: Tensor, weight: Tensor, bias: Tensor | None, options: TransposeOptions) -> Tensor:

@@ -189,7 +189,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return dict(DECOMPOSITIONS)
 
 
-# ---- Derivatives
+# Derivatives
 
 
 def _one_level(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,7 +230,7 @@ def total(first: Tensor | None, second: Tensor) -> Tensor:
     return second if first is None else first + second
 
 
-# ---- Results without data
+# Results without data
 
 
 def empty_image(like: Tensor, size: Any, layout: str) -> Tensor:
@@ -269,7 +269,7 @@ def match(op: str, name: str, shape: Any, expected: Any) -> None:
         raise ShapeError(f"{op}: {name} has shape {tuple(shape)}, expected {tuple(expected)}")
 
 
-# ---- Batches of torch.vmap: the new axis joins one that is there
+# Batches of torch.vmap: the new axis joins one that is there
 #
 # A batch of images joins N. A batch of weights joins the output channels of each group, and where both are batched
 # every element of the batch is a group of its own. So one call of the same operation does the whole batch.

@@ -30,7 +30,7 @@ backward_op = Operation("max_pool2d_backward", "Tensor grad_output, Tensor choic
 gather_op = Operation("max_pool2d_gather", "Tensor input, Tensor choice", PoolOptions)
 
 
-# ---- Calls
+# Calls
 
 
 @_tensors.entry_point
@@ -52,7 +52,7 @@ def max_pool2d(
     path = _tensors.path_of(input)
     if path is DISPATCHER or input.dim() != 4 or (return_indices and return_codes):
         return _by_dispatcher(input, options, layout, return_indices, return_codes)
-    memory = _tensors.layout_of(input) if layout == "NCHW" else layout
+    memory = _tensors.layout_of(input, layout)
     if path is KERNEL:
         return kernel(input, options, memory, bool(return_indices), bool(return_codes))
     both = bool(return_indices or return_codes)
@@ -104,7 +104,7 @@ def max_pool2d_backward(grad_output: Tensor, selected: Any, input_shape: Any, *o
     if len(size) != 4:
         raise ShapeError(f"{op}: input_shape has {len(size)} dimensions, expected {grad_output.dim()}")
     if _tensors.path_of(grad_output) is KERNEL:
-        memory = _tensors.layout_of(selected) if layout == "NCHW" else layout
+        memory = _tensors.layout_of(selected, layout)
         return backward_kernel(grad_output, selected, size, pool, memory)
     return differentiable_backward(grad_output, selected, size, pool, layout)
 
@@ -118,12 +118,12 @@ def differentiable_backward(grad: Tensor, selected: Tensor, size: Size, options:
     return _tensors.restored(found, layout)  # type: ignore[no-any-return]
 
 
-# ---- Kernels
+# Kernels
 
 
 def kernel(input: Tensor, options: Any, layout: str, indices: bool, codes: bool) -> Any:
     """Run `convx.max_pool2d`."""
-    tail = ("NCHW" if layout == "NCHW" else "NHWC", indices, codes)
+    tail = (_tensors.AXES[layout], indices, codes)
     if _tensors.on_cpu(input):
         found = _tensors.cpu.max_pool2d(_tensors.image_array(input, layout), *options, *tail)
         if not (indices or codes):
@@ -183,7 +183,7 @@ def _gather_kernel(input: Tensor, selected: Tensor, options: PoolOptions) -> Ten
     return result.contiguous()
 
 
-# ---- Derivatives
+# Derivatives
 
 
 class _MaxPool2d(torch.autograd.Function):
@@ -294,7 +294,7 @@ def _record_with_selection(input: Tensor, options: PoolOptions, indices: bool) -
     return _apply_max_pool2d(_run_below, "NCHW", input, options, indices, True)
 
 
-# ---- Results without data
+# Results without data
 
 
 def _max_pool2d_fake(input: Tensor, options: PoolOptions) -> Tensor:
@@ -320,7 +320,7 @@ def _check(op: str, input_size: Size, options: PoolOptions) -> None:
     _library.check(op, lambda x: _cpu.resolve_max_pool2d(x, *options, "NCHW"), (input_size,), options)
 
 
-# ---- Batches
+# Batches
 
 
 def _max_pool2d_batch(size: int, dims: Any, input: Tensor, options: PoolOptions) -> tuple[Tensor, int]:
@@ -353,7 +353,7 @@ def _gather_batch(size: int, dims: Any, input: Tensor, selected: Tensor, options
     return found.unflatten(0, (size, input.shape[1])), 0
 
 
-# ---- Decompositions
+# Decompositions
 
 
 def _decomposed(input: Tensor, options: PoolOptions) -> Tensor:

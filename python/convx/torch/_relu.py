@@ -16,7 +16,7 @@ relu_op = Operation("relu", "Tensor input")
 backward_op = Operation("relu_backward", "Tensor grad_output, Tensor output")
 
 
-# ---- Calls
+# Calls
 
 
 @_tensors.entry_point
@@ -69,7 +69,7 @@ def relu_backward(grad_output: Tensor, output: Any, out: Any = None) -> Tensor:
     return backward_op(grad_output, output)  # type: ignore[no-any-return]
 
 
-# ---- Kernels
+# Kernels
 
 
 def kernel(input: Tensor, out: Tensor | None = None) -> Tensor:
@@ -97,7 +97,7 @@ def backward_kernel(grad_output: Tensor, output: Tensor, out: Tensor | None = No
     return out
 
 
-# ---- Derivatives
+# Derivatives
 
 
 class _ReLU(torch.autograd.Function):
@@ -166,7 +166,7 @@ _apply_relu = _library.applied(_ReLU)
 _apply_backward = _library.applied(_ReLUBackward)
 
 
-# ---- Results without data, and batches
+# Results without data, and batches
 
 
 def _backward_fake(grad: Tensor, output: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def entry_point(function: _F) -> _F:
     return function
 
 
-# ---- The dispatch path
+# The dispatch path
 
 
 class Path(enum.Enum):
@@ -118,7 +118,7 @@ def plain(gradient: Tensor) -> bool:
     return not torch.is_grad_enabled() and is_plain(gradient) and eager()
 
 
-# ---- Checks
+# Checks
 
 
 def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
@@ -255,7 +255,7 @@ def _refuse_dtype(op: str, name: str, tensor: Tensor, kind: str) -> None:
     raise TypeError(message)
 
 
-# ---- Autocast
+# Autocast
 #
 # On the CPU results have the dtypes that PyTorch's operations give, and are computed in float32: convx has no 16-bit
 # arithmetic there. Tensors of 16 bits are widened and the result is rounded once, at the end, both recorded by
@@ -337,26 +337,28 @@ def _cast(op: str, tensor: Tensor | None) -> Tensor | None:
     return tensor.to(torch.get_autocast_dtype("cuda")) if "conv" in op else tensor
 
 
-# ---- Layouts
+# Layouts
 
 CHANNELS_LAST = "channels_last"
 
 
-def layout_of(images: Tensor) -> str:
-    """Tell whether images of axes N, C, H, W lie with their channels adjacent, as PyTorch tells it for convolutions.
+AXES = {"NCHW": "NCHW", "NHWC": "NHWC", CHANNELS_LAST: "NHWC"}
+"""The layout for the kernels."""
 
-    Its question `is_contiguous` has two right answers where there is one channel; strides have one.
+
+def layout_of(images: Tensor, axes: str = "NCHW") -> str:
+    """Return the layout of images whose axes are "NCHW" or "NHWC".
+
+    Whether N, C, H, W lie with their channels adjacent is decided as PyTorch decides it for its own convolutions. Its
+    question `is_contiguous` has two right answers where there is one channel; strides have one.
     """
+    if axes != "NCHW":
+        return axes
     stride = images.stride()
     if stride[1] != 1:
         return "NCHW"
     _, c, h, w = images.shape
     return CHANNELS_LAST if stride[3] >= c and (c > 1 or h * w > 1) else "NCHW"
-
-
-def axes_of(layout: str) -> str:
-    """Return the layout of the kernels."""
-    return "NCHW" if layout == "NCHW" else "NHWC"
 
 
 def nchw(images: Any, layout: str) -> Any:
@@ -376,7 +378,7 @@ def restored(images: Any, layout: str) -> Any:
     return images.movedim(-3, -1) if layout == "NHWC" and images is not None else images
 
 
-# ---- Memory
+# Memory
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
@@ -475,7 +477,7 @@ def nothing(shape: Sequence[int], like: Tensor, layout: str = "NCHW") -> Any:
     return np.ndarray(shape, _NUMPY[like.dtype], _ELEMENT, strides=(0,) * len(shape))
 
 
-# ---- Memory on CUDA
+# Memory on CUDA
 
 
 def on_device(op: str, name: str, layout: str, images: Sequence[Any], others: Sequence[Any], *args: Any) -> Any:
@@ -511,7 +513,7 @@ def image_from_device(tensor: Any, layout: str) -> Any:
     return tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (n, c, h, w), (h * w * c, 1, w * c, c))
 
 
-# ---- Operations that autograd and traces know nothing of
+# Operations that autograd and traces know nothing of
 
 
 def unrecorded(

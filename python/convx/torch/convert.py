@@ -407,7 +407,7 @@ def _fuse(name: str, module: nn.Sequential, report: Conversion) -> None:
         module.__class__ = modules.Sequential
 
 
-# ---- What a module holds beside its registered modules: in containers, in functions, and in hooks
+# What a module holds beside its registered modules: in containers, in functions, and in hooks
 
 _REGISTERED = ("_modules", "_parameters", "_buffers")
 _SEQUENCES = (list, tuple, set, frozenset, deque)
@@ -483,7 +483,7 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-# ---- An answer to `torch.ao.quantization.fuse_modules`, which looks layers up by their exact types
+# An answer to `torch.ao.quantization.fuse_modules`, which looks layers up by their exact types
 
 
 def _refuse_to_fuse(_: bool, *layers: nn.Module) -> NoReturn:

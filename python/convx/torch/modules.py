@@ -21,6 +21,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from .. import _cpu, cuda
 from .._cpu import ShapeError
 from .._types import Activation, Pair
+from ._max_pool2d import MOST_CODES
 from ._options import torch_pair
 from ._tensors import RECORDED, path_of
 from .functional import conv2d, conv2d_relu_max_pool2d, conv_transpose2d, max_pool2d, relu
@@ -32,8 +33,6 @@ _DTYPES = {
     "meta": (torch.float32, torch.float64),
     "cuda": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
 }
-# The fused operation keeps the number of a tap in one byte, and 255 stands for "no gradient".
-_MOST_TAPS = 255
 _ANY_DTYPE = ("float32",)  # dtypes that convx has no kernels for run in PyTorch's
 
 
@@ -85,7 +84,7 @@ def _set_algorithm(layer: Any, algorithm: object) -> None:
         layer.algorithm = word
 
 
-# ---- What the constructors refuse: options that PyTorch's take and no operation does
+# What the constructors refuse: options that PyTorch's take and no operation does
 #
 # The checks are those of `convx.nn` (csrc/bindings/cpu_layers.cpp). What PyTorch's constructors compute with is checked
 # before they do, since they name no argument ("not all arguments converted during string formatting"); what else they
@@ -186,7 +185,7 @@ _CHECKS: dict[type[nn.Module], Callable[[Any], None]] = {
 }
 
 
-# ---- Programs that record layers rather than tensors: torch.fx, and TorchScript
+# Programs that record layers rather than tensors: torch.fx, and TorchScript
 #
 # torch.compile, torch.export and make_fx see the operations (_library.py) and need nothing of this.
 
@@ -232,7 +231,7 @@ def refuse_script(layer: nn.Module) -> nn.Module:
     )
 
 
-# ---- The layers
+# The layers
 
 
 class Conv2d(nn.Conv2d):
@@ -627,8 +626,8 @@ def obstacle(run: Sequence[nn.Module]) -> str | None:
         return "the fused operation has no dilated pooling"
     kernel_size: Any = torch_pair(pool.kernel_size)
     resolved = isinstance(kernel_size, tuple) and all(isinstance(each, int | torch.SymInt) for each in kernel_size)
-    if resolved and math.prod(kernel_size) > _MOST_TAPS:
-        return f"the fused operation has windows of at most {_MOST_TAPS} elements"
+    if resolved and math.prod(kernel_size) > MOST_CODES:
+        return f"the fused operation has windows of at most {MOST_CODES} elements"
     return None
 
 
