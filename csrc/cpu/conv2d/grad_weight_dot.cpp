@@ -8,7 +8,7 @@
 // time, 1x1 layers gain 5 to 15 %.
 //
 // A task owns a block of rows (k), a block of columns (c, r, s) and a contiguous part of the pixels, chunk by chunk.
-// Where rows and columns give too few tasks the pixels are split; the parts are added in order at the end. The cuts
+// Where rows and columns give too few tasks the pixel sum is split-K: its slices are added in order. The cuts
 // follow from the problem alone.
 #include "common/rounding.h"
 #include "cpu/conv2d/even_blocks.h"
@@ -29,23 +29,23 @@ struct PixelChunk {
 };
 
 struct Blocks {
-    int64_t block_rows = 1;     // output channels of one task
+    int64_t mc = 1;             // output channels of one task
     int64_t pass_rows = 1;      // those that stay in L2 while the columns pass by
-    int64_t block_columns = 1;  // (input channel, tap) pairs of one task
+    int64_t nc = 1;             // (input channel, tap) pairs of one task
     int64_t stage_columns = 1;  // those that are staged at a time
     int64_t stage_stride = 1;   // elements from one staged line to the next
     int64_t plane = 1;          // pixels of an image
     int64_t parts = 1;          // chunks of an image, if it is large
     int64_t images = 1;         // images of a chunk, if they are small
-    int64_t chunk_pixels = 1;   // pixels summed in registers in one go
+    int64_t kc = 1;             // pixels summed in registers in one go
     int64_t chunks = 1;         // of the whole batch
     int64_t pixels = 0;         // of the whole batch
-    int64_t splits = 1;         // parts of the pixel sum, added in order at the end
+    int64_t slices = 1;         // slices of the pixel sum (split-K), added in order
 
     PixelChunk chunk(int64_t index) const {
-        const int64_t first = index / parts * images * plane + index % parts * chunk_pixels;
+        const int64_t first = index / parts * images * plane + index % parts * kc;
         const int64_t stop = parts > 1 ? (index / parts + 1) * plane : pixels;
-        return {first, std::min(chunk_pixels, stop - first)};
+        return {first, std::min(kc, stop - first)};
     }
 };
 
@@ -60,25 +60,25 @@ Blocks plan_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
     const int64_t target = 2048 / static_cast<int64_t>(sizeof(T));
     blocks.parts = ceil_div(blocks.plane, target);
     if (blocks.parts > 1) {
-        blocks.chunk_pixels = round_up(ceil_div(blocks.plane, blocks.parts), 16);
-        blocks.parts = ceil_div(blocks.plane, blocks.chunk_pixels);
+        blocks.kc = round_up(ceil_div(blocks.plane, blocks.parts), 16);
+        blocks.parts = ceil_div(blocks.plane, blocks.kc);
         blocks.chunks = problem.batch * blocks.parts;
     } else {
         const int64_t most = std::max<int64_t>(target / blocks.plane, 1);
         blocks.images = ceil_div(problem.batch, ceil_div(problem.batch, most));
-        blocks.chunk_pixels = blocks.images * blocks.plane;
+        blocks.kc = blocks.images * blocks.plane;
         blocks.chunks = ceil_div(problem.batch, blocks.images);
     }
-    blocks.stage_stride = round_up(blocks.chunk_pixels, 16);
+    blocks.stage_stride = round_up(blocks.kc, 16);
     // In L2 (512 KiB): 96 lines of rows (192 KiB), 64 staged columns (128 KiB) and 96 x 192 partial sums (72 KiB).
     // Columns that have to be staged are worth more rows, though these then come from L3.
     const bool staged = problem.taps() > 1 || problem.h.stride > 1 || problem.w.stride > 1;
-    blocks.block_rows = even_blocks(rows, staged ? 192 : 96, kernels.dot_rows);
-    blocks.pass_rows = even_blocks(blocks.block_rows, 96, kernels.dot_rows);
-    blocks.block_columns = even_blocks(columns, 192, kernels.dot_columns);
-    blocks.stage_columns = even_blocks(blocks.block_columns, 64, 2 * kernels.dot_columns);
-    const int64_t tiles = problem.groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
-    blocks.splits = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
+    blocks.mc = even_blocks(rows, staged ? 192 : 96, kernels.dot_rows);
+    blocks.pass_rows = even_blocks(blocks.mc, 96, kernels.dot_rows);
+    blocks.nc = even_blocks(columns, 192, kernels.dot_columns);
+    blocks.stage_columns = even_blocks(blocks.nc, 64, 2 * kernels.dot_columns);
+    const int64_t tiles = problem.groups * ceil_div(rows, blocks.mc) * ceil_div(columns, blocks.nc);
+    blocks.slices = std::clamp(wanted_tasks / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
     return blocks;
 }
 
@@ -86,11 +86,10 @@ Blocks plan_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
 template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const Blocks& blocks)
-        : rows(parts.take<T>(blocks.block_rows * blocks.stage_stride)),
+        : rows(parts.take<T>(blocks.mc * blocks.stage_stride)),
           columns(parts.take<T>(blocks.stage_columns * blocks.stage_stride)),
-          row_start(parts.take<const T*>(blocks.block_rows)), column_start(parts.take<const T*>(blocks.stage_columns)),
-          runs(parts.take<LaneRun>(blocks.chunk_pixels)), pad(parts.take<T>(blocks.stage_columns)),
-          bytes(parts.bytes()) {}
+          row_start(parts.take<const T*>(blocks.mc)), column_start(parts.take<const T*>(blocks.stage_columns)),
+          runs(parts.take<LaneRun>(blocks.kc)), pad(parts.take<T>(blocks.stage_columns)), bytes(parts.bytes()) {}
     T* rows;                 // grad_output: [row][pixel], where it is not read in place
     T* columns;              // input: [column][pixel], where it is not read in place
     const T** row_start;     // where the pixels of a row stand
@@ -113,40 +112,40 @@ public:
     const Blocks& blocks() const { return blocks_; }
 
     TaskPlan tasks() const {
-        return {problem_.groups * row_blocks() * column_blocks() * blocks_.splits, problem_.flops(),
-                SplitSum<T>::bytes(blocks_.splits, weights()), Scratch<T>(ScratchParts(), blocks_).bytes};
+        return {problem_.groups * row_blocks() * column_blocks() * blocks_.slices, problem_.flops(),
+                SplitSum<T>::bytes(blocks_.slices, weights()), Scratch<T>(ScratchParts(), blocks_).bytes};
     }
 
     void run(T* grad_weight) {
         const int64_t row_blocks = this->row_blocks(), column_blocks = this->column_blocks();
         const TaskPlan plan = tasks();
         const TaskRunner runner(plan);
-        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.splits, weights());
+        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.slices, weights());
         // Neighbouring tasks, which one worker runs, share their pixels.
         runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
             const int64_t row_block = task % row_blocks;
             const int64_t column_block = task / row_blocks % column_blocks;
-            const int64_t split = task / row_blocks / column_blocks % blocks_.splits;
-            const int64_t group = task / row_blocks / column_blocks / blocks_.splits;
-            run_task(group, row_block * blocks_.block_rows, column_block * blocks_.block_columns, split,
-                     sums.part(split) + group * rows_ * columns_, parts);
+            const int64_t slice = task / row_blocks / column_blocks % blocks_.slices;
+            const int64_t group = task / row_blocks / column_blocks / blocks_.slices;
+            run_task(group, row_block * blocks_.mc, column_block * blocks_.nc, slice,
+                     sums.part(slice) + group * rows_ * columns_, parts);
         });
         sums.add();
     }
 
 private:
-    int64_t row_blocks() const { return ceil_div(rows_, blocks_.block_rows); }
-    int64_t column_blocks() const { return ceil_div(std::max<int64_t>(columns_, 1), blocks_.block_columns); }
+    int64_t row_blocks() const { return ceil_div(rows_, blocks_.mc); }
+    int64_t column_blocks() const { return ceil_div(std::max<int64_t>(columns_, 1), blocks_.nc); }
     int64_t weights() const { return problem_.groups * rows_ * columns_; }
 
-    void run_task(int64_t group, int64_t first_row, int64_t first_column, int64_t split, T* partial,
+    void run_task(int64_t group, int64_t first_row, int64_t first_column, int64_t slice, T* partial,
                   ScratchParts parts) {
         const Scratch<T> scratch(parts, blocks_);
         std::fill(scratch.pad, scratch.pad + blocks_.stage_columns, pad_);
-        const int64_t rows = std::min(blocks_.block_rows, rows_ - first_row);
-        const int64_t stop_column = std::min(first_column + blocks_.block_columns, columns_);
-        const int64_t first_chunk = split * blocks_.chunks / blocks_.splits;
-        const int64_t last_chunk = (split + 1) * blocks_.chunks / blocks_.splits;
+        const int64_t rows = std::min(blocks_.mc, rows_ - first_row);
+        const int64_t stop_column = std::min(first_column + blocks_.nc, columns_);
+        const int64_t first_chunk = slice * blocks_.chunks / blocks_.slices;
+        const int64_t last_chunk = (slice + 1) * blocks_.chunks / blocks_.slices;
         for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
             const PixelChunk pixels = blocks_.chunk(chunk);
             find_rows(group * rows_ + first_row, rows, pixels, scratch);
@@ -299,14 +298,15 @@ struct DotSumMethod : SumMethod<DotDriver> {
         const Blocks& blocks = driver.blocks();
         const int64_t columns = sum.problem->group_in() * sum.problem->taps();
         text.tile = std::to_string(kernels.dot_rows) + " x " + std::to_string(kernels.dot_columns) + " weights";
-        text.block = std::to_string(std::min(blocks.block_rows, sum.problem->group_out())) + " output channels x " +
-                     std::to_string(std::min(blocks.block_columns, columns)) + " (input channel, tap) pairs, sums of " +
-                     std::to_string(blocks.chunk_pixels) + " pixels, " + std::to_string(blocks.splits) +
-                     (blocks.splits == 1 ? " part" : " parts");
+        text.block = std::to_string(std::min(blocks.mc, sum.problem->group_out())) + " output channels x " +
+                     std::to_string(std::min(blocks.nc, columns)) + " (input channel, tap) pairs, sums of " +
+                     std::to_string(blocks.kc) + " pixels, " + std::to_string(blocks.slices) +
+                     (blocks.slices == 1 ? " part" : " parts");
         text.reason = "dot products over the pixels of the batch";
-        text.reason += blocks.splits > 1
-                           ? "; too few weights for all tasks, so the pixels are split and the parts added in order"
-                           : "; enough weights to share out, so every sum is taken in one piece";
+        text.reason +=
+            blocks.slices > 1
+                ? "; too few weights for all tasks, so the pixel sum is split-K and its slices added in order"
+                : "; enough weights to share out, so every sum is taken in one piece";
     }
 };
 

@@ -13,12 +13,12 @@ namespace {
 constexpr int64_t packed_pixels = 16;  // at a time, which stay in L1 while their channels are shared out to panels
 
 struct Blocks {
-    int64_t block_rows = 1;     // output channels of one task
-    int64_t block_columns = 1;  // input channels of one task
-    int64_t chunk_pixels = 1;   // pixels of the batch that are summed in registers in one go
+    int64_t mc = 1;  // output channels of one task
+    int64_t nc = 1;  // input channels of one task
+    int64_t kc = 1;  // pixels of the batch that are summed in registers in one go
     int64_t pixels = 0;
     int64_t chunks = 0;
-    int64_t splits = 1;  // parts of the pixel sum, added in order at the end
+    int64_t slices = 1;  // slices of the pixel sum (split-K), added in order
 };
 
 // Rows as many as 264 and columns as many as 256, so that most layers read whole pixels, in the order of memory
@@ -30,23 +30,22 @@ Blocks plan_blocks(const ConvProblem& problem, const KernelSet<T>& kernels) {
     const int64_t rows = problem.group_out(), columns = problem.group_in();
     blocks.pixels = problem.batch * problem.out_pixels();
     const int64_t pixels = std::max<int64_t>(blocks.pixels, 1), most = 768 / static_cast<int64_t>(sizeof(T));
-    blocks.chunk_pixels = ceil_div(pixels, ceil_div(pixels, most));
-    blocks.chunks = ceil_div(pixels, blocks.chunk_pixels);
-    blocks.block_rows = even_blocks(rows, 264, kernels.mr);
-    blocks.block_columns = even_blocks(columns, 256, kernels.nr);
-    const int64_t tiles = problem.groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
-    blocks.splits = std::clamp(wanted_parts / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
+    blocks.kc = ceil_div(pixels, ceil_div(pixels, most));
+    blocks.chunks = ceil_div(pixels, blocks.kc);
+    blocks.mc = even_blocks(rows, 264, kernels.mr);
+    blocks.nc = even_blocks(columns, 256, kernels.nr);
+    const int64_t tiles = problem.groups * ceil_div(rows, blocks.mc) * ceil_div(columns, blocks.nc);
+    blocks.slices = std::clamp(wanted_parts / std::max<int64_t>(tiles, 1), int64_t{1}, blocks.chunks);
     return blocks;
 }
 
 template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const Blocks& blocks, const KernelSet<T>& kernels)
-        : row_panel(blocks.chunk_pixels * kernels.mr + kernels.nr),
-          column_panel(blocks.chunk_pixels * kernels.nr + kernels.nr),
-          rows(parts.take<T>(ceil_div(blocks.block_rows, kernels.mr) * row_panel)),
-          columns(parts.take<T>(ceil_div(blocks.block_columns, kernels.nr) * column_panel)),
-          runs(parts.take<LaneRun>(blocks.chunk_pixels)), bytes(parts.bytes()) {}
+        : row_panel(blocks.kc * kernels.mr + kernels.nr), column_panel(blocks.kc * kernels.nr + kernels.nr),
+          rows(parts.take<T>(ceil_div(blocks.mc, kernels.mr) * row_panel)),
+          columns(parts.take<T>(ceil_div(blocks.nc, kernels.nr) * column_panel)), runs(parts.take<LaneRun>(blocks.kc)),
+          bytes(parts.bytes()) {}
     int64_t row_panel, column_panel;
     T* rows;     // grad_output: panels of [pixel][mr]
     T* columns;  // input: panels of [pixel][nr]
@@ -65,40 +64,40 @@ public:
     const Blocks& blocks() const { return blocks_; }
 
     TaskPlan tasks() const {
-        return {problem_.groups * row_blocks() * column_blocks() * blocks_.splits, problem_.flops(),
-                SplitSum<T>::bytes(blocks_.splits, weights()), Scratch<T>(ScratchParts(), blocks_, kernels_).bytes};
+        return {problem_.groups * row_blocks() * column_blocks() * blocks_.slices, problem_.flops(),
+                SplitSum<T>::bytes(blocks_.slices, weights()), Scratch<T>(ScratchParts(), blocks_, kernels_).bytes};
     }
 
     void run(T* grad_weight) {
         const int64_t row_blocks = this->row_blocks(), column_blocks = this->column_blocks();
         const TaskPlan plan = tasks();
         const TaskRunner runner(plan);
-        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.splits, weights());
+        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.slices, weights());
         runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
-            const int64_t row = task % row_blocks * blocks_.block_rows;
-            const int64_t column = task / row_blocks % column_blocks * blocks_.block_columns;
-            const int64_t split = task / row_blocks / column_blocks % blocks_.splits;
-            const int64_t group = task / row_blocks / column_blocks / blocks_.splits;
-            run_task(group, row, column, split, sums.part(split) + group * rows_ * columns_,
+            const int64_t row = task % row_blocks * blocks_.mc;
+            const int64_t column = task / row_blocks % column_blocks * blocks_.nc;
+            const int64_t slice = task / row_blocks / column_blocks % blocks_.slices;
+            const int64_t group = task / row_blocks / column_blocks / blocks_.slices;
+            run_task(group, row, column, slice, sums.part(slice) + group * rows_ * columns_,
                      Scratch<T>(parts, blocks_, kernels_));
         });
         sums.add();
     }
 
 private:
-    int64_t row_blocks() const { return ceil_div(rows_, blocks_.block_rows); }
-    int64_t column_blocks() const { return ceil_div(std::max<int64_t>(columns_, 1), blocks_.block_columns); }
+    int64_t row_blocks() const { return ceil_div(rows_, blocks_.mc); }
+    int64_t column_blocks() const { return ceil_div(std::max<int64_t>(columns_, 1), blocks_.nc); }
     int64_t weights() const { return problem_.groups * rows_ * columns_; }
 
-    void run_task(int64_t group, int64_t row, int64_t column, int64_t split, T* partial,
+    void run_task(int64_t group, int64_t row, int64_t column, int64_t slice, T* partial,
                   const Scratch<T>& scratch) const {
         const int64_t mr = kernels_.mr, nr = kernels_.nr;
-        const int64_t rows = std::min(blocks_.block_rows, rows_ - row);
-        const int64_t columns = std::min(blocks_.block_columns, columns_ - column);
-        const int64_t begin = split * blocks_.chunks / blocks_.splits;
-        for (int64_t chunk = begin; chunk < (split + 1) * blocks_.chunks / blocks_.splits; ++chunk) {
-            const int64_t first = chunk * blocks_.chunk_pixels;
-            const int64_t pixels = std::min(blocks_.chunk_pixels, blocks_.pixels - first);
+        const int64_t rows = std::min(blocks_.mc, rows_ - row);
+        const int64_t columns = std::min(blocks_.nc, columns_ - column);
+        const int64_t begin = slice * blocks_.chunks / blocks_.slices;
+        for (int64_t chunk = begin; chunk < (slice + 1) * blocks_.chunks / blocks_.slices; ++chunk) {
+            const int64_t first = chunk * blocks_.kc;
+            const int64_t pixels = std::min(blocks_.kc, blocks_.pixels - first);
             pack_rows(group * rows_ + row, rows, first, pixels, scratch);
             pack_columns(group * columns_ + column, columns, first, pixels, scratch);
             for (int64_t j = 0; j < columns; j += nr)
@@ -182,10 +181,10 @@ struct OuterSumMethod : SumMethod<OuterDriver> {
                          PassPlan& text) {
         const Blocks& blocks = driver.blocks();
         text.tile = std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) + " weights";
-        text.block = std::to_string(std::min(blocks.block_rows, sum.problem->group_out())) + " output channels x " +
-                     std::to_string(std::min(blocks.block_columns, sum.problem->group_in())) +
-                     " input channels, sums of " + std::to_string(blocks.chunk_pixels) + " pixels, " +
-                     std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");
+        text.block = std::to_string(std::min(blocks.mc, sum.problem->group_out())) + " output channels x " +
+                     std::to_string(std::min(blocks.nc, sum.problem->group_in())) + " input channels, sums of " +
+                     std::to_string(blocks.kc) + " pixels, " + std::to_string(blocks.slices) +
+                     (blocks.slices == 1 ? " part" : " parts");
         text.reason = "rank-1 updates pixel by pixel, vectors over channels because the layout is NHWC";
     }
 };

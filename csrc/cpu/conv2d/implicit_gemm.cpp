@@ -28,11 +28,11 @@ constexpr int64_t wanted_tasks = 48;
 struct GemmBlocks {
     int64_t pixel_width = 1, row_width = 1;  // of the operands' panels: mr and nr, or nr and mr
     bool pixels_in_rows = false;             // channels-last: vectors run over output channels instead of pixels
-    bool by_rows = false;        // few pixels: a task owns output channels and sees all pixels, not the other way round
-    int64_t chunk_channels = 1;  // reduction channels (times taps) that are summed in registers in one go
-    int64_t block_panels = 1;    // pixel panels of one task
-    int64_t pass_panels = 1;     // those that stay in L2 while the output channels of the task pass by
-    int64_t block_rows = 1;      // output channels of one task
+    bool by_rows = false;     // few pixels: a task owns output channels and sees all pixels, not the other way round
+    int64_t kc = 1;           // reduction channels (times taps) that are summed in registers in one go
+    int64_t nc_panels = 1;    // pixel panels of one task
+    int64_t pass_panels = 1;  // those that stay in L2 while the output channels of the task pass by
+    int64_t mc = 1;           // output channels of one task
 };
 
 template <class T>
@@ -46,27 +46,27 @@ GemmBlocks plan_gemm_blocks(const ImplicitGemm<T>& gemm, bool channels_last, con
 
     // The depth decides the order of sums, so it may depend on nothing but channels and taps. Even chunks.
     const int64_t chunks = ceil_div(channels, std::clamp(target_depth / taps, int64_t{1}, channels));
-    blocks.chunk_channels = ceil_div(channels, chunks);
+    blocks.kc = ceil_div(channels, chunks);
 
     // The smaller operand is packed once for all tasks, of the larger one every task packs its own part in L2. With
     // pixels the larger one: as many panels as fit and as leave enough tasks, with all rows.
-    const int64_t depth = blocks.chunk_channels * taps;
+    const int64_t depth = blocks.kc * taps;
     const int64_t panels = std::max<int64_t>(ceil_div(pixels, pixel_width), 1);
     const int64_t row_panels = ceil_div(std::max<int64_t>(rows, 1), row_width);
     const int64_t fit = std::max<int64_t>(pixel_block_bytes / (depth * pixel_width * int64_t{sizeof(T)}), 1);
     blocks.by_rows = panels * pixel_width < rows;
     if (blocks.by_rows) {
-        blocks.block_panels = panels;
+        blocks.nc_panels = panels;
         blocks.pass_panels = ceil_div(panels, ceil_div(panels, fit));
-        blocks.block_rows = std::min(ceil_div(row_panels * groups, wanted_tasks) + 1, row_panels) * row_width;
+        blocks.mc = std::min(ceil_div(row_panels * groups, wanted_tasks) + 1, row_panels) * row_width;
         return blocks;
     }
-    blocks.block_panels = std::clamp(panels * groups / (2 * wanted_tasks), int64_t{1}, fit);
-    blocks.pass_panels = blocks.block_panels;
-    const int64_t pixel_tasks = groups * ceil_div(panels, blocks.block_panels);
+    blocks.nc_panels = std::clamp(panels * groups / (2 * wanted_tasks), int64_t{1}, fit);
+    blocks.pass_panels = blocks.nc_panels;
+    const int64_t pixel_tasks = groups * ceil_div(panels, blocks.nc_panels);
     // Splitting rows packs the pixels again for each part, so a part keeps at least 8 panels.
     const int64_t row_parts = std::clamp(ceil_div(wanted_tasks, pixel_tasks), int64_t{1}, ceil_div(row_panels, 8));
-    blocks.block_rows = ceil_div(row_panels, row_parts) * row_width;
+    blocks.mc = ceil_div(row_panels, row_parts) * row_width;
     return blocks;
 }
 
@@ -75,12 +75,12 @@ template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const GemmBlocks& blocks, int64_t channels, int64_t taps, const KernelSet<T>& kernels)
         : width(blocks.pixel_width),
-          pixels(parts.take<T>(blocks.by_rows ? 0 : blocks.block_panels * width * channels * taps)),
-          weights(parts.take<T>(blocks.by_rows ? blocks.block_rows * channels * taps : 0)),
+          pixels(parts.take<T>(blocks.by_rows ? 0 : blocks.nc_panels * width * channels * taps)),
+          weights(parts.take<T>(blocks.by_rows ? blocks.mc * channels * taps : 0)),
           tile(parts.take<T>(kernels.mr * kernels.nr)), pad(parts.take<T>(channels)),
-          runs(parts.take<LaneRun>((blocks.by_rows ? 1 : blocks.block_panels) * taps * width)),
-          run_count(parts.take<int32_t>((blocks.by_rows ? 1 : blocks.block_panels) * taps)),
-          dest(parts.take<PanelDest>(blocks.block_panels)), rows(parts.take<const T*>(blocks.block_panels * width)),
+          runs(parts.take<LaneRun>((blocks.by_rows ? 1 : blocks.nc_panels) * taps * width)),
+          run_count(parts.take<int32_t>((blocks.by_rows ? 1 : blocks.nc_panels) * taps)),
+          dest(parts.take<PanelDest>(blocks.nc_panels)), rows(parts.take<const T*>(blocks.nc_panels * width)),
           bytes(parts.bytes()) {}
     int64_t width;
     T* pixels;           // [panel][channel, tap][pixel], where tasks own pixels
@@ -102,7 +102,7 @@ public:
           pixel_panels_(ceil_div(pixels_, blocks_.pixel_width)), row_panels_(ceil_div(gemm.rows, blocks_.row_width)) {}
 
     TaskPlan tasks() const {
-        const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels);
+        const int64_t channels = std::min(blocks_.kc, gemm_.channels);
         TaskPlan plan;
         plan.tasks = gemm_.groups * row_blocks() * pixel_blocks();
         plan.flops = gemm_.flops();
@@ -149,23 +149,23 @@ public:
     // --- weights: [group][chunk][panel][channel, tap][row] ---
 
     void pack_weights(T* packed_weights, int width) const {
-        const int64_t chunks = ceil_div(gemm_.channels, blocks_.chunk_channels);
+        const int64_t chunks = ceil_div(gemm_.channels, blocks_.kc);
         const int64_t packed = gemm_.groups * row_panels_ * blocks_.row_width * gemm_.channels * taps_;
         const bool big = packed * static_cast<int64_t>(sizeof(T)) > 128 * 1024;
         parallel_for(gemm_.groups * chunks * row_panels_, big ? width : 1, [&](int64_t task, int) {
             const int64_t panel = task % row_panels_;
             const int64_t chunk = task / row_panels_ % chunks;
             const int64_t group = task / row_panels_ / chunks;
-            const int64_t first_channel = chunk * blocks_.chunk_channels;
-            const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - first_channel);
+            const int64_t first_channel = chunk * blocks_.kc;
+            const int64_t channels = std::min(blocks_.kc, gemm_.channels - first_channel);
             pack_weights_of(packed_weights + weight_panel(group, first_channel, channels, panel), group, first_channel,
                             channels, panel);
         });
     }
 
 private:
-    int64_t row_blocks() const { return ceil_div(gemm_.rows, blocks_.block_rows); }
-    int64_t pixel_blocks() const { return ceil_div(pixel_panels_, blocks_.block_panels); }
+    int64_t row_blocks() const { return ceil_div(gemm_.rows, blocks_.mc); }
+    int64_t pixel_blocks() const { return ceil_div(pixel_panels_, blocks_.nc_panels); }
 
     // The row operand of the tile needs no packing where its channels are adjacent in memory and there is one tap: 1x1
     // convolutions in NHWC run 5 to 10 % faster. (The weights of one in NCHW could be read so too; that was 0 to 30 %
@@ -196,8 +196,8 @@ private:
             const int64_t group = task / pixel_panels_, panel = task % pixel_panels_;
             const Scratch<T> scratch = scratch_at(parts);
             const PixelPanel<T> found = find_runs(panel, 0, scratch);
-            for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
-                const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
+            for (int64_t c = 0; c < gemm_.channels; c += blocks_.kc) {
+                const int64_t channels = std::min(blocks_.kc, gemm_.channels - c);
                 found.pack(group, c, channels, kernels_, pixels + pixel_panel(group, c, channels, panel));
             }
         });
@@ -206,15 +206,15 @@ private:
     // --- one task ---
 
     Scratch<T> scratch_at(ScratchParts parts) const {
-        const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels);
+        const int64_t channels = std::min(blocks_.kc, gemm_.channels);
         const Scratch<T> scratch(parts, blocks_, channels, taps_, kernels_);
         std::fill(scratch.pad, scratch.pad + channels, gemm_.pad);
         return scratch;
     }
 
     void run_task(int64_t group, int64_t pixel_block, int64_t row_block, const Scratch<T>& scratch) {
-        const int64_t first_panel = pixel_block * blocks_.block_panels;
-        const int64_t panel_count = std::min(blocks_.block_panels, pixel_panels_ - first_panel);
+        const int64_t first_panel = pixel_block * blocks_.nc_panels;
+        const int64_t panel_count = std::min(blocks_.nc_panels, pixel_panels_ - first_panel);
         for (int64_t panel = 0; panel < panel_count; ++panel) {
             const int64_t first = (first_panel + panel) * blocks_.pixel_width;
             scratch.dest[panel] =
@@ -224,11 +224,10 @@ private:
             if (pixels_in_place()) found.find_rows(0, gemm_.source, scratch.rows + panel * blocks_.pixel_width);
         }
 
-        const int64_t first_row_panel = row_block * blocks_.block_rows / blocks_.row_width;
-        const int64_t last_row_panel =
-            std::min(row_panels_, ceil_div((row_block + 1) * blocks_.block_rows, blocks_.row_width));
-        for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
-            const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
+        const int64_t first_row_panel = row_block * blocks_.mc / blocks_.row_width;
+        const int64_t last_row_panel = std::min(row_panels_, ceil_div((row_block + 1) * blocks_.mc, blocks_.row_width));
+        for (int64_t c = 0; c < gemm_.channels; c += blocks_.kc) {
+            const int64_t channels = std::min(blocks_.kc, gemm_.channels - c);
             if (!blocks_.by_rows && !pixels_in_place()) pack_panels(group, c, channels, panel_count, scratch);
             const int64_t weight_panel_size = blocks_.row_width * channels * taps_;
             const T* weights =
@@ -381,11 +380,11 @@ struct ImplicitGemmMethod {
         const ImplicitGemm<T> gemm = phase_of(sum, plan.h, plan.w, plan.h.densest(), plan.w.densest());
         const GemmBlocks& blocks = plan.phases[plan.densest()].blocks;
         const std::string mr = std::to_string(kernels.mr), nr = std::to_string(kernels.nr);
-        const int64_t pixels = blocks.block_panels * blocks.pixel_width;
+        const int64_t pixels = blocks.nc_panels * blocks.pixel_width;
         text.tile = blocks.pixels_in_rows ? mr + " pixels x " + nr + " channels" : mr + " channels x " + nr + " pixels";
         text.block = std::to_string(std::min(pixels, gemm.pixels())) + " pixels x " +
-                     std::to_string(std::min(blocks.block_rows, gemm.rows)) + " channels, sums of " +
-                     std::to_string(blocks.chunk_channels) + " channels x " + std::to_string(gemm.taps()) + " taps";
+                     std::to_string(std::min(blocks.mc, gemm.rows)) + " channels, sums of " +
+                     std::to_string(blocks.kc) + " channels x " + std::to_string(gemm.taps()) + " taps";
         text.reason = blocks.pixels_in_rows ? "implicit GEMM, vectors over channels because the layout is NHWC"
                                             : "implicit GEMM, vectors over pixels because the layout is NCHW";
         if (blocks.by_rows)

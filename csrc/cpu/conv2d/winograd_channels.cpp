@@ -20,11 +20,11 @@ constexpr int64_t chunk_target = 64;  // channels; with 16 rows 144 KiB of trans
 constexpr int64_t most_panels = 2;
 
 struct Blocks {
-    int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go
+    int64_t kc = 1;  // reduction channels that are summed in registers in one go
     int64_t chunks = 1;
     int64_t tiles = 1;         // of an image
     int64_t block_images = 1;  // whose transformed inputs are kept
-    int64_t block_panels = 1;  // of nr output channels, of one task
+    int64_t nc_panels = 1;     // of nr output channels, of one task
     int64_t source_pixels = 1, dest_pixels = 1;
 };
 
@@ -32,11 +32,11 @@ template <class T>
 Blocks plan_blocks(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels) {
     Blocks blocks;
     const int64_t channels = std::max<int64_t>(gemm.channels, 1), height = gemm.h->positions, width = gemm.w->positions;
-    blocks.chunk_channels = round_up(even_part(channels, chunk_target), kernels.lanes);
-    blocks.chunks = ceil_div(channels, blocks.chunk_channels);
+    blocks.kc = round_up(even_part(channels, chunk_target), kernels.lanes);
+    blocks.chunks = ceil_div(channels, blocks.kc);
     blocks.tiles = std::max<int64_t>(ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs), 1);
     blocks.block_images = std::clamp<int64_t>(winograd_few_tiles / blocks.tiles, 1, std::max<int64_t>(gemm.batch, 1));
-    blocks.block_panels = ceil_div(gemm.rows, kernels.nr) >= winograd_tasks * most_panels ? most_panels : 1;
+    blocks.nc_panels = ceil_div(gemm.rows, kernels.nr) >= winograd_tasks * most_panels ? most_panels : 1;
     blocks.source_pixels = (height + 2) * (width + 2);
     blocks.dest_pixels = height * width;
     return blocks;
@@ -109,8 +109,8 @@ WinogradWeightLayout weight_layout(int64_t kc, int64_t channels, int64_t rows, i
 // Transformed inputs: [chunk][frequency][tile][channel].
 struct InputLayout {
     int64_t frequency, chunk;
-    InputLayout(int64_t tiles, int64_t chunk_channels)
-        : frequency(tiles * chunk_channels + frequency_padding), chunk(winograd_frequencies * frequency) {}
+    InputLayout(int64_t tiles, int64_t kc)
+        : frequency(tiles * kc + frequency_padding), chunk(winograd_frequencies * frequency) {}
 };
 
 template <class T>
@@ -118,14 +118,12 @@ struct Scratch {
     Scratch(ScratchParts parts, const Blocks& blocks, const KernelSet<T>& kernels)
         : product_frequency(blocks.block_images * blocks.tiles * kernels.nr + frequency_padding),
           product_panel(winograd_frequencies * product_frequency),
-          weights(parts.take<T>(blocks.block_panels *
-                                weight_layout(blocks.chunk_channels, blocks.chunk_channels, 1, kernels.nr).chunk)),
-          products(parts.take<T>(blocks.block_panels * product_panel)),
-          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.nr + kernels.lanes)),
-          stage(parts.take<T>(std::max(blocks.source_pixels * blocks.chunk_channels, blocks.dest_pixels * kernels.nr))),
-          rows(parts.take<const T*>(std::max(blocks.chunk_channels, blocks.dest_pixels))),
-          pad(parts.take<T>(blocks.chunk_channels)), bias(parts.take<T>(kernels.nr)),
-          faults(parts.take<T>(kernels.lanes)), bytes(parts.bytes()) {}
+          weights(parts.take<T>(blocks.nc_panels * weight_layout(blocks.kc, blocks.kc, 1, kernels.nr).chunk)),
+          products(parts.take<T>(blocks.nc_panels * product_panel)),
+          taps(parts.take<T>(blocks.kc * 9 * kernels.nr + kernels.lanes)),
+          stage(parts.take<T>(std::max(blocks.source_pixels * blocks.kc, blocks.dest_pixels * kernels.nr))),
+          rows(parts.take<const T*>(std::max(blocks.kc, blocks.dest_pixels))), pad(parts.take<T>(blocks.kc)),
+          bias(parts.take<T>(kernels.nr)), faults(parts.take<T>(kernels.lanes)), bytes(parts.bytes()) {}
     int64_t product_frequency, product_panel;
     T* weights;   // U of a chunk: [panel][frequency][channel][nr]
     T* products;  // M: [panel][frequency][tile][nr]
@@ -147,9 +145,9 @@ public:
     const Blocks& blocks() const { return blocks_; }
 
     TaskPlan tasks() const {
-        const InputLayout inputs(blocks_.block_images * blocks_.tiles, blocks_.chunk_channels);
+        const InputLayout inputs(blocks_.block_images * blocks_.tiles, blocks_.kc);
         TaskPlan plan;
-        plan.tasks = ceil_div(weight_layout_.panels, blocks_.block_panels);
+        plan.tasks = ceil_div(weight_layout_.panels, blocks_.nc_panels);
         plan.flops = gemm_.flops();
         plan.shared_bytes = cache_lines(blocks_.chunks * inputs.chunk * int64_t{sizeof(T)});
         plan.worker_bytes = Scratch<T>(ScratchParts(), blocks_, kernels_).bytes;
@@ -169,8 +167,8 @@ public:
                                      Scratch<T>(parts, blocks_, kernels_));
                 });
                 runner.run(tasks, [&](int64_t task, ScratchParts parts) {
-                    const int64_t panel = task * blocks_.block_panels;
-                    const int64_t panels = std::min(blocks_.block_panels, weight_layout_.panels - panel);
+                    const int64_t panel = task * blocks_.nc_panels;
+                    const int64_t panels = std::min(blocks_.nc_panels, weight_layout_.panels - panel);
                     const Scratch<T> own(parts, blocks_, kernels_);
                     for (int64_t chunk = 0; chunk < weight_layout_.chunks; ++chunk)
                         multiply(order, group, panel, panels, chunk, inputs, own);
@@ -191,8 +189,7 @@ private:
     using WinogradDriver<T>::chunk_channels;
 
     ChannelDriver(const ImplicitGemm<T>& gemm, bool mirrored, const KernelSet<T>& kernels, const Blocks& blocks)
-        : WinogradDriver<T>(gemm, mirrored, kernels,
-                            weight_layout(blocks.chunk_channels, gemm.channels, gemm.rows, kernels.nr)),
+        : WinogradDriver<T>(gemm, mirrored, kernels, weight_layout(blocks.kc, gemm.channels, gemm.rows, kernels.nr)),
           h_(gemm.h->positions), w_(gemm.w->positions), row_of_(winograd_read_order(*gemm.h, mirrored, h_.read())),
           column_of_(winograd_read_order(*gemm.w, mirrored, w_.read())), source_h_(row_of_), source_w_(column_of_),
           blocks_(blocks) {}
@@ -200,16 +197,16 @@ private:
     // One chunk of channels of one image.
     void transform_inputs(const TileOrder& order, int64_t group, int64_t first_image, int64_t image, int64_t chunk,
                           T* inputs, const Scratch<T>& scratch) const {
-        const InputLayout layout(order.tiles(), blocks_.chunk_channels);
+        const InputLayout layout(order.tiles(), blocks_.kc);
         const int64_t channels = chunk_channels(chunk);
         const Strides& from = gemm_.source_stride;
         const T* source = gemm_.source + (first_image + image) * from.n + source_h_.begin * from.h +
-                          source_w_.begin * from.w + (group * gemm_.channels + chunk * blocks_.chunk_channels) * from.c;
+                          source_w_.begin * from.w + (group * gemm_.channels + chunk * blocks_.kc) * from.c;
         int64_t row_stride = from.h, column_stride = from.w;
         if (from.c != 1) {
             stage_channels(source, channels, scratch);
             source = scratch.stage;
-            column_stride = blocks_.chunk_channels;
+            column_stride = blocks_.kc;
             row_stride = source_w_.size() * column_stride;
         }
         std::fill(scratch.pad, scratch.pad + channels, gemm_.pad);
@@ -225,17 +222,16 @@ private:
                                                                   : source + (h - source_h_.begin) * row_stride +
                                                                         (w - source_w_.begin) * column_stride;
                     }
-                kernels_.winograd_input_pixels(
-                    {pixels, channels,
-                     inputs + chunk * layout.chunk + order.index(image, i, j) * blocks_.chunk_channels,
-                     layout.frequency});
+                kernels_.winograd_input_pixels({pixels, channels,
+                                                inputs + chunk * layout.chunk + order.index(image, i, j) * blocks_.kc,
+                                                layout.frequency});
             }
     }
 
     // What the tiles read of an image, to [pixel][channel].
     void stage_channels(const T* source, int64_t channels, const Scratch<T>& scratch) const {
         const Strides& from = gemm_.source_stride;
-        const int64_t width = source_w_.size(), height = source_h_.size(), step = blocks_.chunk_channels;
+        const int64_t width = source_w_.size(), height = source_h_.size(), step = blocks_.kc;
         if (from.w == 1) {
             const bool flat = from.h == width;
             for (int64_t i = 0; i < (flat ? 1 : height); ++i) {
@@ -253,7 +249,7 @@ private:
 
     void multiply(const TileOrder& order, int64_t group, int64_t panel, int64_t panels, int64_t chunk, const T* inputs,
                   const Scratch<T>& scratch) const {
-        const InputLayout layout(order.tiles(), blocks_.chunk_channels);
+        const InputLayout layout(order.tiles(), blocks_.kc);
         const T* weights[most_panels];
         for (int64_t p = 0; p < panels; ++p) {
             T* own = scratch.weights + p * weight_layout_.chunk;
@@ -265,9 +261,8 @@ private:
             const int64_t begin = order.begin(f);
             for (int64_t p = 0; p < panels; ++p)
                 kernels_.winograd_tile_products(
-                    {inputs + chunk * layout.chunk + f * layout.frequency + begin * blocks_.chunk_channels,
-                     blocks_.chunk_channels, order.end(f) - begin, weights[p] + f * weight_layout_.frequency,
-                     chunk_channels(chunk),
+                    {inputs + chunk * layout.chunk + f * layout.frequency + begin * blocks_.kc, blocks_.kc,
+                     order.end(f) - begin, weights[p] + f * weight_layout_.frequency, chunk_channels(chunk),
                      scratch.products + p * scratch.product_panel + f * scratch.product_frequency + begin * kernels_.nr,
                      chunk > 0});
         }
@@ -346,8 +341,8 @@ struct WinogradChannelsMethod : WinogradMethod<ChannelDriver> {
         text.tile = "4 x 4 and 3 x 3 outputs, " + std::to_string(kernels.mr) + " tiles of a frequency x " +
                     std::to_string(kernels.nr) + " channels";
         text.block = std::to_string(blocks.block_images * blocks.tiles) + " tiles x " +
-                     std::to_string(std::min(blocks.block_panels * kernels.nr, sum.rows)) + " channels, sums of " +
-                     std::to_string(blocks.chunk_channels) + " channels";
+                     std::to_string(std::min(blocks.nc_panels * kernels.nr, sum.rows)) + " channels, sums of " +
+                     std::to_string(blocks.kc) + " channels";
         text.reason =
             "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144; few tiles, so vectors over channels, and a "
             "task makes the transformed weights that it needs in L2; images with inf, NaN or an overflow by a direct "

@@ -26,11 +26,11 @@ constexpr int64_t chunk_target = 128;
 constexpr int64_t operand_bytes = 8 * 1024 * 1024;
 
 struct Blocks {
-    int64_t block_tiles = 1;    // tiles transformed at a time, for all channels
-    int64_t blocks = 1;         // of tiles, summed in order
-    int64_t block_rows = 1;     // output channels of one task
-    int64_t block_columns = 1;  // input channels of one task
-    int64_t chunk_tiles = 1;    // tiles summed in registers in one go
+    int64_t block_tiles = 1;  // tiles transformed at a time, for all channels
+    int64_t blocks = 1;       // of tiles, summed in order
+    int64_t mc = 1;           // output channels of one task
+    int64_t nc = 1;           // input channels of one task
+    int64_t kc = 1;           // tiles summed in registers in one go
 };
 
 template <class T>
@@ -42,15 +42,13 @@ Blocks plan_blocks(int64_t tiles, int64_t groups, int64_t rows, int64_t columns,
     const int64_t fit = std::clamp<int64_t>(operand_bytes / tile_bytes, 64, 512);
     blocks.blocks = ceil_div(tiles, fit);
     blocks.block_tiles = ceil_div(tiles, blocks.blocks);
-    blocks.chunk_tiles = even_part(blocks.block_tiles, chunk_target);
+    blocks.kc = even_part(blocks.block_tiles, chunk_target);
     // Products of one task in L2: 24 x 64 floats of every frequency, or fewer to make enough tasks.
-    blocks.block_rows = std::min(std::max<int64_t>(24 / mr, 1) * mr, round_up(rows, mr));
-    blocks.block_columns = std::min<int64_t>(round_up(64, nr), round_up(columns, nr));
-    const auto tasks = [&] {
-        return groups * ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
-    };
-    if (tasks() < winograd_tasks) blocks.block_columns = std::min<int64_t>(round_up(32, nr), blocks.block_columns);
-    if (tasks() < winograd_tasks) blocks.block_rows = std::min<int64_t>(round_up(12, mr), blocks.block_rows);
+    blocks.mc = std::min(std::max<int64_t>(24 / mr, 1) * mr, round_up(rows, mr));
+    blocks.nc = std::min<int64_t>(round_up(64, nr), round_up(columns, nr));
+    const auto tasks = [&] { return groups * ceil_div(rows, blocks.mc) * ceil_div(columns, blocks.nc); };
+    if (tasks() < winograd_tasks) blocks.nc = std::min<int64_t>(round_up(32, nr), blocks.nc);
+    if (tasks() < winograd_tasks) blocks.mc = std::min<int64_t>(round_up(12, mr), blocks.mc);
     return blocks;
 }
 
@@ -67,8 +65,7 @@ struct Operand {
 template <class T>
 struct Products {
     int64_t row, frequency;
-    explicit Products(const Blocks& blocks)
-        : row(blocks.block_columns), frequency(blocks.block_rows * row + frequency_padding) {}
+    explicit Products(const Blocks& blocks) : row(blocks.nc), frequency(blocks.mc * row + frequency_padding) {}
     int64_t size() const { return winograd_frequencies * frequency; }
 };
 
@@ -78,7 +75,7 @@ struct Shared {
         : gradients(blocks.block_tiles, rows, kernels.mr), inputs(blocks.block_tiles, columns, kernels.nr) {
         gradients.data = parts.take<T>(gradients.size());
         inputs.data = parts.take<T>(inputs.size());
-        const int64_t tasks = ceil_div(rows, blocks.block_rows) * ceil_div(columns, blocks.block_columns);
+        const int64_t tasks = ceil_div(rows, blocks.mc) * ceil_div(columns, blocks.nc);
         products = blocks.blocks > 1 ? parts.take<T>(tasks * Products<T>(blocks).size()) : nullptr;
         bytes = parts.bytes();
     }
@@ -92,7 +89,7 @@ struct Scratch {
     Scratch(ScratchParts parts, const Blocks& blocks, const KernelSet<T>& kernels)
         : stage(parts.take<T>(winograd_inputs * (winograd_outputs * segment_tiles + 2) * kernels.nr + kernels.lanes)),
           products(blocks.blocks > 1 ? nullptr : parts.take<T>(Products<T>(blocks).size())),
-          taps(parts.take<T>(9 * blocks.block_columns)), faults(parts.take<T>(kernels.lanes)), bytes(parts.bytes()) {}
+          taps(parts.take<T>(9 * blocks.nc)), faults(parts.take<T>(kernels.lanes)), bytes(parts.bytes()) {}
     T* stage;     // [row][column][width]
     T* products;  // [frequency][row][column]
     T* taps;      // [tap][column]
@@ -116,14 +113,14 @@ public:
     bool is_faulty() const { return faulty_; }
 
     TaskPlan tasks() const {
-        return {ceil_div(rows_, blocks_.block_rows) * ceil_div(columns_, blocks_.block_columns), problem_.flops(),
+        return {ceil_div(rows_, blocks_.mc) * ceil_div(columns_, blocks_.nc), problem_.flops(),
                 Shared<T>(ScratchParts(), blocks_, rows_, columns_, kernels_).bytes,
                 Scratch<T>(ScratchParts(), blocks_, kernels_).bytes};
     }
 
     void run(T* grad_weight) {
         const TaskPlan plan = tasks();
-        const int64_t row_blocks = ceil_div(rows_, blocks_.block_rows);
+        const int64_t row_blocks = ceil_div(rows_, blocks_.mc);
         const TaskRunner runner(plan);
         const Shared<T> shared(ScratchParts(runner.shared()), blocks_, rows_, columns_, kernels_);
         const int64_t gradient_panels = ceil_div(rows_, kernels_.mr), input_panels = ceil_div(columns_, kernels_.nr);
@@ -140,8 +137,8 @@ public:
             runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
                 const Scratch<T> scratch(parts, blocks_, kernels_);
                 T* products = shared.products ? shared.products + task * Products<T>(blocks_).size() : scratch.products;
-                const int64_t row = task % row_blocks * blocks_.block_rows;
-                const int64_t column = task / row_blocks * blocks_.block_columns;
+                const int64_t row = task % row_blocks * blocks_.mc;
+                const int64_t column = task / row_blocks * blocks_.nc;
                 multiply(row, column, count, block > 0, shared, products);
                 if (block + 1 == blocks_.blocks) store_taps(group, row, column, products, grad_weight, scratch);
             });
@@ -218,22 +215,22 @@ private:
         const Products<T> layout(blocks_);
         const Operand<T>&gradients = shared.gradients, &inputs = shared.inputs;
         multiply_frequencies<T>({gradients.data + row / kernels_.mr * gradients.panel, gradients.panel,
-                                 inputs.data + column / kernels_.nr * inputs.panel, inputs.panel, tiles,
-                                 blocks_.chunk_tiles, std::min(blocks_.block_rows, rows_ - row),
-                                 std::min(blocks_.block_columns, columns_ - column), products, layout.row, accumulate},
+                                 inputs.data + column / kernels_.nr * inputs.panel, inputs.panel, tiles, blocks_.kc,
+                                 std::min(blocks_.mc, rows_ - row), std::min(blocks_.nc, columns_ - column), products,
+                                 layout.row, accumulate},
                                 gradients.frequency, inputs.frequency, layout.frequency, kernels_);
     }
 
     void store_taps(int64_t group, int64_t first_row, int64_t first_column, const T* products, T* grad_weight,
                     const Scratch<T>& scratch) {
         const Products<T> layout(blocks_);
-        const int64_t columns = std::min(blocks_.block_columns, columns_ - first_column);
+        const int64_t columns = std::min(blocks_.nc, columns_ - first_column);
         std::fill(scratch.faults, scratch.faults + kernels_.lanes, T(0));
         const T* taps[9];
-        for (int64_t tap = 0; tap < 9; ++tap) taps[tap] = scratch.taps + tap * blocks_.block_columns;
-        for (int64_t row = 0; row < std::min(blocks_.block_rows, rows_ - first_row); ++row) {
-            kernels_.winograd_taps({products + row * layout.row, layout.frequency, columns, scratch.taps,
-                                    blocks_.block_columns, scratch.faults});
+        for (int64_t tap = 0; tap < 9; ++tap) taps[tap] = scratch.taps + tap * blocks_.nc;
+        for (int64_t row = 0; row < std::min(blocks_.mc, rows_ - first_row); ++row) {
+            kernels_.winograd_taps(
+                {products + row * layout.row, layout.frequency, columns, scratch.taps, blocks_.nc, scratch.faults});
             T* dest = grad_weight + ((group * rows_ + first_row + row) * columns_ + first_column) * 9;
             kernels_.pack_transposed(dest, 9, taps, 9, columns);
         }
@@ -275,9 +272,9 @@ struct WinogradSumMethod : DriverMethod<WinogradSumDriver> {
         const Blocks& blocks = driver.blocks();
         text.tile = "4 x 4 gradients, " + std::to_string(kernels.mr) + " x " + std::to_string(kernels.nr) +
                     " weights of a frequency";
-        text.block = std::to_string(std::min(blocks.block_rows, sum.problem->group_out())) + " output channels x " +
-                     std::to_string(std::min(blocks.block_columns, sum.problem->group_in())) +
-                     " input channels, sums of " + std::to_string(blocks.chunk_tiles) + " tiles";
+        text.block = std::to_string(std::min(blocks.mc, sum.problem->group_out())) + " output channels x " +
+                     std::to_string(std::min(blocks.nc, sum.problem->group_in())) + " input channels, sums of " +
+                     std::to_string(blocks.kc) + " tiles";
         text.reason = "F(3x3, 4x4): 36 multiplications for 16 gradients instead of 144; " +
                       std::to_string(blocks.block_tiles) +
                       " tiles at a time are transformed for all channels; by a direct method where the result is inf "

@@ -16,20 +16,20 @@ constexpr int64_t own_weight_bytes = 448 * 1024;
 constexpr int64_t shared_weight_bytes = 6 * 1024 * 1024;
 
 struct Blocks {
-    int64_t chunk_channels = 1;  // reduction channels that are summed in registers in one go
+    int64_t kc = 1;  // reduction channels that are summed in registers in one go
     // Which transformed operand is made once and shared, the other being made by the task that uses it, in L2. Shared
     // weights: a task owns a block of tiles. Shared inputs: a task owns a block of rows, of one block of tiles after
     // the other; for many channels and few tiles, where the weights (4 times their size) would stream from memory.
     bool shares_inputs = false;
-    int64_t block_panels = 1;  // panels of tiles
-    int64_t block_rows = 1;    // output channels
+    int64_t nc_panels = 1;  // panels of tiles
+    int64_t mc = 1;         // output channels
 };
 
 template <class T>
 Blocks plan_blocks(const ImplicitGemm<T>& gemm, int64_t tiles, const KernelSet<T>& kernels) {
     Blocks blocks;
     const int64_t channels = std::max<int64_t>(gemm.channels, 1), rows = std::max<int64_t>(gemm.rows, 1);
-    blocks.chunk_channels = even_part(channels, chunk_target);
+    blocks.kc = even_part(channels, chunk_target);
     const int64_t mr = kernels.mr, nr = kernels.nr, panels = std::max<int64_t>(ceil_div(tiles, nr), 1);
     const int64_t frequency_bytes = winograd_frequencies * int64_t{sizeof(T)};
     const int64_t weight_bytes = gemm.groups * rows * channels * frequency_bytes;
@@ -39,14 +39,14 @@ Blocks plan_blocks(const ImplicitGemm<T>& gemm, int64_t tiles, const KernelSet<T
         weight_bytes > 4 * shared_weight_bytes ||
         (tiles <= winograd_few_tiles && (weight_bytes > shared_weight_bytes || tile_tasks < winograd_tasks));
     if (blocks.shares_inputs) {
-        blocks.block_panels = std::min(ceil_div(winograd_few_tiles, nr), panels);
-        const int64_t fit = own_weight_bytes / (frequency_bytes * blocks.chunk_channels * mr);
-        blocks.block_rows = std::clamp<int64_t>(ceil_div(rows, mr) / winograd_tasks, 1, std::max<int64_t>(fit, 1)) * mr;
+        blocks.nc_panels = std::min(ceil_div(winograd_few_tiles, nr), panels);
+        const int64_t fit = own_weight_bytes / (frequency_bytes * blocks.kc * mr);
+        blocks.mc = std::clamp<int64_t>(ceil_div(rows, mr) / winograd_tasks, 1, std::max<int64_t>(fit, 1)) * mr;
     } else {
         const int64_t fit = own_input_bytes / (frequency_bytes * channels * nr);
-        blocks.block_panels = std::clamp<int64_t>(tile_tasks / winograd_tasks, 1, std::max<int64_t>(fit, 1));
-        const int64_t rows_fit = product_bytes / (frequency_bytes * blocks.block_panels * nr * mr);
-        blocks.block_rows = std::min(std::max<int64_t>(rows_fit, 1) * mr, round_up(rows, mr));
+        blocks.nc_panels = std::clamp<int64_t>(tile_tasks / winograd_tasks, 1, std::max<int64_t>(fit, 1));
+        const int64_t rows_fit = product_bytes / (frequency_bytes * blocks.nc_panels * nr * mr);
+        blocks.mc = std::min(std::max<int64_t>(rows_fit, 1) * mr, round_up(rows, mr));
     }
     return blocks;
 }
@@ -82,7 +82,7 @@ inline int64_t task_operand_size(int64_t panels, int64_t channels, int64_t width
 // [group][panel][frequency][channel][mr]
 template <class T>
 WinogradWeightLayout weight_layout(const ImplicitGemm<T>& gemm, const Blocks& blocks, int64_t mr) {
-    const int64_t kc = blocks.chunk_channels, frequency = gemm.channels * mr + frequency_padding;
+    const int64_t kc = blocks.kc, frequency = gemm.channels * mr + frequency_padding;
     return {mr,        kc,      ceil_div(gemm.rows, mr),         ceil_div(gemm.channels, kc),
             frequency, kc * mr, winograd_frequencies * frequency};
 }
@@ -91,17 +91,15 @@ WinogradWeightLayout weight_layout(const ImplicitGemm<T>& gemm, const Blocks& bl
 template <class T>
 struct Scratch {
     Scratch(ScratchParts parts, const Blocks& blocks, int64_t channels, const KernelSet<T>& kernels)
-        : product_row(blocks.block_panels * kernels.nr),
-          product_frequency(blocks.block_rows * product_row + frequency_padding),
-          operand(parts.take<T>(blocks.shares_inputs ? task_operand_size(blocks.block_rows / kernels.mr,
-                                                                         blocks.chunk_channels, kernels.mr)
-                                                     : task_operand_size(blocks.block_panels, channels, kernels.nr))),
+        : product_row(blocks.nc_panels * kernels.nr), product_frequency(blocks.mc * product_row + frequency_padding),
+          operand(parts.take<T>(blocks.shares_inputs ? task_operand_size(blocks.mc / kernels.mr, blocks.kc, kernels.mr)
+                                                     : task_operand_size(blocks.nc_panels, channels, kernels.nr))),
           products(parts.take<T>(winograd_frequencies * product_frequency)),
           stage(parts.take<T>(std::max(staged_adjacent_channels * winograd_inputs * stage_columns(kernels),
                                        stored_rows * winograd_outputs * winograd_outputs * kernels.nr))),
-          taps(parts.take<T>(blocks.chunk_channels * 9 * kernels.mr + kernels.lanes)),
-          pad(parts.take<T>(staged_adjacent_channels)), faults(parts.take<T>(kernels.nr)),
-          places(parts.take<int64_t>(kernels.nr)), runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
+          taps(parts.take<T>(blocks.kc * 9 * kernels.mr + kernels.lanes)), pad(parts.take<T>(staged_adjacent_channels)),
+          faults(parts.take<T>(kernels.nr)), places(parts.take<int64_t>(kernels.nr)),
+          runs(parts.take<LaneRun>(winograd_inputs * stage_columns(kernels))),
           pixels(parts.take<const T*>(winograd_inputs * stage_columns(kernels))), bytes(parts.bytes()) {}
     int64_t product_row, product_frequency;
     T* operand;   // the transformed operand that is not shared
@@ -126,13 +124,11 @@ public:
     const Blocks& blocks() const { return blocks_; }
 
     TaskPlan tasks() const {
-        const int64_t shared = blocks_.shares_inputs
-                                   ? task_operand_size(blocks_.block_panels, gemm_.channels, kernels_.nr)
-                                   : weight_layout_.size(gemm_.groups);
+        const int64_t shared = blocks_.shares_inputs ? task_operand_size(blocks_.nc_panels, gemm_.channels, kernels_.nr)
+                                                     : weight_layout_.size(gemm_.groups);
         TaskPlan plan;
-        plan.tasks = blocks_.shares_inputs
-                         ? ceil_div(gemm_.rows, blocks_.block_rows)
-                         : gemm_.groups * ceil_div(ceil_div(tiles_, kernels_.nr), blocks_.block_panels);
+        plan.tasks = blocks_.shares_inputs ? ceil_div(gemm_.rows, blocks_.mc)
+                                           : gemm_.groups * ceil_div(ceil_div(tiles_, kernels_.nr), blocks_.nc_panels);
         plan.flops = gemm_.flops();
         plan.shared_bytes = cache_lines(shared * int64_t{sizeof(T)});
         plan.worker_bytes = Scratch<T>(ScratchParts(), blocks_, gemm_.channels, kernels_).bytes;
@@ -171,22 +167,22 @@ private:
     Scratch<T> scratch_of(ScratchParts parts) const { return Scratch<T>(parts, blocks_, gemm_.channels, kernels_); }
 
     Operand<const T> weights_of(int64_t group, int64_t row, int64_t channel) const {
-        return {weights_ + weight_layout_.at(group, row / kernels_.mr, channel / blocks_.chunk_channels),
-                weight_layout_.panel, weight_layout_.frequency};
+        return {weights_ + weight_layout_.at(group, row / kernels_.mr, channel / blocks_.kc), weight_layout_.panel,
+                weight_layout_.frequency};
     }
 
     void run_blocks_of_tiles(const TaskRunner& runner) {
-        const int64_t panels = ceil_div(tiles_, kernels_.nr), tile_blocks = ceil_div(panels, blocks_.block_panels);
+        const int64_t panels = ceil_div(tiles_, kernels_.nr), tile_blocks = ceil_div(panels, blocks_.nc_panels);
         runner.run(gemm_.groups * tile_blocks, [&](int64_t task, ScratchParts parts) {
             const Scratch<T> scratch = scratch_of(parts);
-            const int64_t group = task / tile_blocks, first = task % tile_blocks * blocks_.block_panels;
-            const int64_t count = std::min(blocks_.block_panels, panels - first);
+            const int64_t group = task / tile_blocks, first = task % tile_blocks * blocks_.nc_panels;
+            const int64_t count = std::min(blocks_.nc_panels, panels - first);
             const Operand<T> inputs = task_operand(scratch.operand, count, gemm_.channels, kernels_.nr);
             for (int64_t panel = 0; panel < count; ++panel)
                 transform_panel(group, first + panel, 0, gemm_.channels, inputs.data + panel * inputs.panel,
                                 inputs.frequency, scratch);
-            for (int64_t row = 0; row < gemm_.rows; row += blocks_.block_rows) {
-                const int64_t rows = std::min(blocks_.block_rows, gemm_.rows - row);
+            for (int64_t row = 0; row < gemm_.rows; row += blocks_.mc) {
+                const int64_t rows = std::min(blocks_.mc, gemm_.rows - row);
                 multiply(weights_of(group, row, 0), rows, inputs, first, count, 0, gemm_.channels, scratch);
                 store_block(group, first, count, row, rows, scratch);
             }
@@ -195,11 +191,10 @@ private:
 
     void run_blocks_of_rows(T* shared, const TaskRunner& runner) {
         const int64_t panels = ceil_div(tiles_, kernels_.nr);
-        const int64_t pieces = ceil_div(gemm_.channels, shared_part),
-                      row_blocks = ceil_div(gemm_.rows, blocks_.block_rows);
-        for (int64_t block = 0; block < gemm_.groups * ceil_div(panels, blocks_.block_panels); ++block) {
-            const int64_t group = block % gemm_.groups, first = block / gemm_.groups * blocks_.block_panels;
-            const int64_t count = std::min(blocks_.block_panels, panels - first);
+        const int64_t pieces = ceil_div(gemm_.channels, shared_part), row_blocks = ceil_div(gemm_.rows, blocks_.mc);
+        for (int64_t block = 0; block < gemm_.groups * ceil_div(panels, blocks_.nc_panels); ++block) {
+            const int64_t group = block % gemm_.groups, first = block / gemm_.groups * blocks_.nc_panels;
+            const int64_t count = std::min(blocks_.nc_panels, panels - first);
             const Operand<T> inputs = task_operand(shared, count, gemm_.channels, kernels_.nr);
             runner.run(count * pieces, [&](int64_t task, ScratchParts parts) {
                 const int64_t panel = task / pieces, c = task % pieces * shared_part;
@@ -209,9 +204,9 @@ private:
             });
             runner.run(row_blocks, [&](int64_t task, ScratchParts parts) {
                 const Scratch<T> scratch = scratch_of(parts);
-                const int64_t row = task * blocks_.block_rows, rows = std::min(blocks_.block_rows, gemm_.rows - row);
-                for (int64_t c = 0; c < gemm_.channels; c += blocks_.chunk_channels) {
-                    const int64_t channels = std::min(blocks_.chunk_channels, gemm_.channels - c);
+                const int64_t row = task * blocks_.mc, rows = std::min(blocks_.mc, gemm_.rows - row);
+                for (int64_t c = 0; c < gemm_.channels; c += blocks_.kc) {
+                    const int64_t channels = std::min(blocks_.kc, gemm_.channels - c);
                     if (weights_) {
                         multiply(weights_of(group, row, c), rows, inputs, first, count, c, channels, scratch);
                         continue;
@@ -219,9 +214,8 @@ private:
                     const Operand<T> weights =
                         task_operand(scratch.operand, ceil_div(rows, kernels_.mr), channels, kernels_.mr);
                     for (int64_t i = 0; i < rows; i += kernels_.mr)
-                        this->transform_weights(group, (row + i) / kernels_.mr, c / blocks_.chunk_channels,
-                                                scratch.taps, weights.data + i / kernels_.mr * weights.panel,
-                                                weights.frequency);
+                        this->transform_weights(group, (row + i) / kernels_.mr, c / blocks_.kc, scratch.taps,
+                                                weights.data + i / kernels_.mr * weights.panel, weights.frequency);
                     multiply({weights.data, weights.panel, weights.frequency}, rows, inputs, first, count, c, channels,
                              scratch);
                 }
@@ -294,8 +288,8 @@ private:
     void multiply(const Operand<const T>& weights, int64_t rows, const Operand<T>& inputs, int64_t first_panel,
                   int64_t panels, int64_t c, int64_t channels, const Scratch<T>& scratch) {
         const int64_t nr = kernels_.nr, tiles = std::min(panels * nr, tiles_ - first_panel * nr);
-        multiply_frequencies<T>({weights.data, weights.panel, inputs.data + c * nr, inputs.panel, channels,
-                                 blocks_.chunk_channels, rows, tiles, scratch.products, scratch.product_row, c > 0},
+        multiply_frequencies<T>({weights.data, weights.panel, inputs.data + c * nr, inputs.panel, channels, blocks_.kc,
+                                 rows, tiles, scratch.products, scratch.product_row, c > 0},
                                 weights.frequency, inputs.frequency, scratch.product_frequency, kernels_);
     }
 
@@ -396,9 +390,9 @@ struct WinogradTilesMethod : WinogradMethod<TileDriver> {
         const Blocks blocks = TileDriver<T>(phase_of(sum, plan.h, plan.w, 0, 0), !sum.forward(), kernels).blocks();
         text.tile = "4 x 4 outputs, " + std::to_string(kernels.mr) + " channels x " + std::to_string(kernels.nr) +
                     " tiles of a frequency";
-        text.block = std::to_string(blocks.block_panels * kernels.nr) + " tiles x " +
-                     std::to_string(std::min(blocks.block_rows, sum.rows)) + " channels, sums of " +
-                     std::to_string(blocks.chunk_channels) + " channels";
+        text.block = std::to_string(blocks.nc_panels * kernels.nr) + " tiles x " +
+                     std::to_string(std::min(blocks.mc, sum.rows)) + " channels, sums of " + std::to_string(blocks.kc) +
+                     " channels";
         text.reason = "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144; ";
         text.reason += blocks.shares_inputs ? "a task makes the transformed weights that it needs in L2"
                                             : "a task keeps the transformed inputs in L2";
