@@ -8,7 +8,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 import convx
-from convx import _cpu
+from convx import _cpu, reference
 from support import (
     CONV_PROBLEMS,
     DTYPES,
@@ -72,6 +72,22 @@ def test_whole_numbers_are_exact(problem_name, isa, dtype, layout):
             else:
                 with pytest.raises(convx.ShapeError, match=f'algorithm is "{method}", which {candidate.reason}'):
                     compute(problem, name, given_arrays(expected), dtype, layout, method)
+
+
+@pytest.mark.parametrize("operand", ["input", "weight", "grad_output"])
+@pytest.mark.parametrize("problem_name", CONV_PROBLEMS)
+def test_inf_appears_where_the_formula_has_it(problem_name, operand, isa, layout):
+    """An infinite value adds nothing outside the image, whichever method multiplies the border."""
+    problem = CONV_PROBLEMS[problem_name]
+    x, w, b, g = (each.copy() for each in given_arrays(conv_expected(problem, "integer")))
+    {"input": x, "weight": w, "grad_output": g}[operand].flat[:1] = np.inf
+    gradients = reference.conv2d_backward(g, x, w, **problem.options)[:2]
+    expected = dict(zip(PASSES, (reference.conv2d(x, w, b, **problem.options), *gradients), strict=True))
+    for name in PASSES:
+        for method, candidate in candidates(problem, name, layout=layout).items():
+            if candidate.supported:
+                found = compute(problem, name, (x, w, b, g), "float32", layout, method)
+                assert_equal(found, expected[name], f"{name} by {method}")
 
 
 @given(st.data(), convolutions(), st.sampled_from(ISAS), st.sampled_from(DTYPES), st.sampled_from(LAYOUTS))
