@@ -3,6 +3,7 @@
 #include "cpu/conv2d/per_sample.h"
 #include "cpu/fused/conv2d_relu_max_pool2d.h"
 #include "cpu/fused/grad_weight.h"
+#include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/memory_bound.h"
 #include "cpu/runtime/registry.h"
 #include "cpu/runtime/thread_pool.h"
@@ -94,6 +95,18 @@ std::vector<PassPlan> transpose_plans(const ConvTransposeProblem& problem, bool 
     return plans;
 }
 
+// What the forward pass would return or has returned; the gradient reads codes, which are the shorter, if they fit.
+Argmax argmax_of(const std::string& op, const py::dict& options, const PoolProblem& problem) {
+    const auto wants = [&](const char* name) { return options.contains(name) && truth(op, name, options[name]); };
+    if (wants("return_indices")) return Argmax::indices;
+    if (wants("return_codes")) {
+        check_codes_fit(op, problem);
+        return Argmax::codes;
+    }
+    if (op == "max_pool2d") return Argmax::none;
+    return problem.taps() <= max_code_taps ? Argmax::codes : Argmax::indices;
+}
+
 }  // namespace
 
 py::list explain_op(const std::string& op, py::handle input_shape, py::handle operand, const py::dict& options,
@@ -114,8 +127,9 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
         const PoolOptions pool =
             dilated_pool_options(op, {operand, options["stride"], options["padding"], options["dilation"],
                                       options["ceil_mode"], options["layout"]});
+        const PoolProblem problem = check_max_pool2d(op, input, pool).problem;
         plans.push_back(
-            plan_max_pool2d(check_max_pool2d(op, input, pool).problem, backward, active_kernels(), num_threads()));
+            plan_max_pool2d(problem, backward, argmax_of(op, options, problem), active_kernels(), num_threads()));
     } else if (forward_op == "conv_transpose2d") {
         const ArrayInfo weight{"weight", type, sizes(op, "weight_shape", operand)};
         const ConvTransposeOptions transpose =
@@ -141,21 +155,21 @@ py::list explain_op(const std::string& op, py::handle input_shape, py::handle op
             const PoolOptions pool = pool_options(op, "pool_", options["pool_kernel_size"], options["pool_stride"],
                                                   options["pool_padding"], options["layout"]);
             const PoolProblem pooling = check_pool_behind(op, {problem, unbatched}, pool);
-            PassPlan plan = plan_max_pool2d(pooling, backward, active_kernels(), num_threads());
+            PassPlan plan = plan_max_pool2d(pooling, backward, Argmax::codes, active_kernels(), num_threads());
             for (PassPlan& each : plans) {
                 const bool summed = each.pass == "grad_weight" || each.pass == "grad_bias";
-                if (!summed || !sums_chosen_pixels({problem, pooling})) continue;
+                if (!summed || !sums_selected_pixels({problem, pooling})) continue;
                 each.threads = num_threads();
-                describe_chosen_pixels({problem, pooling}, each);
+                describe_selected_pixels({problem, pooling}, each);
             }
-            const FusedBand band = fused_band({problem, pooling});
+            const RowBlock block = fused_row_block({problem, pooling});
             // Where the convolution shares itself out, groups of images go in turn.
             const bool in_turn = traits_of(problem, ConvPass::forward).own_parallelism;
-            plan.scratch_bytes += (in_turn ? 1 : plan.threads) * band.images * problem.out_channels * band.rows *
+            plan.scratch_bytes += (in_turn ? 1 : plan.threads) * block.images * problem.out_channels * block.rows *
                                   problem.out_w() * item_size(type);
             plan.reason += in_turn ? "; the threads share" : "; each thread has";
-            plan.reason += " the convolution output of " + std::to_string(band.images) +
-                           (band.images == 1 ? " image, " : " images, ") + std::to_string(band.rows) +
+            plan.reason += " the convolution output of " + std::to_string(block.images) +
+                           (block.images == 1 ? " image, " : " images, ") + std::to_string(block.rows) +
                            " rows at a time, and no more of it exists";
             plan.pass = backward ? "max_pool2d_backward" : "max_pool2d";
             plans.insert(backward ? plans.begin() : plans.end(), plan);

@@ -131,6 +131,7 @@ CONVX_PYTHON_MODULE(_cpu, module) {
     module.def("use_team", &use_team);
     module.def("config", &config);
     module.def("set_isa", &convx::set_isa);
+    module.def("set_max_pool2d_method", &convx::set_max_pool2d_method);
     module.def("workspace_release", &convx::workspace_release);
     module.def(
         "fma_peak",

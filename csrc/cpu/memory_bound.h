@@ -7,11 +7,15 @@
 #include "common/problem.h"
 #include "cpu/kernels/kernel_set.h"
 #include "cpu/pass_plan.h"
+#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
-// Bytes read and written below which one thread does it all (about 100 us).
-constexpr int64_t parallel_bytes = int64_t{2} << 20;
+// The flops that take as long as reading and writing so many bytes, for the choice of threads (run_tasks.h).
+constexpr int64_t memory_flops(int64_t bytes) { return 3 * bytes / 2; }
+
+// Bytes read and written below which one thread does it all.
+constexpr int64_t parallel_bytes = 2 * parallel_flops / 3;
 
 // Bytes read and written from which an output is not worth keeping in the caches and goes around them, which saves
 // reading each line before it is written. Measured with 32 MB of L3, the same arrays again and again: stores through
@@ -34,6 +38,5 @@ void copy_around_caches(const KernelSet<T>& kernels, T* to, const T* from, int64
 
 // What would run, for convx.explain.
 PassPlan plan_relu(DType dtype, int64_t size, bool backward, const Kernels& kernels, int threads);
-PassPlan plan_max_pool2d(const PoolProblem& problem, bool backward, const Kernels& kernels, int threads);
 
 }  // namespace convx

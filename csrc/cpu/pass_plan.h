@@ -7,6 +7,12 @@
 
 namespace convx {
 
+// Whether a method computes a pass of a problem; where it does not, why.
+struct Verdict {
+    const char* refusal = nullptr;
+    explicit operator bool() const { return !refusal; }
+};
+
 // One of the methods of a pass.
 struct Candidate {
     std::string name;

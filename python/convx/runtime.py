@@ -241,7 +241,7 @@ class Candidate:
     Attributes
     ----------
     name : str
-        The value of ``algorithm=`` that selects it.
+        For convolutions the value of ``algorithm=`` that selects it.
     supported : bool
         Whether it can compute the problem.
     reason : str
@@ -284,7 +284,7 @@ class Plan:
     reason : str
         Why this method.
     candidates : tuple of Candidate
-        Every method of the pass, for convolutions.
+        Every method of the pass, for convolutions and max-pooling.
 
     Examples
     --------
@@ -442,7 +442,8 @@ def explain(
         The shape of `weight`, (K, C/G, R, S), for the operations that have one; (C, K/G, R, S) for a transposed
         convolution. Pooling takes its `kernel_size` here.
     *args, **options
-        The options of the function, in its order and with its defaults: ``stride, padding, ...``.
+        The options of the function, in its order and with its defaults: ``stride, padding, ...``. For
+        ``"max_pool2d_backward"`` also `return_indices` or `return_codes`, of the forward pass.
     dtype : dtype, default float32
         The dtype of all arrays; with ``device="cuda"`` also ``"float16"`` and ``"bfloat16"``.
     device : {"cpu", "cuda"}, default "cpu"
@@ -495,7 +496,8 @@ def _plan(candidates: list[tuple[str, bool, str]], **plan: Any) -> Plan:
 
 
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {name: (getattr(ops, name),) for name in ops.__all__}
-# `saved` carries the options of this forward pass to its backward pass.
+# The options of these forward passes, which `saved` or the indices carry to the backward pass.
+_FUNCTIONS["max_pool2d_backward"] = (ops.max_pool2d, ops.max_pool2d_backward)
 _FUNCTIONS["conv2d_relu_max_pool2d_backward"] = (ops.conv2d_relu_max_pool2d, ops.conv2d_relu_max_pool2d_backward)
 
 _ARRAYS = {
@@ -516,8 +518,13 @@ def _bind(
     op: str, functions: tuple[Callable[..., Any], ...], args: tuple[Any, ...], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return every option of these functions, with defaults for those not given."""
-    parameters = [parameter for function in functions for parameter in inspect.signature(function).parameters.values()]
-    signature = inspect.Signature([parameter for parameter in parameters if parameter.name not in _ARRAYS])
+    parameters = {
+        name: parameter
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in _ARRAYS
+    }
+    signature = inspect.Signature(list(parameters.values()))
     try:
         bound = signature.bind(*args, **options)
     except TypeError as error:

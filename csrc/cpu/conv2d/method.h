@@ -10,12 +10,6 @@
 
 namespace convx {
 
-// Whether a method computes a pass of a problem; where it does not, why.
-struct Verdict {
-    const char* refusal = nullptr;
-    explicit operator bool() const { return !refusal; }
-};
-
 // What callers may ask about a method instead of its name.
 struct Traits {
     Algorithm family = Algorithm::direct;  // direct: sums of products of the values themselves

@@ -44,17 +44,19 @@ bool has_nan(const T* x, int64_t count) {
     return found != 0;
 }
 
-// test(first, count) of all values, in one piece where the array is dense.
+// test(first, count) of all values, in one piece where the array is dense, in rows where these are.
 template <class T, class Test>
 bool holds_for_all(const TensorView<const T>& view, const Test& test) {
     if (view.stride == dense_strides(view.shape, false) || view.stride == dense_strides(view.shape, true))
         return test(view.data, view.size());
     const auto [batch, channels, height, width] = view.shape;
+    const bool inside = view.stride[1] == 1 && view.stride[3] == channels;  // channels within a row
+    const int64_t pixels = inside || view.stride[3] == 1 ? width : 1, together = inside ? channels : 1;
     bool holds = true;
     for (int64_t n = 0; n < batch; ++n)
-        for (int64_t c = 0; c < channels; ++c)
+        for (int64_t c = 0; c < channels; c += together)
             for (int64_t h = 0; h < height; ++h)
-                for (int64_t w = 0; w < width; ++w) holds &= test(view.at(n, c, h, w), 1);
+                for (int64_t w = 0; w < width; w += pixels) holds &= test(view.at(n, c, h, w), pixels * together);
     return holds;
 }
 template <class T>

@@ -1,48 +1,32 @@
 // The fused training block, forward. A task owns some images, or a stretch of pooled rows of one image: it computes the
-// convolution a band of rows at a time into a buffer of its own, pools the windows that are complete, and keeps the
+// convolution a block of rows at a time into a buffer of its own, pools the windows that are complete, and keeps the
 // rows that later windows still need. The convolution's output never exists beyond that buffer.
 #include "cpu/fused/conv2d_relu_max_pool2d.h"
 
 #include "cpu/conv2d/conv2d.h"
 #include "cpu/conv2d/methods.h"
 #include "cpu/conv2d/reference.h"
-#include "cpu/fused/bands.h"
+#include "cpu/fused/row_blocks.h"
 #include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/memory_bound.h"
-#include "cpu/runtime/thread_pool.h"
-#include "cpu/runtime/workspace.h"
+#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
 namespace {
 
-// Where the ReLU cut the chosen value to zero nothing flows back.
+// No gradient flows back where the ReLU has cut the selected value to zero.
 template <class T>
-void mark_dead(TensorView<const T> output, TensorView<uint8_t> codes) {
+void mark_dead(const TensorView<T>& output, const TensorView<uint8_t>& codes) {
     const auto [images, channels, rows, columns] = output.shape;
-    const bool channels_inside = output.stride[1] == 1 && codes.stride[1] == 1 && channels > 1;
-    const auto mark = [](const T* values, int64_t value_step, uint8_t* to, int64_t step, int64_t count) {
-        if (value_step == 1 && step == 1)  // for the compiler's vectors
-            for (int64_t i = 0; i < count; ++i) to[i] = values[i] <= T(0) ? no_gradient_code : to[i];
-        else
-            for (int64_t i = 0; i < count; ++i)
-                if (values[i * value_step] <= T(0)) to[i * step] = no_gradient_code;
-    };
-    const auto is_dense = [columns = columns](const auto& view) {
-        return view.stride[3] == 1 && view.stride[2] == columns;
-    };
-    const bool dense = is_dense(output) && is_dense(codes);
-    const int width = output.size() * int64_t{sizeof(T)} < parallel_bytes ? 1 : num_threads();
-    parallel_for(images * (channels_inside ? rows : channels), width, [&](int64_t task, int) {
-        if (channels_inside) {
-            const int64_t n = task / rows, p = task % rows;
-            for (int64_t q = 0; q < columns; ++q) mark(output.at(n, 0, p, q), 1, codes.at(n, 0, p, q), 1, channels);
-            return;
-        }
-        const int64_t n = task / channels, c = task % channels;
-        if (dense) return mark(output.at(n, c, 0, 0), 1, codes.at(n, c, 0, 0), 1, rows * columns);
-        for (int64_t p = 0; p < rows; ++p)
-            mark(output.at(n, c, p, 0), output.stride[3], codes.at(n, c, p, 0), codes.stride[3], columns);
+    const bool inside = output.stride[1] == 1;  // channels are adjacent: a row is one run of elements, else a plane
+    const int64_t runs = inside ? rows : channels, length = columns * (inside ? channels : rows);
+    const TaskPlan plan{images * runs, memory_flops(output.size() * int64_t{sizeof(T)})};
+    TaskRunner(plan).run(plan.tasks, [&](int64_t task, ScratchParts) {
+        const int64_t n = task / runs, c = inside ? 0 : task % runs, p = inside ? task % runs : 0;
+        const T* values = output.at(n, c, p, 0);
+        uint8_t* to = codes.at(n, c, p, 0);
+        for (int64_t i = 0; i < length; ++i) to[i] = values[i] <= T(0) ? no_gradient_code : to[i];
     });
 }
 
@@ -55,13 +39,13 @@ public:
           packed_(pack_weight(problem.conv, weight)) {
         const Axis& pool = problem.pool.h;
         // An infinite or NaN weight over the border makes the whole convolution run in another order of sums, so that
-        // bands inside the image would not have its bits.
-        if (band_.rows < conv_rows_ && problem.conv.is_padded() && !all_finite(weight))
-            band_ = {images_of_task(problem), conv_rows_};
+        // blocks inside the image would not have its bits.
+        if (block_.rows < conv_rows_ && problem.conv.is_padded() && !all_finite(weight))
+            block_ = {images_of_task(problem), conv_rows_};
         // Rows kept for later windows are fewer than a window and its stride.
         buffer_.shape = {
-            band_.images, problem.conv.out_channels,
-            band_.rows < conv_rows_ ? band_.rows + pool.extent() + pool.stride + band_alignment : conv_rows_,
+            block_.images, problem.conv.out_channels,
+            block_.rows < conv_rows_ ? block_.rows + pool.extent() + pool.stride + row_alignment : conv_rows_,
             problem.conv.out_w()};
         buffer_.stride = dense_strides(buffer_.shape, problem.conv.channels_last);
     }
@@ -69,37 +53,31 @@ public:
     // Groups of images side by side, or, where one call of the convolution shares itself out, in turn.
     void run() {
         const int64_t batch = problem_.conv.batch, pooled_rows = problem_.pool.out_h();
-        const int64_t groups = ceil_div(batch, band_.images);
+        const int64_t groups = ceil_div(batch, block_.images);
         // Stretches compute the rows around their cuts twice, so that there are no more than tasks need.
-        const int64_t bands = ceil_div(conv_rows_, band_.rows);
-        const int64_t stretches =
-            std::min(bands, ceil_div(wanted_band_tasks / 2, std::min(groups, wanted_band_tasks / 2)));
+        const int64_t blocks = ceil_div(conv_rows_, block_.rows);
+        const int64_t stretches = std::min(blocks, ceil_div(wanted_tasks / 2, std::min(groups, wanted_tasks / 2)));
         const int64_t tasks = groups * stretches;
         const bool in_turn = traits_of(problem_.conv, ConvPass::forward).own_parallelism;
-        const int width = in_turn || problem_.conv.flops() < least_flops
-                              ? 1
-                              : static_cast<int>(std::min<int64_t>(num_threads(), tasks));
-        const int64_t worker_bytes = cache_lines(buffer_.size() * int64_t{sizeof(T)});
-        const Workspace workspace(static_cast<size_t>(width * worker_bytes));
-        parallel_for(tasks, width, [&](int64_t task, int worker) {
+        const TaskRunner runner(
+            {tasks, in_turn ? 0 : fused_flops(problem_), 0, cache_lines(buffer_.size() * int64_t{sizeof(T)})});
+        runner.run(tasks, [&](int64_t task, ScratchParts parts) {
             TensorView<T> buffer = buffer_;
-            buffer.data = reinterpret_cast<T*>(static_cast<char*>(workspace.data()) + worker * worker_bytes);
-            const int64_t n = task / stretches * band_.images, stretch = task % stretches;
-            run_stretch(n, std::min(band_.images, batch - n), stretch * pooled_rows / stretches,
+            buffer.data = parts.take<T>(buffer.size());
+            const int64_t n = task / stretches * block_.images, stretch = task % stretches;
+            run_stretch(n, std::min(block_.images, batch - n), stretch * pooled_rows / stretches,
                         (stretch + 1) * pooled_rows / stretches, buffer);
         });
     }
 
 private:
-    static constexpr int64_t least_flops = 1'000'000;
-
     void run_stretch(int64_t n, int64_t images, int64_t p, int64_t p_end, TensorView<T> buffer) const {
         if (p >= p_end) return;
         const Axis& pool = problem_.pool.h;
         buffer.shape[0] = images;
-        int64_t kept = std::max<int64_t>(0, pool.position(p, 0)) / band_alignment * band_alignment;
+        int64_t kept = std::max<int64_t>(0, pool.position(p, 0)) / row_alignment * row_alignment;
         for (int64_t done = kept; p < p_end;) {
-            const int64_t next = std::min(conv_rows_, done + band_.rows);
+            const int64_t next = std::min(conv_rows_, done + block_.rows);
             convolve(n, images, done, next, rows_of(buffer, done - kept, next - kept));
             done = next;
             int64_t p_next = p;
@@ -132,19 +110,15 @@ private:
         const TensorView<T> output = rows_of(output_.images(n, images), p, end);
         const TensorView<uint8_t> codes = rows_of(codes_.images(n, images), p, end);
         max_pool2d<T>(problem, rows_of(buffer, part.input_begin - kept, part.input_end() - kept), output, {}, codes);
-        mark_dead<T>(output, codes);
+        mark_dead(output, codes);
     }
 
     // Rows [begin, end) of the buffer become its first ones.
     static void move_rows(const TensorView<T>& buffer, int64_t begin, int64_t end) {
-        const auto [images, channels, rows, columns] = buffer.shape;
-        (void)rows;
         if (begin == 0 || begin >= end) return;
-        const bool inside = buffer.stride[1] == 1;  // channels: rows are dense as they are
-        for (int64_t n = 0; n < images; ++n)
-            for (int64_t c = 0; c < (inside ? 1 : channels); ++c)
-                std::copy_n(buffer.at(n, c, begin, 0), (end - begin) * columns * (inside ? channels : 1),
-                            buffer.at(n, c, 0, 0));
+        for_each_plane(buffer, [&](int64_t n, int64_t c, int64_t row_elements) {
+            std::copy_n(buffer.at(n, c, begin, 0), (end - begin) * row_elements, buffer.at(n, c, 0, 0));
+        });
     }
 
     const FusedProblem& problem_;
@@ -153,7 +127,7 @@ private:
     const TensorView<uint8_t> codes_;
     const PackedWeight<T> packed_;
     const int64_t conv_rows_ = problem_.conv.out_h();
-    FusedBand band_ = fused_band(problem_);
+    RowBlock block_ = fused_row_block(problem_);
     TensorView<T> buffer_;
 };
 

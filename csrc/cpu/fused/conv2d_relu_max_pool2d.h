@@ -6,10 +6,10 @@
 namespace convx {
 
 // Convolution output that one thread has at a time: some images, or some rows of one.
-struct FusedBand {
+struct RowBlock {
     int64_t images, rows;
 };
-FusedBand fused_band(const FusedProblem& problem);
+RowBlock fused_row_block(const FusedProblem& problem);
 
 template <class T>
 void conv2d_relu_max_pool2d(const FusedProblem& problem, TensorView<const T> input, TensorView<const T> weight,

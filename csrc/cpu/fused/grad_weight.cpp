@@ -1,32 +1,26 @@
-// A band is some rows of windows, a block as many of their columns that the inputs they see fit L1. For a band the
-// chosen pixels are listed channel by channel, block by block; then the inputs of a block are staged with channels
+// A strip is some rows of windows, a block as many of their columns that the inputs they see fit L1. For a strip the
+// selected pixels are listed channel by channel, block by block; then the inputs of a block are staged with channels
 // adjacent and borders written out, and each output channel sums gradient times window over its list, in registers. A
-// task owns bands in order and some output channels; the tasks' sums are added in order. All cuts follow from the
+// task owns strips in order and some output channels; the tasks' sums are added in order. All cuts follow from the
 // problem alone.
 #include "cpu/fused/grad_weight.h"
 
-#include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <limits>
-#include <vector>
 
-#include "common/rounding.h"
 #include "cpu/conv2d/methods.h"
+#include "cpu/conv2d/reference.h"
+#include "cpu/fused/row_blocks.h"
 #include "cpu/runtime/registry.h"
-#include "cpu/runtime/scratch_parts.h"
-#include "cpu/runtime/thread_pool.h"
-#include "cpu/runtime/workspace.h"
+#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
 namespace {
 
-constexpr int64_t l1_bytes = 24 << 10;  // staged inputs of a block
-constexpr int64_t chunk_channels = 32;  // input channels staged together: 12 vectors under 3 taps,
-constexpr int64_t chunk_row = 96;       // or as many in a row of fewer
-constexpr int64_t block_rows = 64;      // output channels of one task
-constexpr int64_t wanted_tasks = 16;
+constexpr int64_t l1_bytes = 24 << 10;                 // staged inputs of a block
+constexpr int64_t chunk_channels = 32;                 // input channels staged together: 12 vectors under 3 taps,
+constexpr int64_t chunk_row = 96;                      // or as many in a row of fewer
+constexpr int64_t block_rows = 64;                     // output channels of one task
 constexpr int64_t most_sum_bytes = int64_t{32} << 20;  // of all tasks
 constexpr int64_t bias_lanes = 8;
 constexpr int64_t largest_window = int64_t{1} << 20;  // elements that one window sees
@@ -35,18 +29,6 @@ constexpr int64_t largest_window = int64_t{1} << 20;  // elements that one windo
 int64_t seen(const Axis& conv, const Axis& pool, int64_t windows) {
     const int64_t pixels = std::min((windows - 1) * pool.stride + pool.extent(), conv.output());
     return (pixels - 1) * conv.stride + conv.extent();
-}
-
-// Inf and NaN have all bits of the exponent set: a comparison that compilers make vectors of.
-template <class T>
-bool are_finite(const T* x, int64_t step, int64_t count) {
-    constexpr T most = std::numeric_limits<T>::max();
-    int finite = 1;
-    if (step == 1)
-        for (int64_t i = 0; i < count; ++i) finite &= std::abs(x[i]) <= most;
-    else
-        for (int64_t i = 0; i < count; ++i) finite &= std::abs(x[i * step]) <= most;
-    return finite != 0;
 }
 
 // Windows in a row.
@@ -99,10 +81,11 @@ struct Window {
 };
 
 template <class T>
-class ChosenPixels {
+class SelectedPixels {
 public:
-    ChosenPixels(const FusedProblem& problem, const TensorView<const T>& grad_output, const TensorView<const T>& input,
-                 const TensorView<const uint8_t>& codes, const TensorView<T>& grad_weight, T* grad_bias)
+    SelectedPixels(const FusedProblem& problem, const TensorView<const T>& grad_output,
+                   const TensorView<const T>& input, const TensorView<const uint8_t>& codes,
+                   const TensorView<T>& grad_weight, T* grad_bias)
         : conv_(problem.conv), pool_(problem.pool), grad_output_(grad_output), input_(input), codes_(codes),
           grad_weight_(grad_weight), grad_bias_(grad_bias) {
         const int64_t taps_w = conv_.w.kernel;
@@ -117,8 +100,8 @@ public:
                                       code % pool_.w.kernel * pool_.w.dilation * conv_.w.stride) *
                                      chunk_);
         row_blocks_ = ceil_div(conv_.out_channels, block_rows);
-        bands_ = ceil_div(pool_.out_h(), windows_h_);
-        units_ = conv_.batch * bands_;
+        strips_ = ceil_div(pool_.out_h(), windows_h_);
+        units_ = conv_.batch * strips_;
         block_sums_ = window_.chunks * window_.lines * sums_row_;
         const int64_t all_sums = conv_.out_channels * block_sums_ * int64_t{sizeof(T)};
         parts_ =
@@ -126,59 +109,55 @@ public:
         if (!grad_weight.data) block_sums_ = 0;
     }
 
-    int64_t tasks() const { return parts_ * row_blocks_; }
-    int width(int threads) const {
-        return conv_.flops() < least_flops ? 1 : static_cast<int>(std::min<int64_t>(threads, tasks()));
+    TaskPlan tasks() const {
+        ScratchParts parts;
+        Scratch(parts, *this);
+        return {parts_ * row_blocks_, fused_flops({conv_, pool_}), sum_bytes() + bias_bytes(), parts.bytes()};
     }
 
     void describe(PassPlan& plan) const {
-        plan.algorithm = "chosen pixels";
+        const TaskPlan tasks = this->tasks();
+        plan.algorithm = "selected-pixels";
         plan.tile = std::to_string(std::min(window_.vectors, int64_t{12})) + " vectors of a row of taps";
         plan.block = std::to_string(windows_h_) + " x " + std::to_string(windows_w_) + " windows, " +
                      std::to_string(std::min(block_rows, conv_.out_channels)) + " output channels x " +
                      std::to_string(chunk_) + " input channels";
-        plan.tasks = tasks();
-        plan.threads = width(static_cast<int>(plan.threads));
-        plan.scratch_bytes = shared_bytes() + plan.threads * Scratch(ScratchParts(), *this).bytes;
-        plan.reason = "sums over the pixels that the pooling chose; over all of them where an array has inf or NaN";
+        plan.tasks = tasks.tasks;
+        plan.threads = tasks.threads(static_cast<int>(plan.threads));
+        plan.scratch_bytes = tasks.scratch_bytes(plan.threads);
+        plan.reason = "sums over the pixels that the pooling selected; over all of them where an array has inf or NaN";
     }
 
     bool run() {
-        const int64_t rows = conv_.out_channels, worker_bytes = Scratch(ScratchParts(), *this).bytes;
-        const int width = this->width(num_threads());
-        const Workspace workspace(static_cast<size_t>(shared_bytes() + width * worker_bytes));
-        char* const memory = static_cast<char*>(workspace.data());
-        sums_ = reinterpret_cast<T*>(memory);
-        bias_sums_ = reinterpret_cast<double*>(memory + sum_bytes());
-        parallel_for(tasks(), width, [&](int64_t task, int worker) {
-            run_task(task / row_blocks_, task % row_blocks_,
-                     Scratch(ScratchParts(memory + shared_bytes() + worker * worker_bytes), *this));
+        const TaskPlan plan = tasks();
+        const TaskRunner runner(plan);
+        sums_ = static_cast<T*>(runner.shared());
+        bias_sums_ = reinterpret_cast<double*>(static_cast<char*>(runner.shared()) + sum_bytes());
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+            run_task(task / row_blocks_, task % row_blocks_, Scratch(parts, *this));
         });
-        parallel_for(rows, width, [&](int64_t k, int) { add_parts(k); });
+        runner.run(conv_.out_channels, [&](int64_t k, ScratchParts) { add_parts(k); });
         return finite_.load();
     }
 
 private:
-    static constexpr int64_t least_flops = 1'000'000;
-
     struct Scratch {
-        Scratch(ScratchParts parts, const ChosenPixels& p)
+        Scratch(ScratchParts& parts, const SelectedPixels& p)
             : staged(parts.take<T>(p.staged_rows_ * p.staged_columns_ * p.chunk_ + p.sums_row_)),
               channels(parts.take<const T*>(p.chunk_)), counts(parts.take<int32_t>(p.blocks_ * block_rows)),
               places(parts.take<int32_t>(p.blocks_ * block_rows * p.block_windows())),
-              grads(parts.take<T>(p.blocks_ * block_rows * p.block_windows())), bytes(parts.bytes()) {}
+              grads(parts.take<T>(p.blocks_ * block_rows * p.block_windows())) {}
         T* staged;  // [row][column][channel] of a block
         const T** channels;
         int32_t* counts;  // [block][output channel]
         int32_t* places;  // [block][output channel][window]
         T* grads;
-        int64_t bytes;
     };
 
     int64_t block_windows() const { return windows_h_ * windows_w_; }
     int64_t sum_bytes() const { return cache_lines(parts_ * conv_.out_channels * block_sums_ * int64_t{sizeof(T)}); }
-    int64_t shared_bytes() const {
-        return sum_bytes() + cache_lines(parts_ * conv_.out_channels * bias_lanes * int64_t{sizeof(double)});
+    int64_t bias_bytes() const {
+        return cache_lines(parts_ * conv_.out_channels * bias_lanes * int64_t{sizeof(double)});
     }
 
     // Windows of a block: as many as fit L1, in the shape that shares most of what they see.
@@ -209,14 +188,16 @@ private:
         std::fill_n(sums, rows * block_sums_, T(0));
         std::fill_n(bias, rows * bias_lanes, 0.0);
         for (int64_t unit = part * units_ / parts_; unit < (part + 1) * units_ / parts_; ++unit) {
-            const int64_t n = unit / bands_, band = unit % bands_;
-            list_band(n, band, first, rows, scratch);
+            const int64_t n = unit / strips_, strip = unit % strips_;
+            list_strip(n, strip, first, rows, scratch);
             add_bias(rows, scratch, bias);
             if (!block_sums_) continue;
-            if (row_block == 0) look_at_inputs(n, band * conv_.h.input / bands_, (band + 1) * conv_.h.input / bands_);
+            if (row_block == 0 && !all_finite(rows_of(input_.images(n, 1), strip * conv_.h.input / strips_,
+                                                      (strip + 1) * conv_.h.input / strips_)))
+                finite_.store(false, std::memory_order_relaxed);
             for (int64_t chunk = 0; chunk < window_.chunks; ++chunk)
                 for (int64_t block = 0; block < blocks_; ++block) {
-                    stage(n, chunk, band, block, scratch);
+                    stage(n, chunk, strip, block, scratch);
                     multiply(rows, chunk, block, scratch, sums);
                 }
         }
@@ -227,8 +208,8 @@ private:
         return std::max<int64_t>(0, pool.position(window, 0));
     }
 
-    void list_band(int64_t n, int64_t band, int64_t first, int64_t rows, const Scratch& scratch) const {
-        const int64_t p_begin = band * windows_h_, p_end = std::min(pool_.out_h(), p_begin + windows_h_);
+    void list_strip(int64_t n, int64_t strip, int64_t first, int64_t rows, const Scratch& scratch) const {
+        const int64_t p_begin = strip * windows_h_, p_end = std::min(pool_.out_h(), p_begin + windows_h_);
         const int64_t row_pitch = conv_.h.stride * staged_columns_ * chunk_, column_pitch = conv_.w.stride * chunk_;
         for (int64_t k = 0; k < rows; ++k)
             for (int64_t block = 0; block < blocks_; ++block) {
@@ -259,7 +240,7 @@ private:
             for (int64_t k = 0; k < rows; ++k) {
                 const T* grads = scratch.grads + (block * block_rows + k) * block_windows();
                 const int64_t count = scratch.counts[block * block_rows + k];
-                finite = finite && are_finite(grads, 1, count);
+                finite = finite && all_finite(grads, count);
                 double* const sums = bias + k * bias_lanes;
                 int64_t j = 0;
                 for (; j + bias_lanes <= count; j += bias_lanes)
@@ -270,19 +251,9 @@ private:
         if (!finite) finite_.store(false, std::memory_order_relaxed);
     }
 
-    void look_at_inputs(int64_t n, int64_t begin, int64_t end) {
-        const bool inside = input_.stride[1] == 1 && input_.stride[3] == conv_.in_channels;
-        bool finite = true;
-        for (int64_t c = 0; c < (inside ? 1 : conv_.in_channels); ++c)
-            for (int64_t row = begin; row < end; ++row)
-                finite = finite && are_finite(input_.at(n, c, row, 0), inside ? 1 : input_.stride[3],
-                                              conv_.w.input * (inside ? conv_.in_channels : 1));
-        if (!finite) finite_.store(false, std::memory_order_relaxed);
-    }
-
-    void stage(int64_t n, int64_t chunk, int64_t band, int64_t block, const Scratch& scratch) const {
+    void stage(int64_t n, int64_t chunk, int64_t strip, int64_t block, const Scratch& scratch) const {
         const int64_t c = chunk * chunk_, channels = std::min(chunk_, conv_.in_channels - c);
-        const int64_t h_first = first_pixel(pool_.h, band * windows_h_) * conv_.h.stride - conv_.h.pad_before;
+        const int64_t h_first = first_pixel(pool_.h, strip * windows_h_) * conv_.h.stride - conv_.h.pad_before;
         const int64_t w_first = first_pixel(pool_.w, block * windows_w_) * conv_.w.stride - conv_.w.pad_before;
         const int64_t begin = std::clamp<int64_t>(w_first, 0, conv_.w.input);
         const int64_t end = std::clamp<int64_t>(w_first + staged_columns_, begin, conv_.w.input);
@@ -321,19 +292,19 @@ private:
     }
 
     void multiply(int64_t rows, int64_t chunk, int64_t block, const Scratch& scratch, T* sums) const {
-        ChosenProducts<T> job{};
-        job.source = scratch.staged;
-        job.offsets = offsets_.data();
-        job.rows = static_cast<int>(window_.lines);
-        job.vectors = static_cast<int>(window_.vectors);
-        job.sums_row = sums_row_;
+        SelectedProductsArgs<T> args{};
+        args.source = scratch.staged;
+        args.offsets = offsets_.data();
+        args.rows = static_cast<int>(window_.lines);
+        args.vectors = static_cast<int>(window_.vectors);
+        args.sums_row = sums_row_;
         for (int64_t k = 0; k < rows; ++k) {
             const int64_t list = block * block_rows + k;
-            job.places = scratch.places + list * block_windows();
-            job.grads = scratch.grads + list * block_windows();
-            job.count = scratch.counts[list];
-            job.sums = sums + k * block_sums_ + chunk * window_.lines * sums_row_;
-            kernels_.chosen_products(job);
+            args.places = scratch.places + list * block_windows();
+            args.grads = scratch.grads + list * block_windows();
+            args.count = scratch.counts[list];
+            args.sums = sums + k * block_sums_ + chunk * window_.lines * sums_row_;
+            kernels_.selected_products(args);
         }
     }
 
@@ -374,7 +345,7 @@ private:
     int64_t sums_row_ = 1, block_sums_ = 0;  // elements of a line, and of all of an output channel
     int64_t windows_h_ = 1, windows_w_ = 1, blocks_ = 1;
     int64_t staged_rows_ = 1, staged_columns_ = 1;
-    int64_t row_blocks_ = 1, bands_ = 1, units_ = 1, parts_ = 1;
+    int64_t row_blocks_ = 1, strips_ = 1, units_ = 1, parts_ = 1;
     std::vector<int64_t> offsets_;  // of the lines
     std::array<int32_t, 256> places_of_codes_{};
     T* sums_ = nullptr;            // [part][output channel][chunk][line][vector]
@@ -387,7 +358,7 @@ private:
 // Cycles per window and output channel, measured on Zen 3 with 16 to 128 channels, windows 1x1 to 7x7: 8 to list a
 // window and one for each vector of inputs, against 9 multiplications a cycle over all pixels (Winograd: 8 to 30 as its
 // channels grow), and 3 to expand the gradient of a pixel, half of which grad_input needs anyway.
-bool sums_chosen_pixels(const FusedProblem& problem) {
+bool sums_selected_pixels(const FusedProblem& problem) {
     const ConvProblem& conv = problem.conv;
     const auto is_zero_padded = [](const Axis& axis) {
         return axis.mode == PaddingMode::zeros || (axis.pad_before == 0 && axis.pad_after == 0);
@@ -406,24 +377,25 @@ bool sums_chosen_pixels(const FusedProblem& problem) {
 }
 
 template <class T>
-bool chosen_pixels_grad_weight(const FusedProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                               TensorView<const uint8_t> codes, TensorView<T> grad_weight, T* grad_bias) {
-    return ChosenPixels<T>(problem, grad_output, input, codes, grad_weight, grad_bias).run();
+bool selected_pixels_grad_weight(const FusedProblem& problem, TensorView<const T> grad_output,
+                                 TensorView<const T> input, TensorView<const uint8_t> codes, TensorView<T> grad_weight,
+                                 T* grad_bias) {
+    return SelectedPixels<T>(problem, grad_output, input, codes, grad_weight, grad_bias).run();
 }
 
-void describe_chosen_pixels(const FusedProblem& problem, PassPlan& plan) {
+void describe_selected_pixels(const FusedProblem& problem, PassPlan& plan) {
     const auto describe = [&](auto number) {
         using T = decltype(number);
         TensorView<T> weight;
         weight.data = &number;  // wanted; nothing is read or written
-        ChosenPixels<T>(problem, {}, {}, {}, weight, nullptr).describe(plan);
+        SelectedPixels<T>(problem, {}, {}, {}, weight, nullptr).describe(plan);
     };
     problem.conv.dtype == DType::float32 ? describe(0.0f) : describe(0.0);
 }
 
-template bool chosen_pixels_grad_weight(const FusedProblem&, TensorView<const float>, TensorView<const float>,
-                                        TensorView<const uint8_t>, TensorView<float>, float*);
-template bool chosen_pixels_grad_weight(const FusedProblem&, TensorView<const double>, TensorView<const double>,
-                                        TensorView<const uint8_t>, TensorView<double>, double*);
+template bool selected_pixels_grad_weight(const FusedProblem&, TensorView<const float>, TensorView<const float>,
+                                          TensorView<const uint8_t>, TensorView<float>, float*);
+template bool selected_pixels_grad_weight(const FusedProblem&, TensorView<const double>, TensorView<const double>,
+                                          TensorView<const uint8_t>, TensorView<double>, double*);
 
 }  // namespace convx

@@ -8,16 +8,17 @@ namespace convx {
 
 // Max-pooling leaves a gradient to one pixel of each window: with 2x2 windows to a quarter of them. Where the weight
 // gradient had better sum over these alone than over all pixels.
-bool sums_chosen_pixels(const FusedProblem& problem);
+bool sums_selected_pixels(const FusedProblem& problem);
 
 // The gradients whose data is not null; codes are legal. Returns false where the input or a gradient is inf or NaN:
 // zeros times these, which are not summed here, would be NaN. The weight gradient is then unspecified, that of the bias
 // is right.
 template <class T>
-bool chosen_pixels_grad_weight(const FusedProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
-                               TensorView<const uint8_t> codes, TensorView<T> grad_weight, T* grad_bias);
+bool selected_pixels_grad_weight(const FusedProblem& problem, TensorView<const T> grad_output,
+                                 TensorView<const T> input, TensorView<const uint8_t> codes, TensorView<T> grad_weight,
+                                 T* grad_bias);
 
 // Turns the plan of the dense gradient, made for plan.threads, into that of this one.
-void describe_chosen_pixels(const FusedProblem& problem, PassPlan& plan);
+void describe_selected_pixels(const FusedProblem& problem, PassPlan& plan);
 
 }  // namespace convx

@@ -7,7 +7,7 @@
 
 #include "cpu/kernels/depthwise_jobs.h"
 #include "cpu/kernels/grouped_jobs.h"
-#include "cpu/kernels/pool_jobs.h"
+#include "cpu/kernels/pool_args.h"
 #include "cpu/kernels/winograd_jobs.h"
 
 namespace convx {
@@ -64,7 +64,7 @@ struct FewChannelsDots {
 // sums[r * sums_row + i] += sum over j < count of grads[j] * source[places[j] + offsets[r] + i], for r < rows and i <
 // vectors * lanes, all of which can be read and written.
 template <class T>
-struct ChosenProducts {
+struct SelectedProductsArgs {
     const T* source;
     const int64_t* offsets;
     int rows, vectors;
@@ -104,8 +104,8 @@ struct KernelSet {
     void (*few_channels_run)(const FewChannelsRun<T>& job);
     void (*few_channels_dots)(const FewChannelsDots<T>& job);
 
-    // The weight gradient of pixels that max-pooling has chosen.
-    void (*chosen_products)(const ChosenProducts<T>& job);
+    // The weight gradient of pixels that max-pooling has selected.
+    void (*selected_products)(const SelectedProductsArgs<T>& args);
 
     // dst[d * dst_stride + lane] for d < depth, lane < width: the runs read src + d * src_stride, other lanes get
     // `pad`.
@@ -168,25 +168,26 @@ struct KernelSet {
     void (*relu_mask_backward)(T* grad_input, const T* grad_output, const uint8_t* mask, int64_t count,
                                bool around_caches);
 
-    // Max-pooling (pool_jobs.h). The pairs work on two residues of the columns modulo 2 at once: pool_stage_pairs reads
+    // Max-pooling (pool_args.h). The pairs work on two residues of the columns modulo 2 at once: pool_stage_pairs reads
     // both in turn from even.source, pool_sum_pairs writes both in turn to even.output. `even` has as many columns as
     // `odd` or one more; where it has more, its sums can be read for a whole vector from that column on.
-    void (*pool_stage)(const PoolStage<T>& job);
-    void (*pool_stage_pairs)(const PoolStage<T>& even, const PoolStage<T>& odd);
-    void (*pool_max)(const PoolMax<T>& job);
-    void (*pool_sum)(const PoolSum<T>& job);
-    void (*pool_spread)(const PoolSpread<T>& job);
-    void (*pool_sum_pairs)(const PoolSum<T>& even, const PoolSum<T>& odd);
+    void (*pool_stage)(const PoolStageArgs<T>& args);
+    void (*pool_stage_pairs)(const PoolStageArgs<T>& even, const PoolStageArgs<T>& odd);
+    void (*pool_max)(const PoolMaxArgs<T>& args);
+    void (*pool_sum)(const PoolSumArgs<T>& args);
+    void (*pool_spread)(const PoolSpreadArgs<T>& args);
+    void (*pool_sum_pairs)(const PoolSumArgs<T>& even, const PoolSumArgs<T>& odd);
     // Narrow planes, `lanes` of them at a time: values and codes, which become numbers, are packed (as whole vectors,
     // the last ones past `count`), pooled or summed, and unpacked. The planes that come next lie `ahead` elements
     // further on. pool_pack returns false if there may be a NaN, which pool_max_numbers must not meet.
     bool (*pool_pack)(T* to, const T* const* planes, int64_t count, int64_t ahead);
-    void (*pool_max_numbers)(const PoolMax<T>& job);
+    void (*pool_max_numbers)(const PoolMaxArgs<T>& args);
     void (*pool_pack_codes)(T* to, const uint8_t* const* planes, int64_t count);
-    bool (*pool_name_indices)(const PoolNaming<T>& job);  // false if an index is that of no tap inside the image
-    bool (*pool_check_lanes)(const PoolLaneCheck<T>& job);
-    void (*pool_sum_lanes)(const PoolLaneSum<T>& job);
-    void (*pool_unpack)(const PoolUnpack<T>& job);
+    bool (*pool_indices_to_codes)(
+        const PoolIndexArgs<T>& args);  // false if an index is that of no tap inside the image
+    bool (*pool_check_lanes)(const PoolLaneCheckArgs<T>& args);
+    void (*pool_sum_lanes)(const PoolLaneSumArgs<T>& args);
+    void (*pool_unpack)(const PoolUnpackArgs<T>& args);
 };
 
 struct Kernels {

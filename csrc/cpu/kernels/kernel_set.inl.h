@@ -4,7 +4,6 @@
 // The arguments of the kernels come before their texts.
 #include "cpu/kernels/kernel_set.h"
 
-#include "cpu/kernels/chosen_products.inl.h"
 #include "cpu/kernels/depthwise_pixel_products.inl.h"
 #include "cpu/kernels/depthwise_pixels.inl.h"
 #include "cpu/kernels/depthwise_plane.inl.h"
@@ -23,6 +22,7 @@
 #include "cpu/kernels/relu_mask.inl.h"
 #include "cpu/kernels/residues.inl.h"
 #include "cpu/kernels/roofline.inl.h"
+#include "cpu/kernels/selected_products.inl.h"
 #include "cpu/kernels/winograd.inl.h"
 #include "cpu/kernels/winograd_channels.inl.h"
 
@@ -43,7 +43,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.few_channels_limit = mr * vecs;
     set.few_channels_run = few_channels_run<T, mr, mr * vecs>;
     set.few_channels_dots = few_channels_dots<T, mr * vecs>;
-    set.chosen_products = chosen_products<T, mr * vecs>;
+    set.selected_products = selected_products<T, mr * vecs>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
     set.pack_row_panels = pack_panels<T, mr>;
@@ -86,7 +86,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.pool_pack = pool_pack<T>;
     set.pool_max_numbers = pool_max_numbers<T>;
     set.pool_pack_codes = pool_pack_codes<T>;
-    set.pool_name_indices = pool_name_indices<T>;
+    set.pool_indices_to_codes = pool_indices_to_codes<T>;
     set.pool_check_lanes = pool_check_lanes<T>;
     set.pool_sum_lanes = pool_sum_lanes<T>;
     set.pool_unpack = pool_unpack<T>;

@@ -2,15 +2,15 @@
 // they are adjacent for a block of cells whose columns are (pixels of a row, or channels of a pixel); what is left is
 // the same for every layout, stride, dilation and padding: compare and keep.
 //
-// Selection is that of SEMANTICS.md in the order of the taps: a tie stays with the earlier one, a NaN replaces all. The
-// test for NaNs would cost as much as the rest, so each vector is first taken as if it had none: per tap a load,
-// compare, blend and max, or, without codes, a max. A sum of the values rides along and tells afterwards: it is a NaN
-// if one of them was (or if infinities of both signs met), and then the vector is taken again, by the rules.
+// Taps are compared in row-major order: a tie stays with the earlier one, a NaN replaces all. The test for NaNs would
+// cost as much as the rest, so each vector is first computed as if it had none: per tap a load, compare, blend and max,
+// or, without codes, a max. A sum of the values tells afterwards: it is a NaN if one of them was (or if infinities of
+// both signs met), and then the vector is computed again with the test.
 #pragma once
 
 namespace {
 
-// What happens to the code of the chosen tap.
+// What happens to the code of the selected tap.
 enum class CodeForm { none, bytes, lanes, indices };
 
 template <class T>
@@ -18,16 +18,18 @@ struct Best {
     Vec<T> value, code, sum;
 };
 
-template <bool with_codes, bool with_nans, class T>
+enum class Nans { absent, summed, tested };
+
+template <bool with_codes, Nans nans, class T>
 inline void take(Best<T>& best, Vec<T> value, Vec<T> code) {
-    if constexpr (with_nans) {
+    if constexpr (nans == Nans::tested) {
         const auto replace = greater_or_nan(value, best.value);
         best.value = select(replace, value, best.value);
         if constexpr (with_codes) best.code = select(replace, code, best.code);
     } else {
         if constexpr (with_codes) best.code = select(greater(value, best.value), code, best.code);
         best.value = max(value, best.value);
-        best.sum = add(best.sum, value);
+        if constexpr (nans == Nans::summed) best.sum = add(best.sum, value);
     }
 }
 
@@ -35,36 +37,37 @@ inline void take(Best<T>& best, Vec<T> value, Vec<T> code) {
 template <class T, bool ranked>
 struct AnyWindow {
     using Exact = AnyWindow;
-    const convx::PoolMax<T>& job;
+    const convx::PoolMaxArgs<T>& args;
 
-    explicit AnyWindow(const convx::PoolMax<T>& given) : job(given) {}
+    explicit AnyWindow(const convx::PoolMaxArgs<T>& given) : args(given) {}
 
-    template <bool with_codes, bool with_nans>
+    template <bool with_codes, Nans nans>
     inline Best<T> best(int64_t at, int64_t column) const {
-        const int tap_columns = job.tap_columns, taps = job.tap_rows * tap_columns;
-        const int64_t* const offsets = job.offsets;
-        const int64_t rank_offset = job.rank_offset, next_code_row = job.code_row - tap_columns;
-        const T* const* row = job.rows_of_taps;
-        const T* code = job.codes;
+        const int tap_columns = args.tap_columns, taps = args.tap_rows * tap_columns;
+        const int64_t* const offsets = args.offsets;
+        const int64_t rank_offset = args.rank_offset, next_code_row = args.code_row - tap_columns;
+        const T* const* row = args.rows_of_taps;
+        const T* code = args.codes;
         const auto code_at = [&](const T* place) {
             if constexpr (!with_codes) return broadcast(T(0));
             if constexpr (ranked) return add(broadcast(*code), load(place + rank_offset));
             return broadcast(*code);
         };
-        // The first value is taken twice, which changes nothing and keeps it out of the loop.
         const T* place = *row + offsets[0] + at;
         const Vec<T> value = load(place);
         Best<T> best{value, code_at(place), value};
-        if (with_codes && job.first_codes) best.code = add(best.code, load(job.first_codes + column));
+        if (with_codes && nans != Nans::absent && args.first_codes)
+            best.code = add(best.code, load(args.first_codes + column));
         Vec<T> other_sum = value;  // two chains of additions, whose latency would count
-        for (int t = 0, s = 0; t < taps; ++t, ++code) {
+        for (int t = 1, s = 1; t < taps; ++t) {
+            ++code;
             if (s == tap_columns) {
                 s = 0;
                 ++row;
                 code += next_code_row;
             }
             place = *row + offsets[s++] + at;
-            take<with_codes, with_nans>(best, load(place), code_at(place));
+            take<with_codes, nans>(best, load(place), code_at(place));
             const Vec<T> sum = best.sum;
             best.sum = other_sum;
             other_sum = sum;
@@ -81,17 +84,17 @@ struct FixedWindow {
     const T* rows[tap_rows];
     int64_t offsets[tap_columns];
     Vec<T> codes[tap_rows * tap_columns];
-    const convx::PoolMax<T>& job;
+    const convx::PoolMaxArgs<T>& args;
 
-    explicit FixedWindow(const convx::PoolMax<T>& given) : job(given) {
-        for (int r = 0; r < tap_rows; ++r) rows[r] = job.rows_of_taps[r];
-        for (int s = 0; s < tap_columns; ++s) offsets[s] = job.offsets[s];
+    explicit FixedWindow(const convx::PoolMaxArgs<T>& given) : args(given) {
+        for (int r = 0; r < tap_rows; ++r) rows[r] = args.rows_of_taps[r];
+        for (int s = 0; s < tap_columns; ++s) offsets[s] = args.offsets[s];
         for (int r = 0; r < tap_rows; ++r)
             for (int s = 0; s < tap_columns; ++s)
-                codes[r * tap_columns + s] = broadcast(job.codes[r * job.code_row + s]);
+                codes[r * tap_columns + s] = broadcast(args.codes[r * args.code_row + s]);
     }
 
-    template <bool with_codes, bool with_nans>
+    template <bool with_codes, Nans nans>
     inline Best<T> best(int64_t at, int64_t column) const {
         Best<T> best;
 #pragma GCC unroll 9
@@ -99,12 +102,13 @@ struct FixedWindow {
             const T* place = rows[t / tap_columns] + offsets[t % tap_columns] + at;
             const Vec<T> value = load(place);
             Vec<T> code = codes[t];
-            if constexpr (ranked) code = add(code, load(place + job.rank_offset));
+            if constexpr (ranked) code = add(code, load(place + args.rank_offset));
             if (t == 0) {
                 best = {value, code, value};
-                if (with_codes && job.first_codes) best.code = add(code, load(job.first_codes + column));
+                if (with_codes && nans != Nans::absent && args.first_codes)
+                    best.code = add(code, load(args.first_codes + column));
             } else {
-                take<with_codes, with_nans>(best, value, code);
+                take<with_codes, nans>(best, value, code);
             }
         }
         return best;
@@ -117,29 +121,29 @@ struct FixedWindow {
 template <class T, int fixed_rows>
 struct PairWindow {
     using Exact = PairWindow<T, 0>;
-    const convx::PoolMax<T>& job;
+    const convx::PoolMaxArgs<T>& args;
 
-    explicit PairWindow(const convx::PoolMax<T>& given) : job(given) {}
+    explicit PairWindow(const convx::PoolMaxArgs<T>& given) : args(given) {}
 
-    template <bool with_codes, bool with_nans>
+    template <bool with_codes, Nans nans>
     inline Best<T> best(int64_t at, int64_t column) const {
         constexpr int lanes = VecOf<T>::lanes;
-        const int tap_rows = fixed_rows ? fixed_rows : job.tap_rows;
+        const int tap_rows = fixed_rows ? fixed_rows : args.tap_rows;
         constexpr int64_t ahead = 4096 / sizeof(T);
-        const T* sequence = job.rows_of_taps[0] + at + column * (2 * tap_rows - 2) + ahead;
+        const T* sequence = args.rows_of_taps[0] + at + column * (2 * tap_rows - 2) + ahead;
         Best<T> best;
 #pragma GCC unroll 2
         for (int r = 0; r < tap_rows; ++r) {
-            const T* pairs = job.rows_of_taps[r] + at;
-            const T* codes = job.codes + r * job.code_row;
+            const T* pairs = args.rows_of_taps[r] + at;
+            const T* codes = args.codes + r * args.code_row;
             const Vec<T> low = load(pairs), high = load(pairs + lanes);
             prefetch(sequence + r * 2 * lanes);
             const Vec<T> first = even_lanes(low, high), second = odd_lanes(low, high);
             if (r == 0)
                 best = {first, broadcast(codes[0]), first};
             else
-                take<with_codes, with_nans>(best, first, broadcast(codes[0]));
-            take<with_codes, with_nans>(best, second, broadcast(codes[1]));
+                take<with_codes, nans>(best, first, broadcast(codes[0]));
+            take<with_codes, nans>(best, second, broadcast(codes[1]));
         }
         return best;
     }
@@ -155,12 +159,12 @@ struct RowOutput {
     int64_t index_origin;
     const int32_t* index_ramp;
 
-    RowOutput(const convx::PoolMax<T>& job, int64_t row)
-        : values(job.output + row * job.output_step),
-          code_bytes(form == CodeForm::bytes ? job.code_bytes + row * job.code_step : nullptr),
-          code_lanes(form == CodeForm::lanes ? job.code_lanes + row * job.code_step : nullptr),
-          indices(form == CodeForm::indices ? job.indices + row * job.code_step : nullptr),
-          index_origin(job.index_origin + row * job.index_row), index_ramp(job.index_ramp) {}
+    RowOutput(const convx::PoolMaxArgs<T>& args, int64_t row)
+        : values(args.output + row * args.output_step),
+          code_bytes(form == CodeForm::bytes ? args.code_bytes + row * args.code_step : nullptr),
+          code_lanes(form == CodeForm::lanes ? args.code_lanes + row * args.code_step : nullptr),
+          indices(form == CodeForm::indices ? args.indices + row * args.code_step : nullptr),
+          index_origin(args.index_origin + row * args.index_row), index_ramp(args.index_ramp) {}
 
     // All lanes, or the first n.
     template <class... Count>
@@ -175,30 +179,31 @@ struct RowOutput {
 
 // The first n cells of one vector, by the rules for NaNs.
 template <CodeForm form, class Window, class T>
-void put_exactly(const convx::PoolMax<T>& job, int64_t row, int64_t column, int n) {
-    const Window window(job);
-    const Best<T> best =
-        window.template best<form != CodeForm::none, true>(row * job.value_step + column * job.column_step, column);
-    RowOutput<form, T>(job, row).put(column, best, n);
+void put_exactly(const convx::PoolMaxArgs<T>& args, int64_t row, int64_t column, int n) {
+    const Window window(args);
+    const Best<T> best = window.template best<form != CodeForm::none, Nans::tested>(
+        row * args.value_step + column * args.column_step, column);
+    RowOutput<form, T>(args, row).put(column, best, n);
 }
 
 // All cells of a block in whole vectors, of which the last one of a row overlaps its neighbour. A row of less than one
 // vector runs over into the next rows, which are written after it, as long as these are dense.
 template <CodeForm form, class Window, class T>
-void pool_max_block(const convx::PoolMax<T>& job) {
+void pool_max_block(const convx::PoolMaxArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const Window window(job);
-    const int64_t columns = job.columns, rows = job.rows, column_step = job.column_step;
-    const bool dense = job.output_step == columns && (form == CodeForm::none || job.code_step == columns);
+    const Window window(args);
+    const int64_t columns = args.columns, rows = args.rows, column_step = args.column_step;
+    const bool dense = args.output_step == columns && (form == CodeForm::none || args.code_step == columns);
     for (int64_t row = 0; row < rows; ++row) {
-        const RowOutput<form, T> output(job, row);
-        const int64_t at = row * job.value_step;
+        const RowOutput<form, T> output(args, row);
+        const int64_t at = row * args.value_step;
         const bool whole = columns >= lanes || (dense && (rows - row) * columns >= lanes);
         for (int64_t column = 0;;) {
-            const Best<T> best = window.template best<form != CodeForm::none, false>(at + column * column_step, column);
+            const Best<T> best =
+                window.template best<form != CodeForm::none, Nans::summed>(at + column * column_step, column);
             const int n = whole ? lanes : static_cast<int>(columns);
             if (any_nan(best.sum))
-                put_exactly<form, typename Window::Exact>(job, row, column, n);
+                put_exactly<form, typename Window::Exact>(args, row, column, n);
             else if (whole)
                 output.put(column, best);
             else
@@ -211,33 +216,33 @@ void pool_max_block(const convx::PoolMax<T>& job) {
 }
 
 template <class T, CodeForm form>
-void pool_max_formed(const convx::PoolMax<T>& job) {
+void pool_max_formed(const convx::PoolMaxArgs<T>& args) {
     const auto is = [&](int tap_rows, int tap_columns) {
-        return job.tap_rows == tap_rows && job.tap_columns == tap_columns;
+        return args.tap_rows == tap_rows && args.tap_columns == tap_columns;
     };
-    if (job.pairs)
-        return is(2, 2) ? pool_max_block<form, PairWindow<T, 2>>(job) : pool_max_block<form, PairWindow<T, 0>>(job);
-    if (form != CodeForm::none && job.rank_offset)
-        return is(3, 1)   ? pool_max_block<form, FixedWindow<T, 3, 1, true>>(job)
-               : is(2, 1) ? pool_max_block<form, FixedWindow<T, 2, 1, true>>(job)
-               : is(5, 1) ? pool_max_block<form, FixedWindow<T, 5, 1, true>>(job)
-                          : pool_max_block<form, AnyWindow<T, true>>(job);
-    if (is(3, 3)) return pool_max_block<form, FixedWindow<T, 3, 3, false>>(job);
-    if (is(2, 2)) return pool_max_block<form, FixedWindow<T, 2, 2, false>>(job);
-    if (is(1, 3)) return pool_max_block<form, FixedWindow<T, 1, 3, false>>(job);
-    if (is(3, 1)) return pool_max_block<form, FixedWindow<T, 3, 1, false>>(job);
-    if (is(2, 1)) return pool_max_block<form, FixedWindow<T, 2, 1, false>>(job);
-    if (is(1, 5)) return pool_max_block<form, FixedWindow<T, 1, 5, false>>(job);
-    if (is(5, 1)) return pool_max_block<form, FixedWindow<T, 5, 1, false>>(job);
-    pool_max_block<form, AnyWindow<T, false>>(job);
+    if (args.pairs)
+        return is(2, 2) ? pool_max_block<form, PairWindow<T, 2>>(args) : pool_max_block<form, PairWindow<T, 0>>(args);
+    if (form != CodeForm::none && args.rank_offset)
+        return is(3, 1)   ? pool_max_block<form, FixedWindow<T, 3, 1, true>>(args)
+               : is(2, 1) ? pool_max_block<form, FixedWindow<T, 2, 1, true>>(args)
+               : is(5, 1) ? pool_max_block<form, FixedWindow<T, 5, 1, true>>(args)
+                          : pool_max_block<form, AnyWindow<T, true>>(args);
+    if (is(3, 3)) return pool_max_block<form, FixedWindow<T, 3, 3, false>>(args);
+    if (is(2, 2)) return pool_max_block<form, FixedWindow<T, 2, 2, false>>(args);
+    if (is(1, 3)) return pool_max_block<form, FixedWindow<T, 1, 3, false>>(args);
+    if (is(3, 1)) return pool_max_block<form, FixedWindow<T, 3, 1, false>>(args);
+    if (is(2, 1)) return pool_max_block<form, FixedWindow<T, 2, 1, false>>(args);
+    if (is(1, 5)) return pool_max_block<form, FixedWindow<T, 1, 5, false>>(args);
+    if (is(5, 1)) return pool_max_block<form, FixedWindow<T, 5, 1, false>>(args);
+    pool_max_block<form, AnyWindow<T, false>>(args);
 }
 
 template <class T>
-void pool_max(const convx::PoolMax<T>& job) {
-    if (job.code_bytes) return pool_max_formed<T, CodeForm::bytes>(job);
-    if (job.code_lanes) return pool_max_formed<T, CodeForm::lanes>(job);
-    if (job.indices) return pool_max_formed<T, CodeForm::indices>(job);
-    pool_max_formed<T, CodeForm::none>(job);
+void pool_max(const convx::PoolMaxArgs<T>& args) {
+    if (args.code_bytes) return pool_max_formed<T, CodeForm::bytes>(args);
+    if (args.code_lanes) return pool_max_formed<T, CodeForm::lanes>(args);
+    if (args.indices) return pool_max_formed<T, CodeForm::indices>(args);
+    pool_max_formed<T, CodeForm::none>(args);
 }
 
 // As many planes as a vector has lanes, transposed: vector i holds element i of every plane. Planes are too short for
@@ -265,66 +270,38 @@ bool pool_pack(T* to, const T* const* planes, int64_t count, int64_t ahead) {
 }
 
 // pool_max of vectors that hold no NaN, column by column: codes as lanes, or none.
-template <class T, bool with_codes, int fixed_rows, int fixed_columns>
-void pool_max_numbers_of(const convx::PoolMax<T>& job) {
-    constexpr int lanes = VecOf<T>::lanes, fixed = fixed_rows * fixed_columns;
-    const int tap_rows = fixed ? fixed_rows : job.tap_rows, tap_columns = fixed ? fixed_columns : job.tap_columns;
-    const T* rows_of_taps[fixed ? fixed_rows : 1];
-    int64_t offsets[fixed ? fixed_columns : 1];
-    Vec<T> codes[fixed ? fixed : 1];
-    for (int r = 0; r < fixed_rows; ++r) rows_of_taps[r] = job.rows_of_taps[r];
-    for (int s = 0; s < fixed_columns; ++s) offsets[s] = job.offsets[s];
-    for (int t = 0; t < fixed; ++t)
-        codes[t] = broadcast(job.codes[t / fixed_columns * job.code_row + t % fixed_columns]);
-    const int64_t columns = job.columns, step = job.column_step * lanes;
-    for (int64_t row = 0; row < job.rows; ++row) {
-        T* to = job.output + row * job.output_step;
-        T* code_to = with_codes ? job.code_lanes + row * job.code_step : nullptr;
-        int64_t at = row * job.value_step;
+template <bool with_codes, class Window, class T>
+void pool_max_numbers_block(const convx::PoolMaxArgs<T>& args) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const Window window(args);
+    const int64_t columns = args.columns, step = args.column_step * lanes;
+    for (int64_t row = 0; row < args.rows; ++row) {
+        T* to = args.output + row * args.output_step;
+        T* code_to = with_codes ? args.code_lanes + row * args.code_step : nullptr;
+        int64_t at = row * args.value_step;
         for (int64_t column = 0; column < columns; column += lanes, at += step) {
-            Vec<T> best, code;
-#pragma GCC unroll 3
-            for (int r = 0; r < tap_rows; ++r) {
-                const T* values = (fixed ? rows_of_taps[r] : job.rows_of_taps[r]) + at;
-#pragma GCC unroll 3
-                for (int s = 0; s < tap_columns; ++s) {
-                    const Vec<T> value = load(values + (fixed ? offsets[s] : job.offsets[s]));
-                    const Vec<T> this_code =
-                        fixed ? codes[fixed ? r * fixed_columns + s : 0] : broadcast(job.codes[r * job.code_row + s]);
-                    if (r == 0 && s == 0) {
-                        best = value;
-                        code = this_code;
-                        continue;
-                    }
-                    if constexpr (with_codes) code = select(greater(value, best), this_code, code);
-                    best = max(value, best);
-                }
-            }
-            store(to + column, best);
-            if constexpr (with_codes) store(code_to + column, code);
+            const Best<T> best = window.template best<with_codes, Nans::absent>(at, column);
+            store(to + column, best.value);
+            if constexpr (with_codes) store(code_to + column, best.code);
         }
     }
 }
 
 template <class T, bool with_codes>
-void pool_max_numbers_formed(const convx::PoolMax<T>& job) {
-    switch (job.tap_rows * 4 + job.tap_columns) {
-        case 3 * 4 + 3:
-            return pool_max_numbers_of<T, with_codes, 3, 3>(job);
-        case 3 * 4 + 2:
-            return pool_max_numbers_of<T, with_codes, 3, 2>(job);
-        case 2 * 4 + 3:
-            return pool_max_numbers_of<T, with_codes, 2, 3>(job);
-        case 2 * 4 + 2:
-            return pool_max_numbers_of<T, with_codes, 2, 2>(job);
-        default:
-            return pool_max_numbers_of<T, with_codes, 0, 0>(job);
-    }
+void pool_max_numbers_formed(const convx::PoolMaxArgs<T>& args) {
+    const auto is = [&](int tap_rows, int tap_columns) {
+        return args.tap_rows == tap_rows && args.tap_columns == tap_columns;
+    };
+    if (is(3, 3)) return pool_max_numbers_block<with_codes, FixedWindow<T, 3, 3, false>>(args);
+    if (is(3, 2)) return pool_max_numbers_block<with_codes, FixedWindow<T, 3, 2, false>>(args);
+    if (is(2, 3)) return pool_max_numbers_block<with_codes, FixedWindow<T, 2, 3, false>>(args);
+    if (is(2, 2)) return pool_max_numbers_block<with_codes, FixedWindow<T, 2, 2, false>>(args);
+    pool_max_numbers_block<with_codes, AnyWindow<T, false>>(args);
 }
 
 template <class T>
-void pool_max_numbers(const convx::PoolMax<T>& job) {
-    job.code_lanes ? pool_max_numbers_formed<T, true>(job) : pool_max_numbers_formed<T, false>(job);
+void pool_max_numbers(const convx::PoolMaxArgs<T>& args) {
+    args.code_lanes ? pool_max_numbers_formed<T, true>(args) : pool_max_numbers_formed<T, false>(args);
 }
 
 template <class T, class Put>
@@ -344,19 +321,19 @@ inline void unpack_lanes(const T* lanes_of_cells, int64_t count, int planes, con
 }
 
 template <class T>
-void pool_unpack(const convx::PoolUnpack<T>& job) {
-    const int64_t count = job.count;
-    const int planes = job.planes;
-    unpack_lanes(job.values, count, planes, [&](int k, int64_t i, Vec<T> v, auto... n) {
-        prefetch_to_write(job.outputs[k] + i + job.ahead);
-        store(job.outputs[k] + i, v, n...);
+void pool_unpack(const convx::PoolUnpackArgs<T>& args) {
+    const int64_t count = args.count;
+    const int planes = args.planes;
+    unpack_lanes(args.values, count, planes, [&](int k, int64_t i, Vec<T> v, auto... n) {
+        prefetch_to_write(args.outputs[k] + i + args.ahead);
+        store(args.outputs[k] + i, v, n...);
     });
-    if (job.code_bytes)
-        unpack_lanes(job.codes, count, planes,
-                     [&](int k, int64_t i, Vec<T> v, auto... n) { store_codes(job.code_bytes[k] + i, v, n...); });
-    if (job.indices)
-        unpack_lanes(job.codes, count, planes, [&](int k, int64_t i, Vec<T> v, auto... n) {
-            store_indices(job.indices[k] + i, v, job.index_ramp + i, 0, n...);
+    if (args.code_bytes)
+        unpack_lanes(args.codes, count, planes,
+                     [&](int k, int64_t i, Vec<T> v, auto... n) { store_codes(args.code_bytes[k] + i, v, n...); });
+    if (args.indices)
+        unpack_lanes(args.codes, count, planes, [&](int k, int64_t i, Vec<T> v, auto... n) {
+            store_indices(args.indices[k] + i, v, args.index_ramp + i, 0, n...);
         });
 }
 
@@ -373,32 +350,32 @@ inline Vec<T> load_last(const T* p, int64_t n, bool beyond) {
 }
 
 template <class T>
-void pool_stage(const convx::PoolStage<T>& job) {
+void pool_stage(const convx::PoolStageArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const Vec<T> fill = broadcast(job.fill);
-    const int64_t count = job.pixels * job.group;
-    for (int64_t row = 0; row < job.rows; ++row) {
-        T* to = job.staged + row * job.staged_step;
-        const T* from = job.source + row * job.source_step;
-        fill_lanes(to, job.before, fill);
-        to += job.before;
-        if (job.pixel_step == job.group) {
-            for (int64_t i = 0; i < count; i += lanes) store(to + i, load_last(from + i, count - i, job.beyond));
-        } else if (job.group == 1) {
-            for (int64_t i = 0; i < count; ++i) to[i] = from[i * job.pixel_step];
+    const Vec<T> fill = broadcast(args.fill);
+    const int64_t count = args.pixels * args.group;
+    for (int64_t row = 0; row < args.rows; ++row) {
+        T* to = args.staged + row * args.staged_step;
+        const T* from = args.source + row * args.source_step;
+        fill_lanes(to, args.before, fill);
+        to += args.before;
+        if (args.pixel_step == args.group) {
+            for (int64_t i = 0; i < count; i += lanes) store(to + i, load_last(from + i, count - i, args.beyond));
+        } else if (args.group == 1) {
+            for (int64_t i = 0; i < count; ++i) to[i] = from[i * args.pixel_step];
         } else {
-            for (int64_t pixel = 0; pixel < job.pixels; ++pixel)
-                for (int64_t i = 0; i < job.group; i += lanes)
-                    store(to + pixel * job.group + i,
-                          load_last(from + pixel * job.pixel_step + i, job.group - i, job.beyond));
+            for (int64_t pixel = 0; pixel < args.pixels; ++pixel)
+                for (int64_t i = 0; i < args.group; i += lanes)
+                    store(to + pixel * args.group + i,
+                          load_last(from + pixel * args.pixel_step + i, args.group - i, args.beyond));
         }
-        fill_lanes(to + count, job.after, fill);
+        fill_lanes(to + count, args.after, fill);
     }
 }
 
 // Both residues of columns modulo 2 at once: even.source holds even and odd pixels in turn.
 template <class T>
-void pool_stage_pairs(const convx::PoolStage<T>& even, const convx::PoolStage<T>& odd) {
+void pool_stage_pairs(const convx::PoolStageArgs<T>& even, const convx::PoolStageArgs<T>& odd) {
     constexpr int lanes = VecOf<T>::lanes;
     const Vec<T> fill = broadcast(even.fill);
     const int64_t count = even.pixels + odd.pixels;

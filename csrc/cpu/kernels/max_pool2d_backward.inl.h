@@ -11,23 +11,23 @@ namespace {
 // The sums of a row of cells, a vector at a time. Of any number of windows:
 template <class T>
 struct AnyWindows {
-    const convx::PoolSum<T>& job;
+    const convx::PoolSumArgs<T>& args;
     int64_t grad_at = 0, code_at = 0;
 
-    explicit AnyWindows(const convx::PoolSum<T>& given) : job(given) {}
+    explicit AnyWindows(const convx::PoolSumArgs<T>& given) : args(given) {}
 
     inline void set_row(int64_t row) {
-        grad_at = row * job.grad_step;
-        code_at = row * job.code_step;
+        grad_at = row * args.grad_step;
+        code_at = row * args.code_step;
     }
     inline Vec<T> sum(int64_t column) const {
-        const int tap_columns = job.tap_columns;
-        const int64_t* const offsets = job.offsets;
+        const int tap_columns = args.tap_columns;
+        const int64_t* const offsets = args.offsets;
         Vec<T> sum = broadcast(T(0));
-        for (int r = 0; r < job.tap_rows; ++r) {
-            const T* grads = job.grad_rows[r] + grad_at + column;
-            const uint8_t* codes = job.code_rows[r] + code_at + column;
-            const uint8_t* wanted = job.wanted + r * job.wanted_row;
+        for (int r = 0; r < args.tap_rows; ++r) {
+            const T* grads = args.grad_rows[r] + grad_at + column;
+            const uint8_t* codes = args.code_rows[r] + code_at + column;
+            const uint8_t* wanted = args.wanted + r * args.wanted_row;
             for (int s = 0; s < tap_columns; ++s)
                 sum = add_where(codes_equal<T>(codes + offsets[s], broadcast_code(wanted[s])), sum,
                                 load(grads + offsets[s]));
@@ -39,22 +39,22 @@ struct AnyWindows {
 // Of a number known at compile time: pointers to rows and offsets of columns stay in registers.
 template <class T, int tap_rows, int tap_columns>
 struct FixedWindows {
-    const convx::PoolSum<T>& job;
+    const convx::PoolSumArgs<T>& args;
     Code wanted[tap_rows * tap_columns];
     int64_t offsets[tap_columns];
     const T* grads[tap_rows];
     const uint8_t* codes[tap_rows];
 
-    explicit FixedWindows(const convx::PoolSum<T>& given) : job(given) {
-        for (int s = 0; s < tap_columns; ++s) offsets[s] = job.offsets[s];
+    explicit FixedWindows(const convx::PoolSumArgs<T>& given) : args(given) {
+        for (int s = 0; s < tap_columns; ++s) offsets[s] = args.offsets[s];
         for (int t = 0; t < tap_rows * tap_columns; ++t)
-            wanted[t] = broadcast_code(job.wanted[t / tap_columns * job.wanted_row + t % tap_columns]);
+            wanted[t] = broadcast_code(args.wanted[t / tap_columns * args.wanted_row + t % tap_columns]);
     }
 
     inline void set_row(int64_t row) {
         for (int r = 0; r < tap_rows; ++r) {
-            grads[r] = job.grad_rows[r] + row * job.grad_step;
-            codes[r] = job.code_rows[r] + row * job.code_step;
+            grads[r] = args.grad_rows[r] + row * args.grad_step;
+            codes[r] = args.code_rows[r] + row * args.code_step;
         }
     }
     inline Vec<T> sum(int64_t column) const {
@@ -70,13 +70,13 @@ struct FixedWindows {
 };
 
 template <class Windows, class T>
-void pool_sum_block(const convx::PoolSum<T>& job) {
+void pool_sum_block(const convx::PoolSumArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    Windows windows(job);
-    const int64_t rows = job.rows, columns = job.columns;
+    Windows windows(args);
+    const int64_t rows = args.rows, columns = args.columns;
     for (int64_t row = 0; row < rows; ++row) {
         windows.set_row(row);
-        T* to = job.output + row * job.output_step;
+        T* to = args.output + row * args.output_step;
         if (columns < lanes) {
             store(to, windows.sum(0), static_cast<int>(columns));
             continue;
@@ -88,17 +88,17 @@ void pool_sum_block(const convx::PoolSum<T>& job) {
 }
 
 template <class T>
-void pool_sum(const convx::PoolSum<T>& job) {
+void pool_sum(const convx::PoolSumArgs<T>& args) {
     const auto is = [&](int tap_rows, int tap_columns) {
-        return job.tap_rows == tap_rows && job.tap_columns == tap_columns;
+        return args.tap_rows == tap_rows && args.tap_columns == tap_columns;
     };
-    if (is(1, 1)) return pool_sum_block<FixedWindows<T, 1, 1>>(job);
-    if (is(1, 2)) return pool_sum_block<FixedWindows<T, 1, 2>>(job);
-    if (is(2, 1)) return pool_sum_block<FixedWindows<T, 2, 1>>(job);
-    if (is(2, 2)) return pool_sum_block<FixedWindows<T, 2, 2>>(job);
-    if (is(2, 3)) return pool_sum_block<FixedWindows<T, 2, 3>>(job);
-    if (is(3, 3)) return pool_sum_block<FixedWindows<T, 3, 3>>(job);
-    pool_sum_block<AnyWindows<T>>(job);
+    if (is(1, 1)) return pool_sum_block<FixedWindows<T, 1, 1>>(args);
+    if (is(1, 2)) return pool_sum_block<FixedWindows<T, 1, 2>>(args);
+    if (is(2, 1)) return pool_sum_block<FixedWindows<T, 2, 1>>(args);
+    if (is(2, 2)) return pool_sum_block<FixedWindows<T, 2, 2>>(args);
+    if (is(2, 3)) return pool_sum_block<FixedWindows<T, 2, 3>>(args);
+    if (is(3, 3)) return pool_sum_block<FixedWindows<T, 3, 3>>(args);
+    pool_sum_block<AnyWindows<T>>(args);
 }
 
 // Codes of as many planes as a vector has lanes, transposed and made numbers: vector i holds code i of every plane.
@@ -117,104 +117,105 @@ void pool_pack_codes(T* to, const uint8_t* const* planes, int64_t count) {
     }
 }
 
+template <class T>
+bool are_zero(Vec<T> v) {
+    T lanes[VecOf<T>::lanes];
+    store(lanes, v);
+    for (const T lane : lanes)
+        if (lane != T(0)) return false;
+    return true;
+}
+
 // A vector of windows, from the distances of their indices to their origins. Comparisons are such that a NaN, which
 // stands for a far index, is outside.
 template <class T>
-inline Vec<T> name_indices(const convx::PoolNaming<T>& job, Vec<T> distance, int64_t column, Vec<T>& wrong) {
-    const Vec<T> one = broadcast(T(1)), back = broadcast(-job.tap_row_distance);
+inline Vec<T> codes_of_distances(const convx::PoolIndexArgs<T>& args, Vec<T> distance, int64_t column, Vec<T>& wrong) {
+    const Vec<T> one = broadcast(T(1)), back = broadcast(-args.tap_row_distance);
     Vec<T> tap_row = broadcast(T(0)), tap_column = distance;
-    for (int r = 1; r < job.tap_rows; ++r) {
-        const auto reaches = greater(distance, broadcast(T(r) * job.tap_row_distance - T(0.5)));
+    for (int r = 1; r < args.tap_rows; ++r) {
+        const auto reaches = greater(distance, broadcast(T(r) * args.tap_row_distance - T(0.5)));
         tap_row = add_where(reaches, tap_row, one);
         tap_column = add_where(reaches, tap_column, back);
     }
-    Vec<T> inside = select(greater(tap_column, load(job.below_tap_column + column)), one, broadcast(T(0)));
-    inside = select(greater(load(job.above_tap_column + column), tap_column), inside, broadcast(T(0)));
-    inside = select(greater(tap_row, load(job.below_tap_row + column)), inside, broadcast(T(0)));
-    inside = select(greater(load(job.above_tap_row + column), tap_row), inside, broadcast(T(0)));
+    Vec<T> inside = select(greater(tap_column, load(args.below_tap_column + column)), one, broadcast(T(0)));
+    inside = select(greater(load(args.above_tap_column + column), tap_column), inside, broadcast(T(0)));
+    inside = select(greater(tap_row, load(args.below_tap_row + column)), inside, broadcast(T(0)));
+    inside = select(greater(load(args.above_tap_row + column), tap_row), inside, broadcast(T(0)));
     wrong = select(equal(inside, one), wrong, one);
-    return fma(tap_row, broadcast(job.tap_columns), tap_column);
+    return fma(tap_row, broadcast(args.tap_columns), tap_column);
 }
 
 template <class T>
-bool pool_name_indices(const convx::PoolNaming<T>& job) {
+bool pool_indices_to_codes(const convx::PoolIndexArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const int64_t columns = job.columns;
-    const int32_t* ramp = job.index_ramp;
+    const int64_t columns = args.columns;
+    const int32_t* ramp = args.index_ramp;
     Vec<T> wrong = broadcast(T(0));
-    for (int64_t row = 0; row < job.rows; ++row) {
-        const int64_t* indices = job.indices + row * job.index_step;
-        uint8_t* codes = job.codes + row * job.code_step;
-        const int64_t origin = job.index_origin + row * job.index_row;
+    for (int64_t row = 0; row < args.rows; ++row) {
+        const int64_t* indices = args.indices + row * args.index_step;
+        uint8_t* codes = args.codes + row * args.code_step;
+        const int64_t origin = args.index_origin + row * args.index_row;
         if (columns < lanes) {
             int64_t some[lanes];  // the others are given the distance of the first
             for (int i = 0; i < lanes; ++i) some[i] = i < columns ? indices[i] : indices[0] - ramp[0] + ramp[i];
-            store_codes(codes, name_indices(job, load_indices<T>(some, ramp, origin), 0, wrong),
+            store_codes(codes, codes_of_distances(args, load_indices<T>(some, ramp, origin), 0, wrong),
                         static_cast<int>(columns));
             continue;
         }
         for (int64_t column = 0;;) {
             const Vec<T> distance = load_indices<T>(indices + column, ramp + column, origin);
-            store_codes(codes + column, name_indices(job, distance, column, wrong));
+            store_codes(codes + column, codes_of_distances(args, distance, column, wrong));
             column += lanes;
             if (column >= columns) break;
             if (column > columns - lanes) column = columns - lanes;  // overlaps its neighbour
         }
     }
-    T found[lanes];
-    store(found, wrong);
-    for (const T lane : found)
-        if (lane != T(0)) return false;
-    return true;
+    return are_zero<T>(wrong);
 }
 
 // True if all codes are legal. What a comparison says is summed up: add_where leaves a sum of zeros alone.
 template <class T>
-bool pool_check_lanes(const convx::PoolLaneCheck<T>& job) {
+bool pool_check_lanes(const convx::PoolLaneCheckArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
     const Vec<T> zero = broadcast(T(0)), one = broadcast(T(1)), none = broadcast(T(255)),
-                 last = broadcast(T(job.taps - 1));
+                 last = broadcast(T(args.taps - 1));
     Vec<T> illegal = zero;
-    for (int64_t row = 0; row < job.rows; ++row) {
-        const T* codes = job.codes + row * job.row_step;
-        for (int64_t column = 0; column < job.columns; ++column, codes += lanes) {
+    for (int64_t row = 0; row < args.rows; ++row) {
+        const T* codes = args.codes + row * args.row_step;
+        for (int64_t column = 0; column < args.columns; ++column, codes += lanes) {
             const Vec<T> code = load(codes);
             Vec<T> wrong = select(equal(code, none), zero, one);
-            if (job.all_taps)
+            if (args.all_taps)
                 wrong = select(greater(code, last), wrong, zero);
             else
-                for (int t = 0; t < job.taps; ++t) wrong = select(equal(code, broadcast(job.legal[t])), zero, wrong);
+                for (int t = 0; t < args.taps; ++t) wrong = select(equal(code, broadcast(args.legal[t])), zero, wrong);
             illegal = max(illegal, wrong);
         }
     }
-    T found[lanes];
-    store(found, illegal);
-    for (const T lane : found)
-        if (lane != T(0)) return false;
-    return true;
+    return are_zero<T>(illegal);
 }
 
 template <class T, int fixed_taps>
-void pool_sum_lanes_of(const convx::PoolLaneSum<T>& job) {
+void pool_sum_lanes_of(const convx::PoolLaneSumArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const int taps = fixed_taps ? fixed_taps : job.taps;
+    const int taps = fixed_taps ? fixed_taps : args.taps;
     int64_t offsets[fixed_taps ? fixed_taps : 1];
     Vec<T> wanted[fixed_taps ? fixed_taps : 1];
     for (int t = 0; t < fixed_taps; ++t) {
-        offsets[t] = job.offsets[t];
-        wanted[t] = broadcast(job.wanted[t]);
+        offsets[t] = args.offsets[t];
+        wanted[t] = broadcast(args.wanted[t]);
     }
-    const int64_t columns = job.columns, output_step = job.output_step;
-    for (int64_t row = 0; row < job.rows; ++row) {
-        const T* grads = job.grads + row * job.row_step;
-        const T* codes = job.codes + row * job.row_step;
-        T* to = job.output + row * job.output_row;
+    const int64_t columns = args.columns, output_step = args.output_step;
+    for (int64_t row = 0; row < args.rows; ++row) {
+        const T* grads = args.grads + row * args.row_step;
+        const T* codes = args.codes + row * args.row_step;
+        T* to = args.output + row * args.output_row;
         for (int64_t column = 0; column < columns; ++column, grads += lanes, codes += lanes, to += output_step) {
             Vec<T> sum = broadcast(T(0));
 #pragma GCC unroll 9
             for (int t = 0; t < taps; ++t) {
-                const int64_t at = fixed_taps ? offsets[t] : job.offsets[t];
-                const Vec<T> want = fixed_taps ? wanted[t] : broadcast(job.wanted[t]);
+                const int64_t at = fixed_taps ? offsets[t] : args.offsets[t];
+                const Vec<T> want = fixed_taps ? wanted[t] : broadcast(args.wanted[t]);
                 sum = add_where(equal(load(codes + at), want), sum, load(grads + at));
             }
             store(to, sum);
@@ -223,20 +224,20 @@ void pool_sum_lanes_of(const convx::PoolLaneSum<T>& job) {
 }
 
 template <class T>
-void pool_sum_lanes(const convx::PoolLaneSum<T>& job) {
-    switch (job.taps) {
+void pool_sum_lanes(const convx::PoolLaneSumArgs<T>& args) {
+    switch (args.taps) {
         case 1:
-            return pool_sum_lanes_of<T, 1>(job);
+            return pool_sum_lanes_of<T, 1>(args);
         case 2:
-            return pool_sum_lanes_of<T, 2>(job);
+            return pool_sum_lanes_of<T, 2>(args);
         case 4:
-            return pool_sum_lanes_of<T, 4>(job);
+            return pool_sum_lanes_of<T, 4>(args);
         case 6:
-            return pool_sum_lanes_of<T, 6>(job);
+            return pool_sum_lanes_of<T, 6>(args);
         case 9:
-            return pool_sum_lanes_of<T, 9>(job);
+            return pool_sum_lanes_of<T, 9>(args);
         default:
-            return pool_sum_lanes_of<T, 0>(job);
+            return pool_sum_lanes_of<T, 0>(args);
     }
 }
 
@@ -257,7 +258,7 @@ inline void store_in_turn(T* to, Vec<T> even, Vec<T> odd, int64_t n) {
 }
 
 template <class EvenWindows, class OddWindows, class T>
-void pool_sum_pairs_block(const convx::PoolSum<T>& even, const convx::PoolSum<T>& odd) {
+void pool_sum_pairs_block(const convx::PoolSumArgs<T>& even, const convx::PoolSumArgs<T>& odd) {
     EvenWindows even_windows(even);
     OddWindows odd_windows(odd);
     const int64_t rows = even.rows, cells = even.columns + odd.columns;
@@ -271,7 +272,7 @@ void pool_sum_pairs_block(const convx::PoolSum<T>& even, const convx::PoolSum<T>
 }
 
 template <class T>
-void pool_sum_pairs(const convx::PoolSum<T>& even, const convx::PoolSum<T>& odd) {
+void pool_sum_pairs(const convx::PoolSumArgs<T>& even, const convx::PoolSumArgs<T>& odd) {
     const auto are = [&](int tap_rows, int even_columns, int odd_columns) {
         return even.tap_rows == tap_rows && even.tap_columns == even_columns && odd.tap_columns == odd_columns;
     };
@@ -286,17 +287,17 @@ void pool_sum_pairs(const convx::PoolSum<T>& even, const convx::PoolSum<T>& odd)
 // Gradients and codes, as numbers, are doubled once for all rows of the window: a third of the instructions that two
 // sums for each row take. The last vector overlaps its neighbour.
 template <class T>
-void pool_spread(const convx::PoolSpread<T>& job) {
+void pool_spread(const convx::PoolSpreadArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
     T turns[lanes];
     for (int i = 0; i < lanes; ++i) turns[i] = T(i % 2);
     const Vec<T> first_row = load(turns), next_row = broadcast(T(2)), zero = broadcast(T(0));
-    const int64_t rows = job.rows, columns = job.columns, output_row = job.output_row;
-    const int tap_rows = job.tap_rows;
-    T* output = job.output;
+    const int64_t rows = args.rows, columns = args.columns, output_row = args.output_row;
+    const int tap_rows = args.tap_rows;
+    T* output = args.output;
     for (int64_t row = 0; row < rows; ++row, output += tap_rows * output_row) {
-        const T* grads = job.grads + row * job.grad_step;
-        const uint8_t* codes = job.codes + row * job.code_step;
+        const T* grads = args.grads + row * args.grad_step;
+        const uint8_t* codes = args.codes + row * args.code_step;
         if (columns < lanes) {
             for (int64_t column = 0; column < columns; ++column)
                 for (int tap = 0; tap < 2 * tap_rows; ++tap)

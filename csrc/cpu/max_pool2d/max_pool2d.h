@@ -1,7 +1,11 @@
 // Max-pooling over views of any strides: values, int64 indices or one-byte window codes, and both gradients.
 #pragma once
 
+#include <string_view>
+
 #include "common/problem.h"
+#include "cpu/kernels/kernel_set.h"
+#include "cpu/pass_plan.h"
 
 namespace convx {
 
@@ -22,5 +26,13 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
 template <class T>
 bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_output, TensorView<const uint8_t> codes,
                          TensorView<T> grad_input);
+
+// What would run, for convx.explain: for arrays that are dense in the layout of the problem. By indices or codes; in
+// the forward pass, neither is possible.
+enum class Argmax { none, indices, codes };
+PassPlan plan_max_pool2d(const PoolProblem& problem, bool backward, Argmax argmax, const Kernels& kernels, int threads);
+
+// For tests: the method that computes every pass that it supports; any other name: the first that suits.
+void set_max_pool2d_method(std::string_view name);
 
 }  // namespace convx

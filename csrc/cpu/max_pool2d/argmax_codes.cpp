@@ -1,18 +1,13 @@
-#include "cpu/max_pool2d/chosen.h"
+#include "cpu/max_pool2d/argmax_codes.h"
 
-#include <atomic>
 #include <cstdlib>
 
-#include "common/rounding.h"
-#include "cpu/max_pool2d/max_pool2d.h"
-#include "cpu/max_pool2d/pool_axis.h"
-#include "cpu/runtime/thread_pool.h"
+#include "cpu/max_pool2d/driver.h"
+#include "cpu/max_pool2d/windows.h"
 
 namespace convx {
 
 namespace {
-
-constexpr int64_t task_elements = int64_t{1} << 15;
 
 // The cells of a view row by row: rows (n, c, p) of Q cells, or, where channels lie closer than pixels, rows (n, p) of
 // Q x C cells.
@@ -51,16 +46,12 @@ struct Rows {
         }
     }
 
-    // True if legal(row, rows) is for all rows, which are looked at in parallel.
+    // True if legal(row, rows) is for all rows, which are read in parallel.
     template <class Legal>
-    bool all(int width, const Legal& legal) const {
-        const int64_t task_rows = std::max<int64_t>(1, task_elements / cells());
-        std::atomic<bool> result{true};
-        parallel_for(ceil_div(count(), task_rows), width, [&](int64_t task, int) {
-            const int64_t row = task * task_rows;
-            if (!legal(row, std::min(task_rows, count() - row))) result.store(false, std::memory_order_relaxed);
-        });
-        return result.load();
+    bool all(const PoolProblem& problem, const Legal& legal) const {
+        const PoolUnits units(count(), cells());
+        return run_units(pool_tasks(problem, units), units,
+                         [&](int64_t begin, int64_t end, ScratchParts) { return legal(begin, end - begin); });
     }
 
     const TensorView<const U> view;
@@ -72,7 +63,7 @@ struct Rows {
 
 // A code is legal if its tap lies inside the image. That of a whole window is below the number of taps; rows of windows
 // that lack taps have theirs in an interval, because those that they have are neighbours; columns go by a table.
-bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>& codes, int width) {
+bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>& codes) {
     const std::vector<WindowRun> row_runs = window_runs(problem.h), column_runs = window_runs(problem.w);
     const int64_t columns = problem.w.kernel, rows_per_plane = problem.out_h();
     struct Border {
@@ -88,7 +79,7 @@ bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>
         borders.push_back(border);
     }
     const Rows<uint8_t> view(codes);
-    return view.all(width, [&](int64_t first_row, int64_t rows) {
+    return view.all(problem, [&](int64_t first_row, int64_t rows) {
         uint8_t illegal = 0;
         const auto expect_between = [&](int64_t row, int64_t count, int64_t begin, int64_t taps) {
             const uint8_t least = static_cast<uint8_t>(begin), below = static_cast<uint8_t>(taps);
@@ -123,7 +114,7 @@ bool codes_are_legal(const PoolProblem& problem, const TensorView<const uint8_t>
     });
 }
 
-Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64_t>& indices, bool cut, int width) {
+Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64_t>& indices, bool cut) {
     const Axis& h = problem.h;
     const int64_t columns = problem.w.input, rows_per_plane = problem.out_h(), windows = problem.out_w();
     const int64_t last_cell = h.input * columns - 1;
@@ -131,7 +122,7 @@ Indices inspect_indices(const PoolProblem& problem, const TensorView<const int64
     const std::vector<WindowRun> row_runs = window_runs(h), column_runs = window_runs(problem.w);
     const Rows<int64_t> view(indices);
     std::atomic<bool> local{true};
-    const bool legal = view.all(width, [&](int64_t first_row, int64_t rows) {
+    const bool legal = view.all(problem, [&](int64_t first_row, int64_t rows) {
         // The sign bit of index - least or most - index tells, without a comparison, which 64-bit SSE2 lacks.
         const auto are_between = [&](int64_t row, int64_t count, int64_t pixel, int64_t pixels, int64_t least,
                                      int64_t most) {

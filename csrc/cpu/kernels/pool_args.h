@@ -1,6 +1,6 @@
 // What the pooling kernels of a KernelSet work on: blocks of rows x columns cells whose columns are adjacent.
 //
-// A stream is a pointer to what belongs to cell (0, 0), with the same step from row to row for all streams of a job.
+// A stream is a pointer to what belongs to cell (0, 0), with the same step from row to row for all streams of a call.
 // Every stream can be read for a whole vector, even where columns are fewer.
 #pragma once
 
@@ -8,10 +8,11 @@
 
 namespace convx {
 
-// The best of tap_rows x tap_columns values per cell, by the rules of SEMANTICS.md: value (r, s) of cell (0, 0) lies at
-// rows_of_taps[r][offsets[s]] and its code is codes[r * code_row + s].
+// The greatest of tap_rows x tap_columns values per cell: value (r, s) of cell (0, 0) lies at
+// rows_of_taps[r][offsets[s]] and its code is codes[r * code_row + s]. The first of equal values counts, and the last
+// NaN.
 template <class T>
-struct PoolMax {
+struct PoolMaxArgs {
     int tap_rows, tap_columns;
     bool pairs;  // tap_columns is 2 and both lie in turn in rows_of_taps[r], so that column_step is 2
     const T* const* rows_of_taps;
@@ -25,7 +26,7 @@ struct PoolMax {
     int64_t rows, columns;
     T* output;
     int64_t output_step;
-    uint8_t* code_bytes;  // codes of the chosen values as bytes, or null
+    uint8_t* code_bytes;  // codes of the selected values as bytes, or null
     T* code_lanes;        // the same as numbers of type T, or null
     int64_t* indices;     // or added to index_origin + row * index_row + index_ramp[column]; one of the three at most
     int64_t code_step;
@@ -36,7 +37,7 @@ struct PoolMax {
 // The way back from lanes to planes: element i of plane k is lane k of vector i. Values, and their codes or indices
 // (these with index_ramp[i] added) unless null. The vectors after the last one can be read.
 template <class T>
-struct PoolUnpack {
+struct PoolUnpackArgs {
     const T* values;
     const T* codes;
     int64_t count;
@@ -52,7 +53,7 @@ struct PoolUnpack {
 // (r, s) of cell (0, 0) lies at grad_rows[r][offsets[s]], its code at code_rows[r][offsets[s]], and the wanted code is
 // wanted[r * wanted_row + s]. No taps: zeros.
 template <class T>
-struct PoolSum {
+struct PoolSumArgs {
     int tap_rows, tap_columns;
     const T* const* grad_rows;
     const uint8_t* const* code_rows;
@@ -69,7 +70,7 @@ struct PoolSum {
 // that its code names, at output + (row * tap_rows + code / 2) * output_row + 2 * column + code % 2, zeros to the
 // others.
 template <class T>
-struct PoolSpread {
+struct PoolSpreadArgs {
     const T* grads;
     const uint8_t* codes;
     int64_t grad_step, code_step;
@@ -79,10 +80,10 @@ struct PoolSpread {
     int64_t output_row;
 };
 
-// PoolSum with codes as numbers of type T, one vector per cell: gradient t of the first cell lies at grads +
+// PoolSumArgs with codes as numbers of type T, one vector per cell: gradient t of the first cell lies at grads +
 // offsets[t], its code at codes + offsets[t].
 template <class T>
-struct PoolLaneSum {
+struct PoolLaneSumArgs {
     int taps;
     const T *grads, *codes;
     const int64_t* offsets;
@@ -93,9 +94,9 @@ struct PoolLaneSum {
     int64_t output_row, output_step;  // from row to row and from column to column
 };
 
-// Codes like those of PoolLaneSum, of windows that have the same taps.
+// Codes like those of PoolLaneSumArgs, of windows that have the same taps.
 template <class T>
-struct PoolLaneCheck {
+struct PoolLaneCheckArgs {
     const T* codes;
     int64_t rows, columns, row_step;
     const T* legal;  // `taps` codes, besides the one for no gradient
@@ -103,10 +104,10 @@ struct PoolLaneCheck {
     bool all_taps;  // the legal codes are 0, 1, ... taps - 1
 };
 
-// Indices of chosen cells, to be named by the codes of windows whose columns are adjacent input columns under a tap
-// each. The window at (row, column) begins at index_origin + row * index_row + index_ramp[column].
+// Indices of selected cells, to become the codes of windows whose columns are adjacent input columns under a tap each.
+// The window at (row, column) begins at index_origin + row * index_row + index_ramp[column].
 template <class T>
-struct PoolNaming {
+struct PoolIndexArgs {
     const int64_t* indices;
     uint8_t* codes;
     int64_t rows, columns;
@@ -121,7 +122,7 @@ struct PoolNaming {
 // Rows made ready to be streams: `before` lanes of `fill`, `pixels` groups of adjacent elements, `after` lanes of
 // `fill`. Up to two vectors behind these may be written, too.
 template <class T>
-struct PoolStage {
+struct PoolStageArgs {
     T* staged;
     int64_t staged_step;
     const T* source;

@@ -1,4 +1,4 @@
-// The fused block in bands: which rows and images go through together, and what a band of rows is as a problem of its
+// The fused block in blocks: which rows and images go through together, and what a block of rows is as a problem of its
 // own.
 #pragma once
 
@@ -11,14 +11,17 @@
 namespace convx {
 
 // Convolution output (or its gradient) that a task has at a time: it stays in L2 or, with all cores at work, in L3.
-constexpr int64_t band_bytes = int64_t{1} << 20;
+constexpr int64_t row_block_bytes = int64_t{1} << 20;
 
-// Rows of tiles that a method may compute together (Winograd): a band that starts at a multiple of these has the bits
+// Rows of tiles that a method may compute together (Winograd): a block that starts at a multiple of these has the bits
 // of the whole image.
-constexpr int64_t band_alignment = 4;
+constexpr int64_t row_alignment = 4;
 
 // Enough tasks that the last round of a few threads wastes little.
-constexpr int64_t wanted_band_tasks = 16;
+constexpr int64_t wanted_tasks = 16;
+
+// Work of the block for the choice of threads: pooling takes as long as two thirds of a small convolution.
+inline int64_t fused_flops(const FusedProblem& problem) { return 3 * problem.conv.flops(); }
 
 inline int64_t conv_image_bytes(const FusedProblem& problem) {
     return problem.conv.out_channels * problem.conv.out_pixels() * item_size(problem.conv.dtype);
@@ -31,15 +34,15 @@ constexpr int64_t least_task_flops = 4'000'000;
 // tasks.
 inline int64_t images_of_task(const FusedProblem& problem) {
     const int64_t batch = std::max<int64_t>(problem.conv.batch, 1);
-    const int64_t fit = band_bytes / std::max<int64_t>(conv_image_bytes(problem), 1);
+    const int64_t fit = row_block_bytes / std::max<int64_t>(conv_image_bytes(problem), 1);
     const int64_t least = least_task_flops * batch / std::max<int64_t>(problem.conv.flops(), 1);
-    return std::clamp<int64_t>(std::min(fit, std::max(ceil_div(batch, wanted_band_tasks), least)), 1, batch);
+    return std::clamp<int64_t>(std::min(fit, std::max(ceil_div(batch, wanted_tasks), least)), 1, batch);
 }
 
 // Winograd transforms its weights in every call, which costs as much as some 50 tiles: so that it gets at least
-// winograd_band_tiles in one, if their output stays within most_group_bytes, in the last-level cache. Its calls share
+// winograd_block_tiles in one, if their output stays within most_group_bytes, in the last-level cache. Its calls share
 // themselves out.
-constexpr int64_t winograd_band_tiles = 1024;
+constexpr int64_t winograd_block_tiles = 1024;
 constexpr int64_t most_group_bytes = int64_t{16} << 20;
 int64_t winograd_images(const FusedProblem& problem);
 
@@ -67,14 +70,23 @@ TensorView<T> rows_of(TensorView<T> view, int64_t begin, int64_t end) {
     return view;
 }
 
-// Rows of convolution output in a band: all of them where that fits, where a band could lie in the padding, or where
-// its method would not be that of the whole image (Winograd: forward always).
-int64_t forward_band_rows(const FusedProblem& problem);
+// The rows of a plane lie one behind the other, those of an image where channels are adjacent: visit(n, c, elements of
+// a row) for each of these, c being the first channel.
+template <class T, class Visit>
+void for_each_plane(const TensorView<T>& view, const Visit& visit) {
+    const int64_t inside = view.stride[1] == 1 ? view.shape[1] : 1;
+    for (int64_t n = 0; n < view.shape[0]; ++n)
+        for (int64_t c = 0; c < view.shape[1]; c += inside) visit(n, c, view.shape[3] * inside);
+}
 
-// The rows of a band of the backward pass. Its weight gradient is that of convolution rows [begin, end); its rows
+// Rows of convolution output in a block: all of them where that fits, where a block could lie in the padding, or where
+// its method would not be that of the whole image (Winograd: forward always).
+int64_t forward_rows(const FusedProblem& problem);
+
+// The rows of a block of the backward pass. Its weight gradient is that of convolution rows [begin, end); its rows
 // [input_begin, input_end) of grad_input get gradients from [halo_begin, end); and windows [pool_begin, pool_end) are
-// all that chose something in these.
-struct BackwardBand {
+// all that selected something in these.
+struct BackwardBlock {
     int64_t begin, end;
     int64_t input_begin, input_end;
     int64_t halo_begin;
@@ -84,7 +96,7 @@ struct BackwardBand {
     Axis adjoint_axis(const Axis& h) const;
 };
 
-// One band, or several in order.
-std::vector<BackwardBand> backward_bands(const FusedProblem& problem);
+// One block, or several in order.
+std::vector<BackwardBlock> backward_blocks(const FusedProblem& problem);
 
 }  // namespace convx

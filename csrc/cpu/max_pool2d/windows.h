@@ -37,11 +37,14 @@ inline const WindowRun& run_of(const std::vector<WindowRun>& runs, int64_t i) {
 inline bool rows_are_tiled(const Axis& h) {
     return h.pad_before == 0 && h.extent() <= h.stride && h.output() * h.stride == h.input;
 }
-template <class U>
-bool planes_are_stacked(const TensorView<U>& view) {
-    const auto [n, c, h, w] = view.shape;
-    const int64_t plane = h * view.stride[2];
-    return (c == 1 || view.stride[1] == plane) && (n == 1 || view.stride[0] == c * plane);
+template <class... U>
+bool planes_are_stacked(const TensorView<U>&... views) {
+    const auto is_stacked = [](const auto& view) {
+        const auto [n, c, h, w] = view.shape;
+        const int64_t plane = h * view.stride[2];
+        return (c == 1 || view.stride[1] == plane) && (n == 1 || view.stride[0] == c * plane);
+    };
+    return (is_stacked(views) && ...);
 }
 template <class U>
 TensorView<U> stack_planes(const TensorView<U>& view) {
@@ -56,29 +59,33 @@ inline PoolProblem stack_planes(PoolProblem problem) {
     return problem;
 }
 
-// Counts blocks of rows through all planes of a batch: block by block, or, where channels lie inside the rows, group of
-// channels by group.
-struct BlockCounter {
-    BlockCounter(int64_t unit, int64_t all_groups, int64_t all_blocks, bool inside)
-        : groups(all_groups), blocks(all_blocks), groups_inside(inside) {
-        n = unit / (groups * blocks);
-        unit %= groups * blocks;
-        group = groups_inside ? unit % groups : unit / blocks;
-        block = groups_inside ? unit / groups : unit % blocks;
+// Row blocks of all planes of a batch, one behind the other; where channels lie closer than pixels, all groups of
+// channels take turns within a block, whose cache lines they share.
+struct RowBlocks {
+    int64_t groups, blocks;
+    bool groups_inside;
+};
+
+// Counts them from unit `first` on.
+struct RowBlockCounter {
+    RowBlockCounter(const RowBlocks& given, int64_t first) : all(given) {
+        n = first / (all.groups * all.blocks);
+        first %= all.groups * all.blocks;
+        group = all.groups_inside ? first % all.groups : first / all.blocks;
+        block = all.groups_inside ? first / all.groups : first % all.blocks;
     }
     void next() {
-        int64_t& inner = groups_inside ? group : block;
-        int64_t& outer = groups_inside ? block : group;
-        if (++inner < (groups_inside ? groups : blocks)) return;
+        int64_t& inner = all.groups_inside ? group : block;
+        int64_t& outer = all.groups_inside ? block : group;
+        if (++inner < (all.groups_inside ? all.groups : all.blocks)) return;
         inner = 0;
-        if (++outer < (groups_inside ? blocks : groups)) return;
+        if (++outer < (all.groups_inside ? all.blocks : all.groups)) return;
         outer = 0;
         ++n;
     }
 
+    const RowBlocks all;
     int64_t n, group, block;
-    const int64_t groups, blocks;
-    const bool groups_inside;
 };
 
 // The windows of an axis, by the taps that lie inside the image.
@@ -104,6 +111,10 @@ inline bool has_empty_window(const Axis& axis) {
     if (axis.dilation == 1) return false;
     const std::vector<WindowRun> runs = window_runs(axis);
     return std::any_of(runs.begin(), runs.end(), [](const WindowRun& run) { return run.is_empty(); });
+}
+
+inline bool windows_overlap(const PoolProblem& problem) {
+    return problem.h.kernel > problem.h.stride || problem.w.kernel > problem.w.stride;
 }
 
 }  // namespace convx
