@@ -90,6 +90,7 @@ def test_quantized():
         (lambda: convx.conv2d(X, W.numpy()), TypeError, "conv2d: weight is a numpy.ndarray"),
         (lambda: convx.conv2d(X.numpy(), W), TypeError, "conv2d: weight is a torch.Tensor"),
         (lambda: convx.conv2d(X, W, out=np.zeros((2, 4, 6, 7))), TypeError, "conv2d: out is a numpy.ndarray"),
+        (lambda: convx.conv2d(X[0], W, out=np.zeros((4, 6, 7))), TypeError, "conv2d: out is a numpy.ndarray"),
         (lambda: ct.conv2d(X, W, [1.0] * 4), TypeError, "conv2d: bias is a list, expected a torch.Tensor"),
         (lambda: ct.conv2d(X, None), TypeError, "conv2d: weight is a NoneType"),
         (lambda: ct.relu(np.ones(3)), TypeError, "relu: input is a numpy.ndarray"),

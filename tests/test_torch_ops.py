@@ -551,7 +551,7 @@ class TestRoutes:
             assert convx.conv2d(image, w, out=out) is out
             assert torch.equal(out, F.conv2d(x, w))
         nhwc = torch.zeros(6, 7, 4)
-        convx.conv2d(x[0].permute(1, 2, 0), w, layout="NHWC", out=nhwc)
+        assert convx.conv2d(x[0].permute(1, 2, 0), w, layout="NHWC", out=nhwc) is nhwc
         assert torch.equal(nhwc.permute(2, 0, 1), F.conv2d(x[0], w))
         y = x.clone()
         assert convx.relu(y, out=y) is y
@@ -605,6 +605,9 @@ class TestRoutes:
         ready = convx.prepare_weight(w.numpy(), x.shape)
         assert torch.equal(convx.conv2d(x, ready), F.conv2d(x, w))
         assert torch.equal(convx.conv2d(x[0], ready), F.conv2d(x[0], w))
+        out = torch.zeros(64, 8, 9)
+        assert convx.conv2d(x[0], ready, out=out) is out
+        assert torch.equal(out, F.conv2d(x[0], w))
         for recorded in (x.clone().requires_grad_(), x.to("meta"), x.bfloat16()):
             with pytest.raises(TypeError, match=r"conv2d: weight is a convx\.PreparedWeight"):
                 convx.conv2d(recorded, ready)

@@ -96,7 +96,9 @@ def _conv2d_by_dispatcher(
     if converted:
         return again(input, weight, bias, out)
     if input.dim() == 3:
-        return again(input.unsqueeze(0), weight, bias, None if out is None else out.unsqueeze(0)).squeeze(0)
+        batch = None if out is None else _tensors.expect_tensor("conv2d", "out", out).unsqueeze(0)
+        result = again(input.unsqueeze(0), weight, bias, batch)
+        return result.squeeze(0) if out is None else out
     _tensors.refuse_out("conv2d", out)
     images = _tensors.nchw(input, layout)
     resolved = resolve_conv("conv2d", images.shape, weight.shape, options)
@@ -118,9 +120,9 @@ def _with_prepared_weight(
         _tensors.destination("conv2d", out, input)
     if input.dim() == 3:
         batch = None if out is None else out.unsqueeze(0)
-        return _with_prepared_weight(input.unsqueeze(0), weight, bias, relu, options, layout, batch).squeeze(0)
-    memory = _tensors.layout_of(input, layout)
-    result = conv2d_kernel(input, weight, bias, relu, options, memory, out)
+        result = _with_prepared_weight(input.unsqueeze(0), weight, bias, relu, options, layout, batch)
+        return result.squeeze(0) if out is None else out
+    result = conv2d_kernel(input, weight, bias, relu, options, _tensors.layout_of(input, layout), out)
     return result if out is None else _tensors.written(result)
 
 

@@ -23,8 +23,8 @@ backward_op = Operation("relu_backward", "Tensor grad_output, Tensor output")
 def relu(input: Tensor, return_mask: Any = False, out: Any = None) -> Any:
     """Run `convx.relu`."""
     path = _tensors.path_of(input)
-    if path is KERNEL and out is None and return_mask is False:
-        return kernel(input)
+    if path is not DISPATCHER and out is None and return_mask is False:
+        return kernel(input) if path is KERNEL else _apply_relu(kernel, input)
     if _tensors.autocasts(input):
         return _tensors.in_float32("relu", lambda x, out: relu(x, return_mask, out), (0,), input, out=out)
     if return_mask is not False:
@@ -32,13 +32,10 @@ def relu(input: Tensor, return_mask: Any = False, out: Any = None) -> Any:
         out = torch.empty_like(tensors["input"]) if out is None else out
         return _tensors.unrecorded("relu", tensors, (return_mask, out))
     if path is not DISPATCHER:
-        if out is not None:
-            _tensors.destination("relu", out, input)
+        _tensors.destination("relu", out, input)
         if path is KERNEL:
             return _tensors.written(kernel(input, out))
     _tensors.refuse_out("relu", out)
-    if path is not DISPATCHER:
-        return _apply_relu(kernel, input)
     (input,), converted = _tensors.checked("relu", input=input)
     return relu(input) if converted else relu_op(input)
 
