@@ -198,14 +198,14 @@ def conv2d_kernel(
     tail = ("relu" if relu else None, _tensors.AXES[layout], algorithm)
     if _tensors.on_cpu(input):
         found = _tensors.cpu.conv2d(
-            _tensors.image_array(input, layout),
+            _tensors.array_of(input, layout),
             weight if isinstance(weight, PreparedWeight) else _tensors.array_of(weight),
             None if bias is None else _tensors.array_of(bias),
             *geometry,
             *tail,
-            None if out is None else _tensors.image_array(out, layout),
+            None if out is None else _tensors.array_of(out, layout),
         )
-        return _tensors.image_of(found, layout) if out is None else out
+        return _tensors.tensor_of(found, layout) if out is None else out
     into = _tensors.image_on_device(out, layout)
     found = _tensors.on_device("conv2d", "input", layout, (input,), (weight, bias), *geometry, *tail, precision, into)
     return _tensors.image_from_device(found, layout) if out is None else out
@@ -229,8 +229,8 @@ def backward_kernel(
     axes = _tensors.AXES[layout]
     if _tensors.on_cpu(grad_output):
         found = _tensors.cpu.conv2d_backward(
-            _tensors.image_array(grad_output, layout),
-            _tensors.nothing(sizes[0], grad_output, layout) if input is None else _tensors.image_array(input, layout),
+            _tensors.array_of(grad_output, layout),
+            _tensors.nothing(sizes[0], grad_output, layout) if input is None else _tensors.array_of(input, layout),
             _tensors.nothing(sizes[1], grad_output) if weight is None else _tensors.array_of(weight),
             *geometry,
             axes,

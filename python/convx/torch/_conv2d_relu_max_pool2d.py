@@ -129,13 +129,13 @@ def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, options: Any, lay
     axes = _tensors.AXES[layout]
     if _tensors.on_cpu(input):
         output, codes = _tensors.cpu.conv2d_relu_max_pool2d(
-            _tensors.image_array(input, layout),
+            _tensors.array_of(input, layout),
             _tensors.array_of(weight),
             None if bias is None else _tensors.array_of(bias),
             *geometry,
             axes,
         )
-        return _tensors.image_of(output, layout), _tensors.image_of(codes, layout)
+        return _tensors.tensor_of(output, layout), _tensors.tensor_of(codes, layout)
     rest = (*geometry, axes, precision)
     output, codes = _tensors.on_device(op, "input", layout, (input,), (weight, bias), *rest)
     return _tensors.image_from_device(output, layout), _tensors.image_from_device(codes, layout)
@@ -163,10 +163,10 @@ def backward_kernel(
     weight = empty.expand(sizes[1]) if weight is None else weight
     if _tensors.on_cpu(grad_output):
         found = _tensors.cpu.conv2d_relu_max_pool2d_backward(
-            _tensors.image_array(grad_output, layout),
-            _tensors.image_array(input, layout),
+            _tensors.array_of(grad_output, layout),
+            _tensors.array_of(input, layout),
             _tensors.array_of(weight),
-            _tensors.image_array(codes, layout),
+            _tensors.array_of(codes, layout),
             *geometry,
             axes,
             mask,

@@ -128,14 +128,14 @@ def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, options: Any, lay
     tail = (_tensors.AXES[layout], algorithm)
     if _tensors.on_cpu(input):
         found = _tensors.cpu.conv_transpose2d(
-            _tensors.image_array(input, layout),
+            _tensors.array_of(input, layout),
             _tensors.array_of(weight),
             None if bias is None else _tensors.array_of(bias),
             *geometry,
             *tail,
             None,
         )
-        return _tensors.image_of(found, layout)
+        return _tensors.tensor_of(found, layout)
     rest = (*geometry, *tail, precision, None)
     found = _tensors.on_device(op, "input", layout, (input,), (weight, bias), *rest)
     return _tensors.image_from_device(found, layout)  # type: ignore[no-any-return]
@@ -158,7 +158,7 @@ def backward_kernel(
     input = empty.expand(sizes[0]) if input is None else input
     weight = empty.expand(sizes[1]) if weight is None else weight
     if _tensors.on_cpu(grad_output):
-        arrays = _tensors.image_array(grad_output, layout), _tensors.image_array(input, layout)
+        arrays = _tensors.array_of(grad_output, layout), _tensors.array_of(input, layout)
         found = _tensors.cpu.conv_transpose2d_backward(
             *arrays, _tensors.array_of(weight), *geometry, axes, algorithm, mask
         )

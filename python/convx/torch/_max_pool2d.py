@@ -71,9 +71,7 @@ def _by_dispatcher(input: Tensor, options: Any, layout: str, return_indices: Any
         return _tensors.in_float32(op, again, (0,), input)
     if return_indices and return_codes:
         raise ShapeError(f"{op}: return_indices and return_codes are both True, expected at most one")
-    (input,), converted = _tensors.checked(op, input=input)
-    if converted:
-        return again(input)
+    (input,), _ = _tensors.checked(op, input=input)
     if input.dim() == 3:
         found = again(input.unsqueeze(0))
         return tuple(each.squeeze(0) for each in found) if isinstance(found, tuple) else found.squeeze(0)
@@ -125,11 +123,11 @@ def kernel(input: Tensor, options: Any, layout: str, indices: bool, codes: bool)
     """Run `convx.max_pool2d`."""
     tail = (_tensors.AXES[layout], indices, codes)
     if _tensors.on_cpu(input):
-        found = _tensors.cpu.max_pool2d(_tensors.image_array(input, layout), *options, *tail)
+        found = _tensors.cpu.max_pool2d(_tensors.array_of(input, layout), *options, *tail)
         if not (indices or codes):
-            return _tensors.image_of(found, layout)
+            return _tensors.tensor_of(found, layout)
         output, selected = found
-        return _tensors.image_of(output, layout), _tensors.image_of(selected, layout)
+        return _tensors.tensor_of(output, layout), _tensors.tensor_of(selected, layout)
     found = _tensors.on_device("max_pool2d", "input", layout, (input,), (), *options, *tail)
     if not (indices or codes):
         return _tensors.image_from_device(found, layout)
@@ -150,8 +148,8 @@ def backward_kernel(grad_output: Tensor, selected: Tensor, size: Sequence[int], 
     elif layout == "NCHW":
         axes, size = "NCHW", (n, c, h, w)
     if _tensors.on_cpu(grad_output):
-        images = _tensors.image_array(grad_output, layout), _tensors.image_array(selected, layout)
-        return _tensors.image_of(_tensors.cpu.max_pool2d_backward(*images, size, *options, axes), layout)
+        images = _tensors.array_of(grad_output, layout), _tensors.array_of(selected, layout)
+        return _tensors.tensor_of(_tensors.cpu.max_pool2d_backward(*images, size, *options, axes), layout)
     found = _tensors.on_device(op, "grad_output", layout, (grad_output, selected), (), size, *options, axes)
     return _tensors.image_from_device(found, layout)  # type: ignore[no-any-return]
 

@@ -36,8 +36,8 @@ def relu(input: Tensor, return_mask: Any = False, out: Any = None) -> Any:
         if path is KERNEL:
             return _tensors.written(kernel(input, out))
     _tensors.refuse_out("relu", out)
-    (input,), converted = _tensors.checked("relu", input=input)
-    return relu(input) if converted else relu_op(input)
+    (input,), _ = _tensors.checked("relu", input=input)
+    return relu_op(input)
 
 
 @_tensors.entry_point

@@ -413,22 +413,8 @@ def on_cpu(tensor: Tensor) -> bool:
     return tensor.is_cpu
 
 
-def array_of(tensor: Tensor) -> Any:
-    """Return a NumPy array of the same memory."""
-    return _array_at(*_memory_of(tensor))
-
-
-def image_array(tensor: Tensor, layout: str) -> Any:
-    """Return the same for images, with the axes of the kernels."""
-    address, shape, stride, dtype, owner = _memory_of(tensor)
-    if layout is CHANNELS_LAST:
-        (n, c, h, w), (of_n, of_c, of_h, of_w) = shape, stride
-        shape, stride = (n, h, w, c), (of_n, of_h, of_w, of_c)
-    return _array_at(address, shape, stride, dtype, owner)
-
-
-def _memory_of(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...], Any, Tensor]:
-    """Return address, shape, strides, dtype and the tensor that owns them."""
+def array_of(tensor: Tensor, layout: str = "NCHW") -> Any:
+    """Return a NumPy array of the same memory; of images, with the axes of the kernels."""
     if tensor.is_neg():  # a negation that is still to be done
         tensor = tensor.resolve_neg()
     try:
@@ -441,17 +427,15 @@ def _memory_of(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...], A
             raise RuntimeError(f"convx: a tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed")
         tensor = tensor.clone()  # zeros without memory, as derivatives are that PyTorch knows to be 0
         address = tensor.data_ptr()
-    return address, tensor.shape, tensor.stride(), _NUMPY[tensor.dtype], tensor
+    shape, stride = tensor.shape, tensor.stride()
+    if layout is CHANNELS_LAST:
+        (n, c, h, w), (of_n, of_c, of_h, of_w) = shape, stride
+        shape, stride = (n, h, w, c), (of_n, of_h, of_w, of_c)  # type: ignore[assignment]
+    return _array_at(address, shape, stride, _NUMPY[tensor.dtype], tensor)
 
 
-def tensor_of(array: Any) -> Tensor:
-    """Return the tensor that `_allocate` made for an array."""
-    tensor: Tensor = array.base
-    return tensor
-
-
-def image_of(array: Any, layout: str) -> Tensor:
-    """Return the same for images, with the axes of their layout."""
+def tensor_of(array: Any, layout: str = "NCHW") -> Tensor:
+    """Return the tensor that `_allocate` made for an array; of images, with the axes of their layout."""
     tensor: Tensor = array.base
     if layout is CHANNELS_LAST:
         n, h, w, c = tensor.shape
@@ -463,7 +447,7 @@ def gradients_of(arrays: Any, layout: str) -> tuple[Tensor | None, Tensor | None
     """Return the tensors of three gradients, where they are there."""
     grad_input, grad_weight, grad_bias = arrays
     return (
-        None if grad_input is None else image_of(grad_input, layout),
+        None if grad_input is None else tensor_of(grad_input, layout),
         None if grad_weight is None else tensor_of(grad_weight),
         None if grad_bias is None else tensor_of(grad_bias),
     )
