@@ -10,6 +10,7 @@ gradients of a convolution are convolutions again, those of pooling are a scatte
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ _SCHEMAS: dict[type[Any], str] = {
     ),
 }
 
+_MODE = ConvOptions._fields.index("padding_mode")
+
 OPERATIONS: dict[str, Operation] = {}
 
 
@@ -57,7 +60,10 @@ class Operation:
         parts = (tensors, _SCHEMAS[options] if options else "", last)
         library.define(f"{name}({', '.join(filter(None, parts))}) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))
         self.name, self.options = name, options
-        self.first = len(tensors.split(", "))  # the index of the options
+        fields = options._fields if options else ()
+        self.first = len(tensors.split(", "))  # the options' first index, and the one behind them
+        self.behind = self.first + len(fields)
+        self._paddings = [index for index, field in enumerate(fields) if field in ("padding", "pool_padding")]
         self.overload = getattr(torch.ops.convx, name).default
         OPERATIONS[name] = self
 
@@ -73,7 +79,7 @@ class Operation:
         """
         with torch._C._AutoDispatchBelowAutograd():
             if not torch._C._are_functorch_transforms_active():
-                return self(*args)
+                return self.overload(*self._flat(args))
             with torch.enable_grad(), _set_fwd_grad_enabled(True):
                 return self(*args)
 
@@ -112,7 +118,7 @@ class Operation:
         torch.library.register_fake(f"convx::{self.name}", meta, lib=library)
         torch.library.register_vmap(
             f"convx::{self.name}",
-            lambda info, dims, *args: batch(info.batch_size, dims, *self._nested(args)),
+            lambda info, dims, *args: self._nesting(functools.partial(batch, info.batch_size, dims))(*args),
             lib=library,
         )
         if flops is not None:
@@ -127,34 +133,31 @@ class Operation:
         """Return the dispatcher's arguments."""
         if self.options is None:
             return args
-        values = args[self.first]._asdict()
-        for name in ("padding", "pool_padding"):
-            if name in values:
-                (top, bottom), (left, right) = values[name]
-                values[name] = (top, bottom, left, right)
-        if "padding_mode" in values and not isinstance(values["padding_mode"], str):
-            values["padding_mode"] = ",".join(values["padding_mode"])
-        return *args[: self.first], *values.values(), *args[self.first + 1 :]
-
-    def _nested(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return Python's."""
-        if self.options is None:
-            return args
-        names = self.options._fields
-        behind = self.first + len(names)
-        values = dict(zip(names, args[self.first : behind], strict=True))
-        for name in ("padding", "pool_padding"):
-            if name in values:
-                top, bottom, left, right = values[name]
-                values[name] = ((top, bottom), (left, right))
-        if "," in values.get("padding_mode", ""):
-            values["padding_mode"] = tuple(values["padding_mode"].split(","))
-        return *args[: self.first], self.options(**values), *args[behind:]
+        values = list(args[self.first])
+        for index in self._paddings:
+            (top, bottom), (left, right) = values[index]
+            values[index] = (top, bottom, left, right)
+        if self.options is ConvOptions and not isinstance(values[_MODE], str):
+            values[_MODE] = ",".join(values[_MODE])
+        return *args[: self.first], *values, *args[self.first + 1 :]
 
     def _nesting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of the dispatcher's arguments that calls `function` with Python's."""
         if self.options is None:
             return function
-        return lambda *args, **words: function(*self._nested(args), **words)
+        first, behind, options, paddings = self.first, self.behind, self.options, self._paddings
+        has_modes = options is ConvOptions
+
+        def nested(*args: Any, **words: Any) -> Any:
+            values = list(args[first:behind])
+            for index in paddings:
+                top, bottom, left, right = values[index]
+                values[index] = ((top, bottom), (left, right))
+            if has_modes and "," in values[_MODE]:
+                values[_MODE] = tuple(values[_MODE].split(","))
+            return function(*args[:first], tuple.__new__(options, values), *args[behind:], **words)
+
+        return nested
 
 
 def lying(kernel: Callable[..., Any]) -> Callable[..., Any]:
