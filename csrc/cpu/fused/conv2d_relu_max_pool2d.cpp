@@ -26,7 +26,8 @@ void mark_dead(const TensorView<T>& output, const TensorView<uint8_t>& codes) {
         const int64_t n = task / runs, c = inside ? 0 : task % runs, p = inside ? task % runs : 0;
         const T* values = output.at(n, c, p, 0);
         uint8_t* to = codes.at(n, c, p, 0);
-        for (int64_t i = 0; i < length; ++i) to[i] = values[i] <= T(0) ? no_gradient_code : to[i];
+        const int64_t count = length;  // a captured variable might alias the bytes, and the loop stay scalar
+        for (int64_t i = 0; i < count; ++i) to[i] = values[i] <= T(0) ? no_gradient_code : to[i];
     });
 }
 
