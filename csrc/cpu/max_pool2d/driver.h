@@ -116,16 +116,21 @@ const U* begin_of(const TensorView<U>& view) {
 // Planes [first, first + count) of a batch, one in each lane of a vector; lanes without a plane repeat the last one.
 template <class U>
 struct PlaneLanes {
-    U* plane[widest_vector] = {};
+    U* plane[widest_vector];
 
     PlaneLanes(const TensorView<U>& view, int64_t first, int count, int lanes) {
-        if (!view.data) return;
-        int64_t n = first / view.shape[1], c = first % view.shape[1];
+        if (!view.data) {
+            std::fill_n(plane, lanes, nullptr);
+            return;
+        }
+        const int64_t channels = view.shape[1], n = first / channels;
+        int64_t c = first - n * channels;
+        U* image = view.data + n * view.stride[0];
         for (int k = 0; k < lanes; ++k) {
-            plane[k] = view.at(n, c, 0, 0);
-            if (k + 1 >= count || ++c < view.shape[1]) continue;
+            plane[k] = image + c * view.stride[1];
+            if (k + 1 >= count || ++c < channels) continue;
             c = 0;
-            ++n;
+            image += view.stride[0];
         }
     }
 };
