@@ -52,7 +52,8 @@ private:
         T* slab;
     };
 
-    void run_row(int64_t n, int64_t row, const Scratch& scratch) const {
+    // Inlined in the lambda of a task it lacks registers: 6 to 15 % at 4 x 64 x 56 x 56, 3x3 with stride 2.
+    __attribute__((noinline)) void run_row(int64_t n, int64_t row, const Scratch& scratch) const {
         const int64_t channels = problem_.channels, stride = problem_.w.stride;
         const int64_t i = row / problem_.h.stride;
         const WindowRun& rows = run_of(h_.list[static_cast<size_t>(row % problem_.h.stride)].runs, i);
