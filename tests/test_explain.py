@@ -196,3 +196,19 @@ def test_text():
     text = repr(convx.explain("conv2d_backward", (8, 64, 56, 56), (64, 64, 3, 3), padding=1))
     for word in ("grad_input", "grad_weight", "grad_bias", "tile", "scratch", "reason", "GFLOP"):
         assert word in text
+
+
+@pytest.mark.parametrize("op", ["conv2d_backward", "conv_transpose2d_backward", "conv2d_relu_max_pool2d_backward"])
+def test_output_mask_selects_the_plans(op):
+    """Each gradient alone and all together, with the plan that it has beside the others."""
+    names = ["grad_input", "grad_weight", "grad_bias"]
+    shapes = (2, 6, 9, 8), (6, 6, 3, 3)
+    options = dict(pool_kernel_size=2) if "pool" in op else {}
+    every = {plan.name: plan for plan in convx.explain(op, *shapes, **options)}
+    assert [name for name in every if name in names] == names
+    for wanted in range(8):
+        mask = tuple(bool(wanted >> i & 1) for i in range(3))
+        plans = convx.explain(op, *shapes, output_mask=mask, **options)
+        found = {plan.name: plan for plan in plans if plan.name in names}
+        assert list(found) == [name for name, here in zip(names, mask, strict=True) if here], mask
+        assert all(every[name] == plan for name, plan in found.items()), mask

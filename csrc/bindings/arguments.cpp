@@ -1,8 +1,7 @@
 #include "bindings/arguments.h"
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
+#include <iterator>
 
 #include "bindings/default_algorithm.h"
 
@@ -31,10 +30,6 @@ py::object item(py::handle sequence, size_t i) {
 
 bool is_text(py::handle object) { return PyUnicode_Check(object.ptr()); }
 bool is_word(py::handle text, const char* word) { return PyUnicode_CompareWithASCIIString(text.ptr(), word) == 0; }
-
-[[noreturn]] void wrong_type(const std::string& op, ArgumentName name, py::handle object, const std::string& expected) {
-    throw TypeError(op + ": " + name.text() + " is " + type_text(object) + ", expected " + expected);
-}
 
 [[noreturn]] void wrong_value(const std::string& op, ArgumentName name, py::handle object,
                               const std::string& expected) {
@@ -72,65 +67,11 @@ bool is_real(py::handle object) {
     return axes_of(object) == 0 && (kind == "f" || kind == "i" || kind == "u");
 }
 
-py::array numpy_array(const std::string& op, const char* name, py::handle object) {
-    if (!py::isinstance<py::array>(object)) wrong_type(op, name, object, "a numpy.ndarray");
-    // A mask would be ignored, which loses what it says.
-    if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_ &&
-        returned([object] { return PyObject_HasAttrString(object.ptr(), "mask"); }))
-        wrong_type(op, name, object, "a numpy.ndarray without a mask");
-    return py::reinterpret_borrow<py::array>(object);
-}
-
-DType float_dtype(const std::string& op, const char* name, const py::array& array) {
-    const py::dtype dtype = array.dtype();
-    const bool native = dtype.byteorder() != '>' && dtype.byteorder() != '!';
-    if (native && dtype.num() == py::dtype::num_of<float>()) return DType::float32;
-    if (native && dtype.num() == py::dtype::num_of<double>()) return DType::float64;
-    throw TypeError(op + ": " + name + " has dtype " + str_of(dtype) + (native ? "" : " (byte-swapped)") +
-                    ", expected float32 or float64");
-}
-
-// Strides in whole elements and aligned data.
-bool is_addressable(const py::array& array) {
-    const py::ssize_t item = array.itemsize();
-    if (reinterpret_cast<uintptr_t>(array.data()) % static_cast<size_t>(item) != 0) return false;
-    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
-        if (array.shape(axis) > 1 && array.strides(axis) % item != 0) return false;
-    return true;
-}
-
-// The bytes between the lowest and the highest element; none of an empty array.
-struct Extent {
-    explicit Extent(const py::array& array) : begin(reinterpret_cast<uintptr_t>(array.data())), end(begin) {
-        if (array.size() == 0) return;
-        for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
-            const py::ssize_t last = (array.shape(axis) - 1) * array.strides(axis);
-            (last < 0 ? begin : end) += static_cast<uintptr_t>(last);
-        }
-        end += static_cast<uintptr_t>(array.itemsize());
-    }
-    bool touches(const Extent& other) const { return begin < other.end && other.begin < end; }
-    uintptr_t begin, end;
-};
-
-// Two indices of one array at the same address. Sufficient for every view that slicing and transposing can make: each
-// axis steps over everything that the smaller axes span.
-bool may_overlap_itself(const py::array& array) {
-    std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // |stride|, size
-    for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
-        if (array.shape(axis) == 0) return false;
-        if (array.shape(axis) > 1) axes.emplace_back(std::abs(array.strides(axis)), array.shape(axis));
-    }
-    std::sort(axes.begin(), axes.end());
-    py::ssize_t span = array.itemsize();
-    for (const auto& [stride, size] : axes) {
-        if (stride < span) return true;
-        span += stride * (size - 1);
-    }
-    return false;
-}
-
 }  // namespace
+
+void wrong_type(const std::string& op, ArgumentName name, py::handle object, const std::string& expected) {
+    throw TypeError(op + ": " + name.text() + " is " + type_text(object) + ", expected " + expected);
+}
 
 std::string type_text(py::handle object) {
     if (object.is_none()) return "None";
@@ -139,49 +80,6 @@ std::string type_text(py::handle object) {
     const std::string name = py::str(type.attr("__qualname__")).cast<std::string>();
     const std::string full = module == "builtins" ? name : module + "." + name;
     return (std::string("aeiouAEIOU").find(full[0]) == std::string::npos ? "a " : "an ") + full;
-}
-
-Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
-
-FloatArray float_array(const std::string& op, const char* name, py::handle object) {
-    py::array array = numpy_array(op, name, object);
-    const DType dtype = float_dtype(op, name, array);
-    if (!is_addressable(array)) array = result_of(array.attr("copy"));
-    return {array, {name, dtype, shape_of(array)}};
-}
-
-FloatArray output_array(const std::string& op, py::handle object, const ArrayInfo& like, const Shape& shape) {
-    const py::array array = numpy_array(op, "out", object);
-    FloatArray out{array, {"out", float_dtype(op, "out", array), shape_of(array)}};
-    check_dtype(op, out.info, like);
-    check_shape(op, out.info, shape);
-    if (!array.writeable()) throw ShapeError(op + ": out is read-only, expected a writeable array");
-    if (!is_addressable(array)) throw ShapeError(op + ": out is not aligned, expected strides of whole elements");
-    if (may_overlap_itself(array))
-        throw ShapeError(op +
-                         ": out has elements that share memory with each other, expected an array without overlap");
-    return out;
-}
-
-void check_no_overlap(const std::string& op, const py::array& out, const FloatArray& input, bool in_place_legal) {
-    if (!Extent(out).touches(Extent(input.array))) return;
-    if (in_place_legal && out.data() == input.array.data() &&
-        std::equal(out.strides(), out.strides() + out.ndim(), input.array.strides()))
-        return;
-    const py::object numpy = object_returned([] { return PyImport_ImportModule("numpy"); });
-    if (result_of(numpy.attr("shares_memory"), out, input.array).cast<bool>())
-        throw ShapeError(op + ": out shares memory with " + input.info.name + ", expected memory of its own");
-}
-
-py::array integer_array(const std::string& op, const char* name, py::handle object, std::initializer_list<int> dtypes,
-                        const char* expected) {
-    py::array array = numpy_array(op, name, object);
-    const py::dtype dtype = array.dtype();
-    const bool native = dtype.byteorder() != '>' && dtype.byteorder() != '!';
-    if (!native || std::find(dtypes.begin(), dtypes.end(), dtype.num()) == dtypes.end())
-        throw TypeError(op + ": " + name + " has dtype " + str_of(dtype) + ", expected " + expected);
-    if (!is_addressable(array)) array = result_of(array.attr("copy"));
-    return array;
 }
 
 int64_t integer(const std::string& op, ArgumentName name, py::handle object) {

@@ -2,15 +2,17 @@
 // and the documentation.
 #include <pybind11/stl.h>
 
+#include "bindings/cpu_backend.h"
+#include "bindings/cpu_explain.h"
 #include "bindings/cpu_ops.h"
 #include "bindings/default_algorithm.h"
 #include "bindings/entry_points.h"
 #include "bindings/errors.h"
-#include "bindings/fast_call.h"
 #include "bindings/module.h"
-#include "bindings/options.h"
+#include "bindings/operations.h"
 #include "bindings/prepared_weight.h"
 #include "cpu/conv2d/methods.h"
+#include "cpu/max_pool2d/max_pool2d.h"
 #include "cpu/runtime/cpuid.h"
 #include "cpu/runtime/registry.h"
 #include "cpu/runtime/roofline.h"
@@ -45,58 +47,30 @@ void use_team(uintptr_t parallel, uintptr_t thread_number, uintptr_t most_thread
     convx::use_team(&team);
 }
 
-py::dict cpu_features() {
-    const convx::CpuFeatures& cpu = convx::cpu_features();
-    py::dict features;
-    features["avx2"] = cpu.avx2;
-    features["fma"] = cpu.fma;
-    features["avx512f"] = cpu.avx512f;
-    features["avx512bw"] = cpu.avx512bw;
-    features["avx512dq"] = cpu.avx512dq;
-    features["avx512vl"] = cpu.avx512vl;
-    return features;
-}
-
 py::dict config() {
-    py::dict dict;
-    dict["version"] = CONVX_VERSION;
-    dict["isa"] = convx::active_kernels().name;
-    dict["isa_reason"] = convx::isa_reason();
-    dict["isas"] = py::cast(convx::available_isas());
-    dict["cpu"] = convx::cpu_features().brand;
-    dict["cpu_features"] = cpu_features();
-    py::dict caches;
-    caches["l1d"] = convx::l1d_bytes();
-    caches["l2"] = convx::l2_bytes();
-    caches["l3"] = convx::l3_bytes();
-    dict["cache_bytes"] = caches;
-    dict["threads"] = convx::num_threads();
-    dict["threads_reason"] = convx::num_threads_reason();
-    dict["algorithm"] = get_default_algorithm();
-    dict["algorithm_reason"] = convx::default_algorithm_reason();
-    dict["uses_team"] = convx::uses_team();
-    dict["spin_us"] = convx::spin_microseconds();
-    dict["workspace_cached_bytes"] = convx::workspace_cached_bytes();
+    using namespace py::literals;
+    const convx::CpuFeatures& cpu = convx::cpu_features();
 #ifdef __clang__
-    dict["compiler"] = __VERSION__;
+    constexpr const char* compiler = __VERSION__;
 #else
-    dict["compiler"] = "g++ " __VERSION__;
+    constexpr const char* compiler = "g++ " __VERSION__;
 #endif
-    return dict;
+    return py::dict("version"_a = CONVX_VERSION, "isa"_a = convx::active_kernels().name,
+                    "isa_reason"_a = convx::isa_reason(), "isas"_a = convx::available_isas(), "cpu"_a = cpu.brand,
+                    "cpu_features"_a =
+                        py::dict("avx2"_a = cpu.avx2, "fma"_a = cpu.fma, "avx512f"_a = cpu.avx512f,
+                                 "avx512bw"_a = cpu.avx512bw, "avx512dq"_a = cpu.avx512dq, "avx512vl"_a = cpu.avx512vl),
+                    "cache_bytes"_a =
+                        py::dict("l1d"_a = convx::l1d_bytes(), "l2"_a = convx::l2_bytes(), "l3"_a = convx::l3_bytes()),
+                    "threads"_a = convx::num_threads(), "threads_reason"_a = convx::num_threads_reason(),
+                    "algorithm"_a = get_default_algorithm(), "algorithm_reason"_a = convx::default_algorithm_reason(),
+                    "uses_team"_a = convx::uses_team(), "spin_us"_a = convx::spin_microseconds(),
+                    "workspace_cached_bytes"_a = convx::workspace_cached_bytes(), "compiler"_a = compiler);
 }
 
-PyMethodDef operations[] = {
-    convx::FastCall<&convx::conv2d_op>::named("conv2d"),
-    convx::FastCall<&convx::conv2d_backward_op>::named("conv2d_backward"),
-    convx::FastCall<&convx::conv2d_grad_norms_op>::named("conv2d_grad_norms"),
-    convx::FastCall<&convx::conv_transpose2d_op>::named("conv_transpose2d"),
-    convx::FastCall<&convx::conv_transpose2d_backward_op>::named("conv_transpose2d_backward"),
-    convx::FastCall<&convx::relu_op>::named("relu"),
-    convx::FastCall<&convx::relu_backward_op>::named("relu_backward"),
-    convx::FastCall<&convx::max_pool2d_op>::named("max_pool2d"),
-    convx::FastCall<&convx::max_pool2d_backward_op>::named("max_pool2d_backward"),
-    convx::FastCall<&convx::conv2d_relu_max_pool2d_op>::named("conv2d_relu_max_pool2d"),
-    convx::FastCall<&convx::conv2d_relu_max_pool2d_backward_op>::named("conv2d_relu_max_pool2d_backward"),
+constexpr convx::CpuEntryPoints entry_points;
+
+PyMethodDef functions[] = {
     convx::FastCall<&convx::prepare_weight_op>::named("prepare_weight"),
     convx::FastCall<&convx::resolve_conv2d_op>::named("resolve_conv2d"),
     convx::FastCall<&convx::resolve_conv_transpose2d_op>::named("resolve_conv_transpose2d"),
@@ -119,11 +93,13 @@ CONVX_PYTHON_MODULE(_cpu, module) {
     convx::add_methods(convx::method_names());
     module.attr("ShapeError") = convx::new_shape_error();
     convx::register_errors(module.attr("ShapeError"));
-    convx::add_functions(module, operations);
-    module.def("operations_with", [](py::handle allocate) { return convx::functions_with(allocate, operations); });
+    convx::add_functions(module, convx::operations<convx::Cpu>);
+    convx::add_functions(module, functions);
+    module.def("operations_with",
+               [](py::handle allocate) { return convx::functions_with(allocate, convx::operations<convx::Cpu>); });
     convx::register_prepared_weight(module);
-    module.attr(convx::entry_points_attribute) = convx::entry_points_capsule();
-    module.def("explain", &convx::explain_op);
+    module.attr(convx::entry_points_attribute) = py::capsule(&entry_points, convx::entry_points_name);
+    module.def("explain", &convx::explain_op<convx::CpuPlans>);
     module.def("get_num_threads", &convx::num_threads);
     module.def("set_num_threads", &set_num_threads);
     module.def("get_default_algorithm", &get_default_algorithm);

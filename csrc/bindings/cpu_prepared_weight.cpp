@@ -1,6 +1,6 @@
 #include <memory>
 
-#include "bindings/cpu_ops.h"
+#include "bindings/host_arrays.h"
 #include "bindings/prepared_weight.h"
 #include "cpu/runtime/registry.h"
 
@@ -8,9 +8,9 @@ namespace convx {
 
 namespace {
 
-std::variant<PackedWeight<float>, PackedWeight<double>> pack(const ConvProblem& problem, const py::array& weight) {
-    if (problem.dtype == DType::float32) return pack_weight<float>(problem, plain_view<const float>(weight));
-    return pack_weight<double>(problem, plain_view<const double>(weight));
+std::variant<PackedWeight<float>, PackedWeight<double>> pack(const ConvProblem& problem, const Array& weight) {
+    if (problem.dtype == DType::float32) return pack_weight<float>(problem, plain_tensor(weight));
+    return pack_weight<double>(problem, plain_tensor(weight));
 }
 
 py::str text_of(const PreparedWeight& prepared) {
@@ -22,8 +22,8 @@ py::str text_of(const PreparedWeight& prepared) {
 
 }  // namespace
 
-PreparedWeight::PreparedWeight(FloatArray weight, const ConvProblem& problem, py::tuple arguments)
-    : weight_(std::move(weight)), packed_(pack(problem, weight_.array)),
+PreparedWeight::PreparedWeight(PyArray weight, const ConvProblem& problem, py::tuple arguments)
+    : weight_(std::move(weight)), packed_(pack(problem, weight_)),
       algorithm_(plan_conv(problem, ConvPass::forward, active_kernels(), 1).algorithm),
       arguments_(std::move(arguments)) {}
 
@@ -42,16 +42,17 @@ const PreparedWeight* prepared_weight(py::handle object) {
 py::object prepare_weight_op(py::handle weight, py::handle input_shape, const ConvHandles& given, py::handle layout,
                              py::handle algorithm) {
     static const std::string op = "prepare_weight";
-    FloatArray w = float_array(op, "weight", weight);
+    HostArrays arrays(op, {});
+    PyArray w = arrays.input("weight", weight);
     const ArrayInfo input{"input_shape", w.info.dtype, sizes(op, "input_shape", input_shape)};
     const ConvOptions options = padded_options(op, given, layout, algorithm);
     const ConvProblem problem = check_conv2d(op, input, w.info, nullptr, options).problem;
     expect_method(op, problem, ConvPass::forward);
-    w.array = result_of(w.array.attr("copy"));
-    w.array.attr("setflags")(py::arg("write") = false);
-    py::tuple arguments =
-        py::make_tuple(w.array, py::tuple(py::reinterpret_borrow<py::object>(input_shape)), given.stride, given.padding,
-                       given.dilation, given.groups, given.padding_mode, given.padding_value, layout, algorithm);
+    w = arrays.input("weight", result_of(w.object.attr("copy")));
+    w.object.attr("setflags")(py::arg("write") = false);
+    py::tuple arguments = py::make_tuple(w.object, py::tuple(py::reinterpret_borrow<py::object>(input_shape)),
+                                         given.stride, given.padding, given.dilation, given.groups, given.padding_mode,
+                                         given.padding_value, layout, algorithm);
     return py::cast(std::make_unique<PreparedWeight>(std::move(w), problem, std::move(arguments)));
 }
 
@@ -64,14 +65,17 @@ void register_prepared_weight(py::module_& module) {
         ">>> ready.shape, ready.dtype\n((16, 3, 3, 3), dtype('float32'))");
     type.attr("__module__") = "convx";
     type.def_property_readonly(
-        "weight", [](const PreparedWeight& self) { return self.weight().array; },
+        "weight", [](const PreparedWeight& self) { return self.weight().object; },
         "The read-only copy of the weight that was given.");
     type.def_property_readonly(
-        "shape", [](const PreparedWeight& self) { return self.weight().array.attr("shape"); }, "(K, C/G, R, S).");
+        "shape", [](const PreparedWeight& self) { return self.weight().object.attr("shape"); }, "(K, C/G, R, S).");
     type.def_property_readonly(
-        "dtype", [](const PreparedWeight& self) { return self.weight().array.dtype(); }, "That of the weight.");
+        "dtype", [](const PreparedWeight& self) { return self.weight().object.attr("dtype"); }, "That of the weight.");
     type.def_property_readonly(
-        "nbytes", [](const PreparedWeight& self) { return self.weight().array.nbytes() + self.packed_bytes(); },
+        "nbytes",
+        [](const PreparedWeight& self) {
+            return self.weight().object.attr("nbytes").cast<int64_t>() + self.packed_bytes();
+        },
         "Bytes of the copy and of its packed form.");
     type.def_property_readonly("algorithm", &PreparedWeight::algorithm, "The algorithm that it was made ready for.");
     type.def_property_readonly("isa", &PreparedWeight::isa, "The instruction set that it was made ready for.");

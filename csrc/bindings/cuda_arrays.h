@@ -1,64 +1,65 @@
-// Arrays on a CUDA device, of whichever library the caller uses. A library is a Python object
-// (python/convx/_devices.py) that says what an array is and allocates new ones; C++ never owns device memory, so that
-// the caller's pool and its stream order stay in charge.
+// Arrays on a CUDA device, of whichever library the caller uses, as the operations of convx._cuda take and make them
+// (py_array.h). A library is a Python object (python/convx/_devices.py) that says what an array is and allocates new
+// ones; C++ never owns device memory, so that the caller's pool and its stream order stay in charge.
 #pragma once
 
-#include "bindings/arguments.h"
-#include "cuda/device_tensor.h"
+#include "bindings/py_array.h"
+#include "cuda/runtime.h"
 #include "cuda/stream.h"
 
 namespace convx {
 
-struct DeviceArray {
-    ArrayInfo info;
-    Shape stride;  // elements
-    void* data;
-    int device;
-    bool writeable;
-    py::object array;
-    int64_t item_bytes = 0;  // of codes, indices and masks
-};
-
 // The arrays of one call: all of one library, all on the device of the first.
-class DeviceArrays {
+class DeviceArrays : public CallArrays<DeviceArrays> {
 public:
-    DeviceArrays(const std::string& op, py::handle library) : op_(op), library_(library) {}
+    struct Library {
+        py::handle object;
+    };
+    struct Precision {
+        py::handle name;
+    };
+
+    DeviceArrays(const std::string& op, Library library) : CallArrays(op), library_(library.object) {}
 
     // Raises TypeError for what is no array of the library or no float array, ShapeError for another device.
-    DeviceArray input(const char* name, py::handle object);
-    // The same, or an array of bytes, which has item_bytes 1.
-    DeviceArray input_or_bytes(const char* name, py::handle object);
-    // An array that is written: of the given shape and dtype, without overlaps.
-    DeviceArray output(py::handle object, const ArrayInfo& like, const Shape& shape);
-    void check_no_overlap(const DeviceArray& out, const DeviceArray& in, bool in_place_legal = false) const;
-    DeviceArray empty(DType dtype, const Shape& shape);
+    PyArray input(const char* name, py::handle object);
+    PyArray input_or_bytes(const char* name, py::handle object);
+    PyArray codes(const char* name, py::handle object);
+    PyArray indices_or_codes(const char* name, py::handle object);
+    PyArray output(py::handle object, const ArrayInfo& like, const Shape& shape);
+    bool shares_memory(const PyArray&, const PyArray&) const { return true; }  // nothing asks more than the extents
+
+    PyArray empty(DType dtype, const Shape& shape);
     // The same memory order where the library can (its empty_like), row-major order otherwise.
-    DeviceArray empty_like(const DeviceArray& like);
-    // Any array with one of the given dtypes, for codes and indices.
-    DeviceArray integers(const char* name, py::handle object, std::initializer_list<const char*> dtypes,
-                         const char* expected);
-    DeviceArray empty_integers(const char* dtype, const Shape& shape);
+    PyArray empty_like(const PyArray& like);
+    PyArray empty_bytes(const Shape& shape) { return empty_of(shape, "uint8"); }
+    PyArray empty_indices(const Shape& shape) { return empty_of(shape, "int64"); }
+
+    template <class Work>
+    void run(int64_t, const Work& work) {
+        const cuda::DeviceGuard guard(device_);
+        work();
+    }
+
+protected:
     // Memory for the length of the call's work on the stream; none for 0 bytes.
     void* workspace(int64_t bytes);
-
-    int device() const { return device_; }
     cuda::Stream stream() const;
 
 private:
-    static py::tuple shape_tuple(const Shape& shape);
-    DeviceArray described(const char* name, py::handle object, std::string& dtype);
-    [[noreturn]] void wrong_dtype(const char* name, const std::string& dtype, const char* expected) const;
+    struct Description {
+        PyArray array;
+        std::string dtype;
+        bool writeable;
+    };
+    Description described(const char* name, py::handle object);
+    Description described_float(const char* name, py::handle object, bool bytes_too);
+    PyArray empty_of(const Shape& shape, const char* dtype);
 
-    const std::string& op_;
     py::handle library_;
     int device_ = -1;
     std::string first_name_;
     py::list workspaces_;
 };
-
-// In logical N, C, H, W order.
-cuda::DeviceTensor image_tensor(const DeviceArray& array, bool channels_last);
-cuda::DeviceTensor plain_tensor(const DeviceArray& array);
-cuda::DeviceTensor vector_tensor(const DeviceArray& array);
 
 }  // namespace convx

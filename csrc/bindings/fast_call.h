@@ -44,7 +44,7 @@ struct FastCall<function> {
     }
 
 private:
-    // A handle, or a struct of handles alone (options.h).
+    // A handle, or a struct of handles alone (options.h); an empty struct has none.
     template <class T>
     static constexpr Py_ssize_t handles_in = sizeof(std::decay_t<T>) / sizeof(PyObject*);
 
@@ -52,7 +52,7 @@ private:
     static std::decay_t<T> take(PyObject* const*& arguments) {
         static_assert(std::is_trivially_copyable_v<std::decay_t<T>> && sizeof(py::handle) == sizeof(PyObject*));
         std::decay_t<T> value;
-        std::memcpy(static_cast<void*>(&value), arguments, sizeof value);
+        if constexpr (handles_in<T> > 0) std::memcpy(static_cast<void*>(&value), arguments, sizeof value);
         arguments += handles_in<T>;
         return value;
     }

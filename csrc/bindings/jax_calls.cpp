@@ -12,10 +12,14 @@ namespace {
 // Where no message of check.cpp fits: only a caller other than python/convx/jax gets here.
 [[noreturn]] void wrong(const std::string& what) { throw ShapeError("convx: " + what); }
 
-Buffer described(const ffi::AnyBuffer& buffer, const char* name) {
+Array described(const ffi::AnyBuffer& buffer, const char* name) {
     const auto sizes = buffer.dimensions();
-    const DType dtype = buffer.element_type() == ffi::DataType::F64 ? DType::float64 : DType::float32;
-    return {{name, dtype, Shape(sizes.begin(), sizes.end())}, buffer.untyped_data(), buffer.element_type()};
+    const ffi::DataType type = buffer.element_type();
+    Array array = dense_array(name, {sizes.begin(), sizes.end()}, buffer.untyped_data(),
+                              type == ffi::DataType::F64 ? DType::float64 : DType::float32);
+    if (type == ffi::DataType::U8) array.item_bytes = 1;
+    if (type == ffi::DataType::U32) array.item_bytes = 8;  // two of them are an index
+    return array;
 }
 
 template <size_t count>
@@ -27,13 +31,19 @@ size_t index_of(const char* const (&names)[count], std::string_view name) {
 
 }  // namespace
 
-Buffer Call::argument(size_t i, const char* name) const {
+Array dense_array(const char* name, const Shape& shape, void* data, DType dtype) {
+    int64_t stride[Shape::most_axes], dense = 1;
+    for (size_t axis = shape.size(); axis-- > 0; dense *= shape[axis]) stride[axis] = dense;
+    return {{name, dtype, shape}, {stride, stride + shape.size()}, data};
+}
+
+Array Call::argument(size_t i, const char* name) const {
     const auto found = arguments_.get<ffi::AnyBuffer>(i);
     if (!found.has_value()) wrong(std::string("an XLA call lacks ") + name);
     return described(*found, name);
 }
 
-Buffer Call::result(size_t i, const char* name) const {
+Array Call::result(size_t i, const char* name) const {
     auto found = results_.get<ffi::AnyBuffer>(i);
     if (!found.has_value()) wrong(std::string("an XLA call lacks ") + name);
     return described(**found, name);

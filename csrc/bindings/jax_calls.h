@@ -18,19 +18,8 @@ namespace ffi = ::xla::ffi;
 // Those of convx._cpu; set before the first handler is registered.
 extern const CpuEntryPoints* cpu;
 
-template <class T>
-const CpuPasses<T>& passes() {
-    if constexpr (sizeof(T) == sizeof(float))
-        return cpu->float32;
-    else
-        return cpu->float64;
-}
-
-struct Buffer {
-    ArrayInfo info;
-    void* data;
-    ffi::DataType type;
-};
+// A buffer of these sizes.
+Array dense_array(const char* name, const Shape& shape, void* data, DType dtype = DType::float32);
 
 class Call {
 public:
@@ -39,8 +28,9 @@ public:
 
     size_t arguments() const { return arguments_.size(); }
     size_t results() const { return results_.size(); }
-    Buffer argument(size_t i, const char* name) const;
-    Buffer result(size_t i, const char* name) const;
+    // Codes have one byte an item, indices eight.
+    Array argument(size_t i, const char* name) const;
+    Array result(size_t i, const char* name) const;
 
     // The attributes that python/convx/jax/_calls.py writes; those of pooling begin with `prefix` in the fused block.
     ConvOptions conv_options() const;
@@ -56,32 +46,6 @@ private:
     ffi::RemainingRets results_;
     ffi::Dictionary attributes_;
 };
-
-// In logical N, C, H, W order.
-template <class T>
-TensorView<T> image_view(const Buffer& buffer, bool channels_last) {
-    const Shape& s = buffer.info.shape;
-    const std::array<int64_t, 4> nchw =
-        channels_last ? std::array<int64_t, 4>{s[0], s[3], s[1], s[2]} : std::array<int64_t, 4>{s[0], s[1], s[2], s[3]};
-    return {static_cast<T*>(buffer.data), nchw, dense_strides(nchw, channels_last)};
-}
-template <class T>
-TensorView<T> plain_view(const Buffer& buffer) {
-    return image_view<T>(buffer, false);
-}
-template <class T>
-TensorView<T> vector_view(const Buffer& buffer) {
-    return {static_cast<T*>(buffer.data), {1, buffer.info.shape[0], 1, 1}, {0, 1, 0, 0}};
-}
-
-// Calls work(T{}) with the element type.
-template <class Work>
-void dispatch(DType dtype, const Work& work) {
-    if (dtype == DType::float32)
-        work(float{});
-    else
-        work(double{});
-}
 
 // The floating-point settings of a program that changed none. XLA's threads flush denormal numbers to zero and convx's
 // own do not: results would depend on which thread took a task.

@@ -4,15 +4,16 @@
 #include <variant>
 
 #include "bindings/options.h"
+#include "bindings/py_array.h"
 #include "cpu/conv2d/methods.h"
 
 namespace convx {
 
 class PreparedWeight {
 public:
-    PreparedWeight(FloatArray weight, const ConvProblem& problem, py::tuple arguments);
+    PreparedWeight(PyArray weight, const ConvProblem& problem, py::tuple arguments);
 
-    const FloatArray& weight() const { return weight_; }
+    const PyArray& weight() const { return weight_; }
     template <class T>
     const PackedWeight<T>& packed() const {
         return std::get<PackedWeight<T>>(packed_);
@@ -23,7 +24,7 @@ public:
     const py::tuple& arguments() const { return arguments_; }
 
 private:
-    FloatArray weight_;  // a copy that nobody can write: the packed form does not change either
+    PyArray weight_;  // a copy that nobody can write: the packed form does not change either
     std::variant<PackedWeight<float>, PackedWeight<double>> packed_;
     std::string algorithm_;
     py::tuple arguments_;  // of prepare_weight_op, which makes the same on another machine

@@ -145,6 +145,27 @@ void check_winograd(const std::string& op, const Axis& h, const Axis& w, const C
                          ", expected (3, 3), (1, 1) and (1, 1)");
 }
 
+// The weight of a convolution and the options that need no groups; `channels`: its first two axes.
+void check_weight(const std::string& op, const ArrayInfo& weight, const ArrayInfo& input, const ConvOptions& options,
+                  const char* channels) {
+    if (weight.shape.size() != 4)
+        throw ShapeError(op + ": weight has " + std::to_string(weight.shape.size()) + " dimensions, expected 4: (" +
+                         channels + " / groups, kernel height, kernel width)");
+    check_dtype(op, weight, input);
+    check_positive(op, "", "stride", options.stride);
+    check_positive(op, "", "dilation", options.dilation);
+}
+
+void check_sizes_and_bias(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight, const ArrayInfo* bias,
+                          int64_t least, int64_t out_channels) {
+    if (std::min({least, weight.shape[2], weight.shape[3]}) < 1)
+        throw ShapeError(op + ": input " + shape_text(input.shape) + " and weight " + shape_text(weight.shape) +
+                         " have a size of zero, expected zero only for the batch or the input channels");
+    if (!bias) return;
+    check_dtype(op, *bias, input);
+    check_shape(op, *bias, {out_channels});
+}
+
 }  // namespace
 
 void check_positive(const std::string& op, const char* prefix, const char* name, const Pair& pair) {
@@ -165,25 +186,14 @@ void check_groups(const std::string& op, int64_t groups, int64_t in_channels, in
 Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
                                   const ArrayInfo* bias, const ConvOptions& options) {
     const auto [n, c, h, w] = nchw_shape(op, input, options.channels_last);
-    if (weight.shape.size() != 4)
-        throw ShapeError(op + ": weight has " + std::to_string(weight.shape.size()) +
-                         " dimensions, expected 4: (out channels, in channels / groups, kernel height, kernel width)");
-    check_dtype(op, weight, input);
+    check_weight(op, weight, input, options, "out channels, in channels");
     const int64_t k = weight.shape[0], groups = options.groups;
-    check_positive(op, "", "stride", options.stride);
-    check_positive(op, "", "dilation", options.dilation);
     check_groups(op, groups, c, k);
     if (weight.shape[1] != c / groups)
         throw ShapeError(op + ": weight has " + std::to_string(weight.shape[1]) +
                          " input channels per group, expected " + std::to_string(c / groups) + " (input channels " +
                          std::to_string(c) + " / groups " + std::to_string(groups) + ")");
-    if (std::min({h, w, k, weight.shape[2], weight.shape[3]}) < 1)
-        throw ShapeError(op + ": input " + shape_text(input.shape) + " and weight " + shape_text(weight.shape) +
-                         " have a size of zero, expected zero only for the batch or the input channels");
-    if (bias) {
-        check_dtype(op, *bias, input);
-        check_shape(op, *bias, {k});
-    }
+    check_sizes_and_bias(op, input, weight, bias, std::min({h, w, k}), k);
 
     Checked<ConvProblem> checked{{}, input.shape.size() == 3};
     ConvProblem& problem = checked.problem;
@@ -220,25 +230,14 @@ Checked<ConvTransposeProblem> check_conv_transpose2d(const std::string& op, cons
                                                      const ConvTransposeOptions& transpose) {
     const ConvOptions& options = transpose.conv;
     const auto [n, c, h, w] = nchw_shape(op, input, options.channels_last);
-    if (weight.shape.size() != 4)
-        throw ShapeError(op + ": weight has " + std::to_string(weight.shape.size()) +
-                         " dimensions, expected 4: (in channels, out channels / groups, kernel height, kernel width)");
-    check_dtype(op, weight, input);
+    check_weight(op, weight, input, options, "in channels, out channels");
     const int64_t groups = options.groups;
-    check_positive(op, "", "stride", options.stride);
-    check_positive(op, "", "dilation", options.dilation);
     check_groups(op, groups, c, groups);  // the weight has its output channels by groups
     if (weight.shape[0] != c)
         throw ShapeError(op + ": weight has " + std::to_string(weight.shape[0]) + " input channels, expected " +
                          std::to_string(c) + " as input has");
     const int64_t k = checked_product(op, "output channels", weight.shape[1], groups);
-    if (std::min({h, w, k, weight.shape[2], weight.shape[3]}) < 1)
-        throw ShapeError(op + ": input " + shape_text(input.shape) + " and weight " + shape_text(weight.shape) +
-                         " have a size of zero, expected zero only for the batch or the input channels");
-    if (bias) {
-        check_dtype(op, *bias, input);
-        check_shape(op, *bias, {k});
-    }
+    check_sizes_and_bias(op, input, weight, bias, std::min({h, w, k}), k);
 
     Checked<ConvTransposeProblem> checked{{}, input.shape.size() == 3};
     ConvTransposeProblem& problem = checked.problem;

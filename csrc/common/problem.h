@@ -32,7 +32,7 @@ struct Axis {
     // Cells from the first that a window may cover to the last: with ceil_mode one may reach beyond the padding.
     int64_t covered() const { return padded() > extent() ? padded() : extent(); }
 
-    // The number of window positions: P or Q. The only place where this formula stands.
+    // The number of window positions: P or Q.
     int64_t output() const {
         const int64_t room = padded() - extent();
         const int64_t rounded = room + (ceil_mode ? stride - 1 : 0);
@@ -44,6 +44,13 @@ struct Axis {
 
     // The input index under tap `k` of window `o`, before the borders are looked at.
     int64_t position(int64_t o, int64_t k) const { return o * stride + k * dilation - pad_before; }
+
+    // The adjoint splits the input into phases, cells phase + i * stride, which different taps reach: tap `k` reaches
+    // cell i of a phase from window first_window(phase, k) + i.
+    int64_t phases() const { return stride < input ? stride : input; }
+    int64_t phase_cells(int64_t phase) const { return phase < input ? (input - 1 - phase) / stride + 1 : 0; }
+    bool reaches(int64_t phase, int64_t k) const { return (phase + pad_before - k * dilation) % stride == 0; }
+    int64_t first_window(int64_t phase, int64_t k) const { return (phase + pad_before - k * dilation) / stride; }
 
     // Whether gradients of the border's cells go back inside: it mirrors or wraps.
     bool folds() const {
@@ -83,6 +90,11 @@ struct ConvProblem {
     bool is_padded() const { return h.pad_before > 0 || h.pad_after > 0 || w.pad_before > 0 || w.pad_after > 0; }
 
     std::array<int64_t, 4> input_shape() const { return {batch, in_channels, h.input, w.input}; }
+    ConvProblem of_batch(int64_t images) const {
+        ConvProblem some = *this;
+        some.batch = images;
+        return some;
+    }
     std::array<int64_t, 4> weight_shape() const { return {out_channels, group_in(), h.kernel, w.kernel}; }
     std::array<int64_t, 4> output_shape() const { return {batch, out_channels, out_h(), out_w()}; }
 };

@@ -38,4 +38,11 @@ private:
     int64_t sizes_[most_axes];
 };
 
+template <class Sizes>
+constexpr int64_t element_count(const Sizes& shape) {
+    int64_t count = 1;
+    for (const int64_t size : shape) count *= size;
+    return count;
+}
+
 }  // namespace convx

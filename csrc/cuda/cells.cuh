@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "common/problem.h"
-#include "cuda/device_tensor.h"
 #include "cuda/divisor.h"
+#include "cuda/launch.cuh"
 #include "cuda/numbers.cuh"
 
 namespace convx::cuda {
@@ -60,7 +60,7 @@ void for_each_launch(const std::array<int64_t, 4>& shape, bool channels_inside, 
 template <class T>
 struct Strided4 {
     Strided4() = default;
-    explicit Strided4(const DeviceTensor& tensor)
+    explicit Strided4(const Tensor& tensor)
         : data(static_cast<T*>(tensor.data)), n(tensor.stride[0]), c(tensor.stride[1]), h(tensor.stride[2]),
           w(tensor.stride[3]) {}
     __device__ int64_t offset(const Cell& cell) const { return cell.n * n + cell.c * c + cell.h * h + cell.w * w; }
@@ -87,7 +87,7 @@ __device__ void store_channels(T* at, const Channels<T, count>& channels) {
 }
 
 // Whether `count` channels of every cell lie side by side, aligned.
-inline bool has_chunks(const DeviceTensor& tensor, int64_t item, int64_t count) {
+inline bool has_chunks(const Tensor& tensor, int64_t item, int64_t count) {
     const auto whole = [&](int64_t stride) { return stride % count == 0; };
     return !tensor.data || (tensor.stride[1] == 1 && whole(tensor.shape[1]) && whole(tensor.stride[0]) &&
                             whole(tensor.stride[2]) && whole(tensor.stride[3]) &&

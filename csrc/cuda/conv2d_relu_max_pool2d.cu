@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "common/rounding.h"
+
 namespace convx::cuda {
 
 namespace {
@@ -12,32 +14,16 @@ namespace {
 // takes.
 constexpr int64_t most_buffer_bytes = int64_t{256} << 20;
 
-int64_t round_up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
 FusedPlan chunked(const FusedProblem& problem) {
     FusedPlan plan;
     const ConvProblem& conv = problem.conv;
     const int64_t image_bytes = conv.out_channels * conv.out_pixels() * item_size(conv.dtype);
     plan.images = std::clamp<int64_t>(most_buffer_bytes / image_bytes, 1, std::max<int64_t>(conv.batch, 1));
-    plan.buffer_bytes = round_up(plan.images * image_bytes);
+    plan.buffer_bytes = workspace_part(plan.images * image_bytes);
     return plan;
 }
 
-ConvProblem images_of(const ConvProblem& problem, int64_t images) {
-    ConvProblem some = problem;
-    some.batch = std::min(images, problem.batch);
-    return some;
-}
-
-DeviceTensor some_images(const DeviceTensor& tensor, int64_t item, int64_t first, int64_t count) {
-    DeviceTensor some = tensor;
-    if (!tensor.data) return some;
-    some.data = static_cast<char*>(tensor.data) + first * tensor.stride[0] * item;
-    some.shape[0] = count;
-    return some;
-}
-
-DeviceTensor buffer_of(const ConvProblem& problem, void* workspace) {
+Tensor buffer_of(const ConvProblem& problem, void* workspace) {
     return {workspace, problem.output_shape(), dense_strides(problem.output_shape(), problem.channels_last)};
 }
 
@@ -45,14 +31,15 @@ DeviceTensor buffer_of(const ConvProblem& problem, void* workspace) {
 
 FusedPlan plan_fused_forward(const FusedProblem& problem, Precision precision) {
     FusedPlan plan = chunked(problem);
-    plan.forward = plan_conv2d(images_of(problem.conv, plan.images), ConvPass::forward, precision);
+    plan.forward =
+        plan_conv2d(problem.conv.of_batch(std::min(plan.images, problem.conv.batch)), ConvPass::forward, precision);
     plan.pass_bytes = plan.forward.workspace_bytes();
     return plan;
 }
 
 FusedPlan plan_fused_backward(const FusedProblem& problem, Precision precision, const std::array<bool, 3>& mask) {
     FusedPlan plan = chunked(problem);
-    const ConvProblem chunk = images_of(problem.conv, plan.images);
+    const ConvProblem chunk = problem.conv.of_batch(std::min(plan.images, problem.conv.batch));
     const int64_t sum_bytes = chunk.dtype == DType::float64 ? 8 : 4;
     const bool carries = plan.images < problem.conv.batch;
     const auto plan_pass = [&](ConvPass pass) {
@@ -64,58 +51,59 @@ FusedPlan plan_fused_backward(const FusedProblem& problem, Precision precision, 
     if (mask[1]) plan.grad_weight = plan_pass(ConvPass::grad_weight);
     if (mask[2]) plan.grad_bias = plan_pass(ConvPass::grad_bias);
     const int64_t weights = chunk.out_channels * chunk.group_in() * chunk.taps();
-    if (mask[1] && carries) plan.carried_weight = round_up(weights * sum_bytes);
-    if (mask[2] && carries) plan.carried_bias = round_up(chunk.out_channels * sum_bytes);
-    plan.pass_bytes = round_up(plan.pass_bytes);
+    if (mask[1] && carries) plan.carried_weight = workspace_part(weights * sum_bytes);
+    if (mask[2] && carries) plan.carried_bias = workspace_part(chunk.out_channels * sum_bytes);
+    plan.pass_bytes = workspace_part(plan.pass_bytes);
     return plan;
 }
 
-void conv2d_relu_max_pool2d(const FusedProblem& problem, const FusedPlan& plan, const DeviceTensor& input,
-                            const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output,
-                            const DeviceTensor& codes, void* workspace, Stream stream) {
+void conv2d_relu_max_pool2d(const FusedProblem& problem, const FusedPlan& plan, const Tensor& input,
+                            const Tensor& weight, const Tensor& bias, const Tensor& output, const Tensor& codes,
+                            void* workspace, Stream stream) {
     const int64_t batch = problem.conv.batch, item = item_size(problem.conv.dtype);
+    const ConvPasses passes = conv_passes(problem.conv.dtype);
     for (int64_t first = 0; first < batch; first += plan.images) {
         const int64_t count = std::min(plan.images, batch - first);
-        const ConvProblem conv = images_of(problem.conv, count);
-        const DeviceTensor buffer = buffer_of(conv, workspace);
-        conv2d_forward(conv, plan.forward, some_images(input, item, first, count), weight, bias, buffer,
+        const ConvProblem conv = problem.conv.of_batch(count);
+        const Tensor buffer = buffer_of(conv, workspace);
+        passes.forward(conv, plan.forward, input.images(item, first, count), weight, bias, buffer,
                        static_cast<char*>(workspace) + plan.buffer_bytes, stream);
         PoolProblem pool = problem.pool;
         pool.batch = count;
-        max_pool2d(pool, buffer, some_images(output, item, first, count), DeviceTensor{},
-                   some_images(codes, 1, first, count), true, stream);
+        max_pool2d(pool, buffer, output.images(item, first, count), Tensor{}, codes.images(1, first, count), true,
+                   stream);
     }
 }
 
-void conv2d_relu_max_pool2d_backward(const FusedProblem& problem, const FusedPlan& plan,
-                                     const DeviceTensor& grad_output, const DeviceTensor& input,
-                                     const DeviceTensor& weight, const DeviceTensor& codes,
-                                     const DeviceTensor& grad_input, const DeviceTensor& grad_weight,
-                                     const DeviceTensor& grad_bias, void* workspace, Stream stream) {
+void conv2d_relu_max_pool2d_backward(const FusedProblem& problem, const FusedPlan& plan, const Tensor& grad_output,
+                                     const Tensor& input, const Tensor& weight, const Tensor& codes,
+                                     const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
+                                     void* workspace, Stream stream) {
     const int64_t batch = problem.conv.batch, item = item_size(problem.conv.dtype);
+    const ConvPasses passes = conv_passes(problem.conv.dtype);
     char* const pass_workspace = static_cast<char*>(workspace) + plan.buffer_bytes;
     char* const carried_weight = pass_workspace + plan.pass_bytes;
     char* const carried_bias = carried_weight + plan.carried_weight;
     int64_t first = 0;
     do {  // once also where there is no image: gradients of zeros
         const int64_t count = std::min(plan.images, batch - first);
-        const ConvProblem conv = images_of(problem.conv, count);
-        const DeviceTensor buffer = buffer_of(conv, workspace);
+        const ConvProblem conv = problem.conv.of_batch(count);
+        const Tensor buffer = buffer_of(conv, workspace);
         PoolProblem pool = problem.pool;
         pool.batch = count;
-        max_pool2d_backward_codes(pool, some_images(grad_output, item, first, count),
-                                  some_images(codes, 1, first, count), buffer, stream);
+        max_pool2d_backward_codes(pool, grad_output.images(item, first, count), codes.images(1, first, count), buffer,
+                                  stream);
         const auto carried = [&](char* sums, int64_t bytes) {
             return Carried{bytes ? sums : nullptr, first == 0, first + count == batch};
         };
         if (grad_input.data)
-            conv2d_grad_input(conv, plan.grad_input, buffer, weight, some_images(grad_input, item, first, count),
+            passes.grad_input(conv, plan.grad_input, buffer, weight, {}, grad_input.images(item, first, count),
                               pass_workspace, stream);
         if (grad_weight.data)
-            conv2d_grad_weight(conv, plan.grad_weight, buffer, some_images(input, item, first, count), grad_weight,
+            passes.grad_weight(conv, plan.grad_weight, buffer, input.images(item, first, count), grad_weight,
                                pass_workspace, stream, carried(carried_weight, plan.carried_weight));
         if (grad_bias.data)
-            conv2d_grad_bias(conv, plan.grad_bias, buffer, grad_bias, pass_workspace, stream,
+            passes.grad_bias(conv, plan.grad_bias, buffer, grad_bias, pass_workspace, stream,
                              carried(carried_bias, plan.carried_bias));
         first += count;
     } while (first < batch);

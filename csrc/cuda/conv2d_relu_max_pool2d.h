@@ -22,16 +22,15 @@ struct FusedPlan {
 FusedPlan plan_fused_forward(const FusedProblem& problem, Precision precision);
 FusedPlan plan_fused_backward(const FusedProblem& problem, Precision precision, const std::array<bool, 3>& mask);
 
-void conv2d_relu_max_pool2d(const FusedProblem& problem, const FusedPlan& plan, const DeviceTensor& input,
-                            const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output,
-                            const DeviceTensor& codes, void* workspace, Stream stream);
+void conv2d_relu_max_pool2d(const FusedProblem& problem, const FusedPlan& plan, const Tensor& input,
+                            const Tensor& weight, const Tensor& bias, const Tensor& output, const Tensor& codes,
+                            void* workspace, Stream stream);
 
 // Gradients without data are not computed; the plan was made for those that have it. A code outside its window adds
 // nothing.
-void conv2d_relu_max_pool2d_backward(const FusedProblem& problem, const FusedPlan& plan,
-                                     const DeviceTensor& grad_output, const DeviceTensor& input,
-                                     const DeviceTensor& weight, const DeviceTensor& codes,
-                                     const DeviceTensor& grad_input, const DeviceTensor& grad_weight,
-                                     const DeviceTensor& grad_bias, void* workspace, Stream stream);
+void conv2d_relu_max_pool2d_backward(const FusedProblem& problem, const FusedPlan& plan, const Tensor& grad_output,
+                                     const Tensor& input, const Tensor& weight, const Tensor& codes,
+                                     const Tensor& grad_input, const Tensor& grad_weight, const Tensor& grad_bias,
+                                     void* workspace, Stream stream);
 
 }  // namespace convx::cuda

@@ -1,11 +1,11 @@
-// Elementwise, so axes may be walked in any order and direction, and merged where all arrays allow it; what is left is
-// almost always one run. Bound by memory: four loads of 16 bytes an array and thread are in flight before the first
-// store (Little's law on an H100: 3 TB/s x 600 ns = 1.8 MB, 14 KiB a multiprocessor, which 256 such threads have).
-// No shared memory; 16 to 24 registers strided, 29 to 55 dense.
+// Elementwise, so axes may be walked in any order and direction. Bound by memory: four loads of 16 bytes an array and
+// thread are in flight before the first store (Little's law on an H100: 3 TB/s x 600 ns = 1.8 MB, 14 KiB a
+// multiprocessor, which 256 such threads have). No shared memory; 16 to 24 registers strided, 29 to 55 dense.
 #include "cuda/relu.h"
 
 #include <algorithm>
 
+#include "common/array_loops.h"
 #include "cuda/conv2d/tile.cuh"
 #include "cuda/divisor.h"
 #include "cuda/numbers.cuh"
@@ -102,87 +102,46 @@ __global__ void __launch_bounds__(threads) relu_strided(Strided<T, arrays> nest)
         nest.data[inputs][offset[inputs]] = apply(nest.data[0][offset[0]], nest.data[1][offset[1]]);
 }
 
-// The axes as loops, outermost first.
+// The launches over the loops of some arrays, the last of which is written.
 template <class T, int arrays>
 class Walk {
 public:
-    Walk(const Shape& shape, const StridedArray* const (&operands)[arrays], Stream stream) : stream_(stream) {
-        for (int k = 0; k < arrays; ++k) data_[k] = static_cast<T*>(operands[k]->data);
-        for (size_t axis = 0; axis < shape.size(); ++axis) {
-            Loop loop{shape[axis], {}};
-            if (loop.count == 0) {
-                depth_ = -1;
-                return;
-            }
-            for (int k = 0; k < arrays; ++k) loop.stride[k] = operands[k]->stride[axis];
-            append(loop);
-        }
-        merge();
+    Walk(const Array* const (&operands)[arrays], Stream stream) : nest_(operands, LoopOrder::any), stream_(stream) {
+        for (int k = 0; k < arrays; ++k) data_[k] = static_cast<T*>(operands[k]->data) + nest_.start[k];
     }
 
     void run() {
-        if (depth_ >= 0) run(0);
+        if (nest_.size > 0) run(0);
     }
 
 private:
-    struct Loop {
-        int64_t count;
-        int64_t stride[arrays];
-    };
-
-    // Sorted by the stride of what is written: adjacent threads write adjacent elements.
-    void append(Loop loop) {
-        if (loop.count == 1) return;
-        // All backwards is as good as all forwards, from the other end.
-        if (std::all_of(loop.stride, loop.stride + arrays, [](int64_t stride) { return stride < 0; }))
-            for (int k = 0; k < arrays; ++k) {
-                data_[k] += (loop.count - 1) * loop.stride[k];
-                loop.stride[k] = -loop.stride[k];
-            }
-        const auto size = [](const Loop& of) { return std::abs(of.stride[arrays - 1]); };
-        int at = depth_++;
-        for (; at > 0 && size(loops_[at - 1]) < size(loop); --at) loops_[at] = loops_[at - 1];
-        loops_[at] = loop;
-    }
-
-    void merge() {
-        int kept = 0;
-        for (int i = 1; i < depth_; ++i) {
-            bool adjoins = true;
-            for (int k = 0; k < arrays; ++k)
-                adjoins = adjoins && loops_[kept].stride[k] == loops_[i].count * loops_[i].stride[k];
-            const int64_t outer = adjoins ? loops_[kept].count : 1;
-            loops_[adjoins ? kept : ++kept] = loops_[i];
-            loops_[kept].count *= outer;
-        }
-        if (depth_ > 0) depth_ = kept + 1;
-    }
+    using Loop = typename ArrayLoops<arrays>::Loop;
 
     // Loops [outer, depth): in one launch, or cut at the outermost.
     void run(int outer) {
         int64_t count = 1;
-        for (int i = outer; i < depth_; ++i) count *= loops_[i].count;
+        for (int i = outer; i < nest_.depth; ++i) count *= nest_.loops[i].count;
         if (is_dense(outer)) return start_dense(count);
         constexpr int64_t most_elements = int64_t{1} << 30;
-        if (depth_ - outer <= most_loops && count <= most_elements)
+        if (nest_.depth - outer <= most_loops && count <= most_elements)
             return start_strided(outer, static_cast<int>(count));
-        const Loop whole = loops_[outer];
-        const bool single = depth_ - outer > most_loops;
+        const Loop whole = nest_.loops[outer];
+        const bool single = nest_.depth - outer > most_loops;
         const int64_t step = single ? 1 : std::max<int64_t>(1, whole.count / (count / most_elements + 1));
         for (int64_t first = 0; first < whole.count; first += step) {
-            loops_[outer].count = std::min(step, whole.count - first);
-            run(loops_[outer].count == 1 ? outer + 1 : outer);
+            nest_.loops[outer].count = std::min(step, whole.count - first);
+            run(nest_.loops[outer].count == 1 ? outer + 1 : outer);
             for (int k = 0; k < arrays; ++k) data_[k] += step * whole.stride[k];
         }
         const int64_t steps = (whole.count + step - 1) / step;
         for (int k = 0; k < arrays; ++k) data_[k] -= steps * step * whole.stride[k];
-        loops_[outer] = whole;
+        nest_.loops[outer] = whole;
     }
 
     bool is_dense(int outer) const {
-        if (depth_ - outer > 1) return false;
+        if (nest_.depth - outer > 1) return false;
         for (int k = 0; k < arrays; ++k) {
-            if (depth_ > outer && loops_[outer].stride[k] != 1) return false;
+            if (nest_.depth > outer && nest_.loops[outer].stride[k] != 1) return false;
             if (reinterpret_cast<uintptr_t>(data_[k]) % 16 != 0) return false;
         }
         return true;
@@ -200,32 +159,31 @@ private:
     void start_strided(int outer, int count) const {
         Strided<T, arrays> nest{};
         std::copy_n(data_, arrays, nest.data);
-        nest.depth = depth_ - outer;
+        nest.depth = nest_.depth - outer;
         nest.count = count;
         for (int i = 0; i < nest.depth; ++i) {
-            nest.size[i] = Divisor(loops_[depth_ - 1 - i].count);
-            for (int k = 0; k < arrays; ++k) nest.stride[k][i] = loops_[depth_ - 1 - i].stride[k];
+            nest.size[i] = Divisor(nest_.loops[nest_.depth - 1 - i].count);
+            for (int k = 0; k < arrays; ++k) nest.stride[k][i] = nest_.loops[nest_.depth - 1 - i].stride[k];
         }
         const int blocks = (count + threads - 1) / threads;
         launch(relu_strided<T, arrays>, dim3(static_cast<unsigned>(blocks)), threads, 0, stream_, nest);
     }
 
     T* data_[arrays];
-    Loop loops_[Shape::most_axes];
-    int depth_ = 0;
+    ArrayLoops<arrays> nest_;
     Stream stream_;
 };
 
 }  // namespace
 
-void relu(DType dtype, const Shape& shape, const StridedArray& input, const StridedArray& output, Stream stream) {
-    with_type(dtype, [&](auto type) { Walk<typename decltype(type)::T, 2>(shape, {&input, &output}, stream).run(); });
+void relu(const Array& input, const Array& output, Stream stream) {
+    with_type(input.info.dtype,
+              [&](auto type) { Walk<typename decltype(type)::T, 2>({&input, &output}, stream).run(); });
 }
 
-void relu_backward(DType dtype, const Shape& shape, const StridedArray& grad_output, const StridedArray& output,
-                   const StridedArray& grad_input, Stream stream) {
-    with_type(dtype, [&](auto type) {
-        Walk<typename decltype(type)::T, 3>(shape, {&grad_output, &output, &grad_input}, stream).run();
+void relu_backward(const Array& grad_output, const Array& output, const Array& grad_input, Stream stream) {
+    with_type(output.info.dtype, [&](auto type) {
+        Walk<typename decltype(type)::T, 3>({&grad_output, &output, &grad_input}, stream).run();
     });
 }
 

@@ -6,6 +6,8 @@
 
 #include <type_traits>
 
+#include "common/array_loops.h"
+#include "common/rounding.h"
 #include "cuda/divisor.h"
 #include "cuda/numbers.cuh"
 
@@ -38,25 +40,16 @@ struct OrderedLoops {
     }
 };
 
-OrderedLoops ordered_loops(const Shape& shape, const Shape& from, const Shape& to) {
+OrderedLoops ordered_loops(const Array& from, const Array& to) {
+    const ArrayLoops<2> nest({&from, &to}, LoopOrder::row_major);
     OrderedLoops loops;
-    for (size_t axis = shape.size(); axis-- > 0;) {
-        loops.count *= shape[axis];
-        if (shape[axis] == 1) continue;
-        const int last = loops.depth - 1;
-        const auto follows = [&](const int64_t* strides, int64_t stride) {
-            return stride == loops.size[last] * strides[last];
-        };
-        if (loops.depth > 0 && follows(loops.from, from[axis]) && follows(loops.to, to[axis])) {
-            loops.size[last] *= shape[axis];
-            continue;
-        }
-        loops.size[loops.depth] = shape[axis];
-        loops.from[loops.depth] = from[axis];
-        loops.to[loops.depth++] = to[axis];
+    loops.count = nest.size;
+    for (int i = nest.depth; i-- > 0; ++loops.depth) {
+        loops.size[loops.depth] = nest.loops[i].count;
+        loops.from[loops.depth] = nest.loops[i].stride[0];
+        loops.to[loops.depth] = nest.loops[i].stride[1];
+        if (nest.size > 0 && nest.size < small) loops.divisor[loops.depth] = Divisor(nest.loops[i].count);
     }
-    if (loops.count > 0 && loops.count < small)
-        for (int i = 0; i < loops.depth; ++i) loops.divisor[i] = Divisor(loops.size[i]);
     return loops;
 }
 
@@ -129,12 +122,10 @@ __global__ void __launch_bounds__(threads) relu_mask_backward_kernel(ReluMask<T>
 
 // start(argument, blocks for all elements, std::bool_constant<far>).
 template <class Start>
-void run(DType dtype, const Shape& shape, const StridedArray& from, const StridedArray& to, uint8_t* mask,
-         int64_t mask_stride, const Start& start) {
-    with_type(dtype, [&](auto type) {
+void run(const Array& from, const Array& to, const Array& mask, const Start& start) {
+    with_type(from.info.dtype, [&](auto type) {
         using T = typename decltype(type)::T;
-        const ReluMask<T> relu{static_cast<const T*>(from.data), static_cast<T*>(to.data), mask, mask_stride,
-                               ordered_loops(shape, from.stride, to.stride)};
+        const ReluMask<T> relu{from.as<T>(), to.as<T>(), mask.as<uint8_t>(), mask.stride[0], ordered_loops(from, to)};
         const auto blocks = [&](int64_t of_block) {
             return dim3(static_cast<unsigned>((relu.loops.count + of_block - 1) / of_block));
         };
@@ -148,21 +139,18 @@ void run(DType dtype, const Shape& shape, const StridedArray& from, const Stride
 
 }  // namespace
 
-void relu_mask(DType dtype, const Shape& shape, const StridedArray& input, const StridedArray& output, uint8_t* mask,
-               Stream stream) {
-    run(dtype, shape, input, output, mask, 1, [&](const auto& relu, dim3 grid, auto far) {
+void relu_mask(const Array& input, const Array& output, const Array& mask, Stream stream) {
+    run(input, output, mask, [&](const auto& relu, dim3 grid, auto far) {
         using T = std::remove_reference_t<decltype(*relu.to)>;
         launch(relu_mask_kernel<T, far()>, grid, threads, 0, stream, relu);
     });
 }
 
-void relu_mask_backward(DType dtype, const Shape& shape, const StridedArray& grad_output, const uint8_t* mask,
-                        int64_t mask_stride, const StridedArray& grad_input, Stream stream) {
-    run(dtype, shape, grad_output, grad_input, const_cast<uint8_t*>(mask), mask_stride,
-        [&](const auto& relu, dim3 grid, auto far) {
-            using T = std::remove_reference_t<decltype(*relu.to)>;
-            launch(relu_mask_backward_kernel<T, far()>, grid, threads, 0, stream, relu);
-        });
+void relu_mask_backward(const Array& grad_output, const Array& mask, const Array& grad_input, Stream stream) {
+    run(grad_output, grad_input, mask, [&](const auto& relu, dim3 grid, auto far) {
+        using T = std::remove_reference_t<decltype(*relu.to)>;
+        launch(relu_mask_backward_kernel<T, far()>, grid, threads, 0, stream, relu);
+    });
 }
 
 }  // namespace convx::cuda

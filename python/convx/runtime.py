@@ -443,7 +443,8 @@ def explain(
         convolution. Pooling takes its `kernel_size` here.
     *args, **options
         The options of the function, in its order and with its defaults: ``stride, padding, ...``. For
-        ``"max_pool2d_backward"`` also `return_indices` or `return_codes`, of the forward pass.
+        ``"max_pool2d_backward"`` also `return_indices` or `return_codes`, of the forward pass. The `output_mask` of a
+        backward function selects the plans, as it selects the gradients.
     dtype : dtype, default float32
         The dtype of all arrays; with ``device="cuda"`` also ``"float16"`` and ``"bfloat16"``.
     device : {"cpu", "cuda"}, default "cpu"

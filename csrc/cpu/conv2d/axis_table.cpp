@@ -47,12 +47,11 @@ AxisTable forward_table(const Axis& axis) {
 
 AxisTable adjoint_table(const Axis& axis, int64_t residue) {
     AxisTable table;
-    table.positions = residue < axis.input ? (axis.input - residue - 1) / axis.stride + 1 : 0;
+    table.positions = axis.phase_cells(residue);
     const int64_t outputs = axis.output();
     for (int64_t k = 0; k < axis.kernel; ++k) {
-        const int64_t distance = residue + axis.pad_before - k * axis.dilation;
-        if (floor_div(distance, axis.stride) * axis.stride != distance) continue;
-        const int64_t first = distance / axis.stride;  // exact
+        if (!axis.reaches(residue, k)) continue;
+        const int64_t first = axis.first_window(residue, k);
         const int64_t begin = std::clamp(-first, int64_t{0}, table.positions);
         const int64_t end = std::clamp(outputs - first, begin, table.positions);
         table.taps.push_back({k, begin, end});
@@ -64,7 +63,7 @@ AxisTable adjoint_table(const Axis& axis, int64_t residue) {
 
 PhaseTables::PhaseTables(const Axis& axis, bool forward)
     : first_(forward ? forward_table(axis) : adjoint_table(axis, 0)) {
-    for (int64_t residue = 1; !forward && residue < std::min(axis.stride, axis.input); ++residue)
+    for (int64_t residue = 1; !forward && residue < axis.phases(); ++residue)
         others_.push_back(adjoint_table(axis, residue));
 }
 

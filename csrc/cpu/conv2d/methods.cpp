@@ -106,8 +106,6 @@ ConvProblem unfolded(const ConvProblem& problem, ConvPass pass) {
     return plain;
 }
 
-constexpr const char* pass_names[] = {"forward", "grad_input", "grad_weight", "grad_bias"};
-
 void describe_grad_bias(PassPlan& plan, const ConvProblem& problem, int threads) {
     plan.algorithm = "sum";
     plan.tile = "8 partial sums in float64";
@@ -207,12 +205,12 @@ const Traits& traits_of(const ConvProblem& problem, ConvPass pass) {
 
 PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads) {
     PassPlan plan;
-    const auto elements = [](const std::array<int64_t, 4>& s) { return s[0] * s[1] * s[2] * s[3]; };
-    plan.pass = pass_names[static_cast<int>(pass)];
+    plan.pass = pass_name(pass);
     plan.isa = kernels.name;
     plan.flops = problem.flops();
-    plan.bytes = item_size(problem.dtype) * (elements(problem.input_shape()) + elements(problem.output_shape()) +
-                                             elements(problem.weight_shape()));
+    plan.bytes =
+        item_size(problem.dtype) * (element_count(problem.input_shape()) + element_count(problem.output_shape()) +
+                                    element_count(problem.weight_shape()));
     if (problem.dtype == DType::float32)
         describe<float>(plan, problem, pass, kernels, threads);
     else

@@ -253,13 +253,6 @@ bool takes_ghost_norm(const ConvProblem& problem) {
     return ghost < gradient;
 }
 
-// The problem of one of its images.
-ConvProblem single_image(const ConvProblem& problem) {
-    ConvProblem single = problem;
-    single.batch = 1;
-    return single;
-}
-
 // Images that are taken in parallel, one by each thread; the others go in turn, and the threads share each. An image a
 // thread needs no synchronisation, and its pixel sum no split-K. The rest, fewer than threads, would leave threads
 // idle: they share each of its images, unless these are too small for that.
@@ -300,7 +293,7 @@ double norm_of_gradient(const ConvProblem& single, TensorView<const T> grad_outp
 }
 
 PassPlan plan_one(const ConvProblem& problem, ConvPass pass, const Kernels& kernels, int threads) {
-    return plan_conv(single_image(problem), pass, kernels, threads);
+    return plan_conv(problem.of_batch(1), pass, kernels, threads);
 }
 
 // A plan for one image becomes that of all of them; images in parallel have each its scratch.
@@ -324,7 +317,7 @@ void repeat(PassPlan& plan, const ConvProblem& problem, int threads, int64_t scr
 template <class T>
 void conv2d_per_sample_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output,
                                    TensorView<const T> input, T* grad_weight) {
-    const ConvProblem single = single_image(problem);
+    const ConvProblem single = problem.of_batch(1);
     const TensorView<T> first{grad_weight, single.weight_shape(), dense_strides(single.weight_shape(), false)};
     for_each_sample(problem.batch, single.flops(), [&](int64_t n) {
         TensorView<T> own = first;
@@ -336,7 +329,7 @@ void conv2d_per_sample_grad_weight(const ConvProblem& problem, TensorView<const 
 template <class T>
 void conv2d_grad_weight_norms(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> input,
                               double* norms) {
-    const ConvProblem single = single_image(problem);
+    const ConvProblem single = problem.of_batch(1);
     if (problem.in_channels == 0) return std::fill_n(norms, problem.batch, 0.0), void();
     if (!takes_ghost_norm(problem)) {
         for_each_sample(problem.batch, single.flops(), [&](int64_t n) {

@@ -9,14 +9,13 @@
 // multiplications by inserted zeros.
 #pragma once
 
+#include "common/conv_pass.h"
 #include "common/problem.h"
 #include "cpu/conv2d/axis_table.h"
 #include "cpu/conv2d/pixels.h"
 #include "cpu/kernels/kernel_set.h"
 
 namespace convx {
-
-enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
 
 template <class T>
 struct PackedWeight;

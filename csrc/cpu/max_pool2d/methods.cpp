@@ -136,8 +136,7 @@ bool max_pool2d_backward(const PoolProblem& problem, TensorView<const T> grad_ou
 PassPlan plan_max_pool2d(const PoolProblem& problem, bool backward, Argmax argmax, const Kernels& kernels,
                          int threads) {
     PassPlan plan;
-    const auto elements = [](const std::array<int64_t, 4>& s) { return s[0] * s[1] * s[2] * s[3]; };
-    const int64_t outputs = elements(problem.output_shape()), inputs = elements(problem.input_shape());
+    const int64_t outputs = element_count(problem.output_shape()), inputs = element_count(problem.input_shape());
     const int64_t item = argmax == Argmax::indices ? 8 : argmax == Argmax::codes ? 1 : 0;
     plan.pass = backward ? "grad_input" : "forward";
     plan.isa = kernels.name;

@@ -37,13 +37,12 @@ struct Phases {
 inline Phases::Phases(const Axis& axis) {
     const auto count_of = [](const std::vector<int64_t>& v) { return static_cast<int64_t>(v.size()); };
     const int64_t outputs = axis.output();
-    for (int64_t first = 0; first < std::min(axis.stride, axis.input); ++first) {
-        Phase phase{first, ceil_div(axis.input - first, axis.stride), count_of(taps), 0, {}};
+    for (int64_t first = 0; first < axis.phases(); ++first) {
+        Phase phase{first, axis.phase_cells(first), count_of(taps), 0, {}};
         for (int64_t tap = axis.kernel - 1; tap >= 0; --tap) {
-            const int64_t distance = first + axis.pad_before - tap * axis.dilation;
-            if (distance % axis.stride != 0) continue;
+            if (!axis.reaches(first, tap)) continue;
             taps.push_back(tap);
-            windows.push_back(distance / axis.stride);
+            windows.push_back(axis.first_window(first, tap));
         }
         phase.tap_end = count_of(taps);
         for (int64_t j = 0; j < phase.count; ++j) {

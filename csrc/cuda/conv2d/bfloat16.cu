@@ -2,6 +2,6 @@
 
 namespace convx::cuda {
 
-template struct Conv2d<bfloat16>;
+template ConvPasses conv_passes_of<bfloat16>();
 
 }  // namespace convx::cuda

@@ -5,7 +5,6 @@
 
 #include "common/problem.h"
 #include "cuda/conv2d/plan.h"
-#include "cuda/device_tensor.h"
 #include "cuda/stream.h"
 
 namespace convx::cuda {
@@ -18,36 +17,26 @@ struct Carried {
     bool first = true, last = true;
 };
 
-// bias: 1 x K x 1 x 1, without data where there is none.
-void conv2d_forward(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& input,
-                    const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output, void* workspace,
-                    Stream stream);
-// With a bias for each input channel, 1 x C x 1 x 1, as a transposed convolution has it; problems that fold
+// The passes for one element type. Biases and their gradients: 1 x K x 1 x 1, without data where there is none; that of
+// grad_input has a value for each input channel, as a transposed convolution has it, and problems that fold
 // (common/problem.h) take none.
-void conv2d_grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                       const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream,
-                       const DeviceTensor& bias = {});
-void conv2d_grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                        const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream,
-                        const Carried& carried = {});
-// grad_bias: 1 x K x 1 x 1.
-void conv2d_grad_bias(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                      const DeviceTensor& grad_bias, void* workspace, Stream stream, const Carried& carried = {});
-
-// The same for one element type: instantiated in <type>.cu, one translation unit each.
-template <class T>
-struct Conv2d {
-    static void forward(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& input,
-                        const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output,
-                        void* workspace, Stream stream);
-    static void grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                           const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream,
-                           const DeviceTensor& bias);
-    static void grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                            const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream,
-                            const Carried& carried);
-    static void grad_bias(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                          const DeviceTensor& grad_bias, void* workspace, Stream stream, const Carried& carried);
+struct ConvPasses {
+    void (*forward)(const ConvProblem& problem, const ConvPlan& plan, const Tensor& input, const Tensor& weight,
+                    const Tensor& bias, const Tensor& output, void* workspace, Stream stream);
+    void (*grad_input)(const ConvProblem& problem, const ConvPlan& plan, const Tensor& grad_output,
+                       const Tensor& weight, const Tensor& bias, const Tensor& grad_input, void* workspace,
+                       Stream stream);
+    void (*grad_weight)(const ConvProblem& problem, const ConvPlan& plan, const Tensor& grad_output,
+                        const Tensor& input, const Tensor& grad_weight, void* workspace, Stream stream,
+                        const Carried& carried);
+    void (*grad_bias)(const ConvProblem& problem, const ConvPlan& plan, const Tensor& grad_output,
+                      const Tensor& grad_bias, void* workspace, Stream stream, const Carried& carried);
 };
+
+ConvPasses conv_passes(DType dtype);
+
+// Instantiated in <type>.cu, one translation unit each.
+template <class T>
+ConvPasses conv_passes_of();
 
 }  // namespace convx::cuda

@@ -3,7 +3,7 @@
 // side by side; a thread takes four rows of one column, and of up to four channels of its group. What lies outside
 // under zeros is skipped, tap by tap, so these sums need no second look at inf and NaN. Sums run over taps (r, s, c).
 //
-// The adjoint of a stride up to 4 has all residue classes of a row in one launch, so that whole lines are written.
+// The adjoint of a stride up to 4 has all phases of a row in one launch, so that whole lines are written.
 //
 // Bound by memory for depthwise 3x3: four outputs share 6 x 3 loads (9 x 3 at stride 2), 4.5 (6.75) an output, each of
 // adjacent threads on adjacent addresses: on an H100 0.14 cycles of a multiprocessor's load unit, of 0.6 that the bytes
@@ -19,12 +19,12 @@
 
 namespace convx::cuda {
 
-constexpr int direct_rows = 4, most_classes = 4;
+constexpr int direct_rows = 4, most_phases = 4;
 
 template <class T>
 struct DirectSum {
-    // What differs between the residue classes of the columns.
-    struct Class {
+    // What differs between the phases of the columns.
+    struct Phase {
         int offset, taps, first_tap;
     };
 
@@ -34,8 +34,8 @@ struct DirectSum {
     SumTarget<T> target;
     int64_t first_cell;  // offset in the target
     GatherAxis h, w;
-    Class of_class[most_classes];
-    Divisor classes;
+    Phase of_phase[most_phases];
+    Divisor phases;
     int tap_stride;  // kernel columns between taps
     TapWeights<T> weight;
     int rows, channels, columns;  // of the result; of the source's and the result's groups
@@ -45,11 +45,11 @@ struct DirectSum {
     bool relu;
     T padding;
 
-    __device__ Class class_of(int residue) const {
-        Class found = of_class[0];
+    __device__ Phase phase_of(int phase) const {
+        Phase found = of_phase[0];
 #pragma unroll
-        for (int i = 1; i < most_classes; ++i)
-            if (residue == i) found = of_class[i];
+        for (int i = 1; i < most_phases; ++i)
+            if (phase == i) found = of_phase[i];
         return found;
     }
     __device__ void store(const Cell& cell, int row, int channel, Sum<T> sum) const {
@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(256, 3) direct_any(DirectSum<T> conv) {
     const int group = conv.column_tiles.quotient(cell.c);
     const int first_column = (cell.c - group * conv.column_tiles.value) * tile;
     const int first_row = cell.h * direct_rows;
-    const int position = conv.classes.quotient(cell.w);
-    const auto own = conv.class_of(cell.w - position * conv.classes.value);
+    const int position = conv.phases.quotient(cell.w);
+    const auto own = conv.phase_of(cell.w - position * conv.phases.value);
     const T* const image = conv.source.image(cell.n, 0) + static_cast<int64_t>(group) * conv.channels * conv.source.c;
 
     Sum<T> sum[tile][direct_rows];
@@ -183,31 +183,25 @@ __global__ void __launch_bounds__(256) pack_direct(DirectPanel<T> pack) {
     pack.panel[index] = *pack.weight.at(group, result - group * pack.columns.value, c, r, s);
 }
 
-// Host side: one window sum, or its adjoint with all residue classes.
+// Host side: one window sum, or its adjoint with all phases.
 template <class T>
 class Direct {
 public:
-    Direct(const ConvProblem& problem, const DeviceTensor& source, const DeviceTensor& weight, bool adjoint,
-           const DeviceTensor& result, T* panel, Stream stream)
+    Direct(const ConvProblem& problem, const Tensor& source, const Tensor& weight, bool adjoint, const Tensor& result,
+           T* panel, Stream stream)
         : source_(source), result_(result), inside_(result.stride[1] == 1 && result.shape[1] > 1), stream_(stream) {
         const int64_t channels = adjoint ? problem.group_out() : problem.group_in();
         const int64_t columns = adjoint ? problem.group_in() : problem.group_out();
-        const auto [k, cg, r, s] = weight.stride;
         groups_ = problem.groups;
         conv_.source = Strided4<const T>(source);
         conv_.channels = static_cast<int>(channels);
         conv_.columns = static_cast<int>(columns);
-        conv_.weight.data = static_cast<const T*>(weight.data);
-        conv_.weight.stride_group = (adjoint ? channels : columns) * k;
-        conv_.weight.stride_column = adjoint ? cg : k;
-        conv_.weight.stride_channel = adjoint ? k : cg;
-        conv_.weight.stride_r = r;
-        conv_.weight.stride_s = s;
+        conv_.weight = tap_weights<T>(weight, adjoint, channels, columns);
         conv_.padding = host_number<T>(adjoint ? 0.0 : problem.padding_value);
         if (inside_) pack(problem, panel);
     }
 
-    void set_output(const DeviceTensor& bias, bool relu) {
+    void set_output(const Tensor& bias, bool relu) {
         conv_.bias = static_cast<const T*>(bias.data);
         conv_.bias_stride = bias.stride[1];
         conv_.relu = relu;
@@ -215,25 +209,25 @@ public:
 
     void run_forward(const Axis& h, const Axis& w) {
         const WindowAxis columns = forward_axis(w);
-        set_class(0, columns);
-        conv_.classes = Divisor(1);
+        set_phase(0, columns);
+        conv_.phases = Divisor(1);
         run(forward_axis(h), columns, columns.positions, columns.first_cell, columns.cell_stride);
     }
 
     void run_adjoint(const Axis& h, const Axis& w) {
-        for (int64_t residue_h = 0; residue_h < std::min(h.stride, h.input); ++residue_h) {
-            const WindowAxis rows = adjoint_axis(h, residue_h);
-            if (w.stride <= most_classes) {
-                for (int64_t residue = 0; residue < w.stride; ++residue)
-                    set_class(static_cast<int>(residue), adjoint_axis(w, residue));
-                conv_.classes = Divisor(w.stride);
+        for (int64_t phase_h = 0; phase_h < h.phases(); ++phase_h) {
+            const WindowAxis rows = adjoint_axis(h, phase_h);
+            if (w.stride <= most_phases) {
+                for (int64_t phase = 0; phase < w.stride; ++phase)
+                    set_phase(static_cast<int>(phase), adjoint_axis(w, phase));
+                conv_.phases = Divisor(w.stride);
                 run(rows, adjoint_axis(w, 0), w.input, 0, 1);
                 continue;
             }
-            for (int64_t residue = 0; residue < std::min(w.stride, w.input); ++residue) {
-                const WindowAxis columns = adjoint_axis(w, residue);
-                set_class(0, columns);
-                conv_.classes = Divisor(1);
+            for (int64_t phase = 0; phase < w.phases(); ++phase) {
+                const WindowAxis columns = adjoint_axis(w, phase);
+                set_phase(0, columns);
+                conv_.phases = Divisor(1);
                 run(rows, columns, columns.positions, columns.first_cell, columns.cell_stride);
             }
         }
@@ -250,7 +244,7 @@ private:
         pack.channels = Divisor(channels);
         pack.window_columns = Divisor(problem.w.kernel);
         pack.columns = Divisor(conv_.columns);
-        launch(pack_direct<T>, dim3(static_cast<unsigned>((pack.count + 255) / 256)), 256, 0, stream_, pack);
+        launch_each<256>(pack.count, pack_direct<T>, stream_, pack);
         conv_.weight.data = panel;
         conv_.weight.stride_group = conv_.columns;
         conv_.weight.stride_column = 1;
@@ -259,8 +253,8 @@ private:
         conv_.weight.stride_r = problem.w.kernel * channels * results;
     }
 
-    void set_class(int residue, const WindowAxis& columns) {
-        conv_.of_class[residue] = {columns.gather.offset, columns.gather.taps, static_cast<int>(columns.first_tap)};
+    void set_phase(int phase, const WindowAxis& columns) {
+        conv_.of_phase[phase] = {columns.gather.offset, columns.gather.taps, static_cast<int>(columns.first_tap)};
     }
 
     void run(const WindowAxis& h, const WindowAxis& w, int64_t columns, int64_t first_column, int64_t column_stride) {
@@ -277,30 +271,24 @@ private:
         conv.first_cell = h.first_cell * conv.result.h + first_column * conv.result.w;
         conv.result.h *= h.cell_stride;
         conv.result.w *= column_stride;
-        const bool is_3x3 = conv.channels == 1 && conv.columns == 1 && conv.classes.value == 1 && h.gather.taps == 3 &&
+        const bool is_3x3 = conv.channels == 1 && conv.columns == 1 && conv.phases.value == 1 && h.gather.taps == 3 &&
                             w.gather.taps == 3 && std::abs(h.gather.tap_step) == 1 && h.gather.step <= 2 &&
                             w.tap_stride == 1 && w.first_tap == 0;
         const int tile = inside_ || conv.columns == 1 ? 1 : 4;
-        const int64_t tiles = (conv.columns + tile - 1) / tile;
+        const int64_t tiles = ceil_div(conv.columns, tile);
         conv.column_tiles = Divisor(tiles);
-        const std::array<int64_t, 4> shape{source_.shape[0], groups_ * tiles,
-                                           (h.positions + direct_rows - 1) / direct_rows, columns};
+        const std::array<int64_t, 4> shape{source_.shape[0], groups_ * tiles, ceil_div(h.positions, direct_rows),
+                                           columns};
         for_each_launch(shape, inside_, 1, [&](const Cells& cells) {
             conv.cells = cells;
-            const dim3 grid(static_cast<unsigned>((int64_t{cells.count} + 255) / 256));
-            if (is_3x3 && h.gather.step == 1) {
-                launch(direct_3x3<T, 1>, grid, 256, 0, stream_, conv);
-            } else if (is_3x3) {
-                launch(direct_3x3<T, 2>, grid, 256, 0, stream_, conv);
-            } else if (tile == 1) {
-                launch(direct_any<T, 1>, grid, 256, 0, stream_, conv);
-            } else {
-                launch(direct_any<T, 4>, grid, 256, 0, stream_, conv);
-            }
+            const auto kernel = is_3x3      ? h.gather.step == 1 ? &direct_3x3<T, 1> : &direct_3x3<T, 2>
+                                : tile == 1 ? &direct_any<T, 1>
+                                            : &direct_any<T, 4>;
+            launch_each<256>(cells.count, kernel, stream_, conv);
         });
     }
 
-    const DeviceTensor &source_, &result_;
+    const Tensor &source_, &result_;
     const bool inside_;
     const Stream stream_;
     int64_t groups_;

@@ -100,9 +100,9 @@ template <class T>
 void run_direct_grad_weight(const WeightGrad<T>& grad, bool channels_adjacent, int64_t pixels_of_part, Stream stream) {
     static_assert(direct_taps <= direct_lanes);
     const int channels = grad.groups * grad.rows;
-    const int tap_tiles = (grad.columns + direct_taps - 1) / direct_taps;
+    const int tap_tiles = tiles_of(grad.columns, direct_taps);
     const bool is_3x3 = grad.images.h.taps == 3 && grad.images.w.taps == 3 && grad.images.channels.value == 1;
-    const dim3 grid(static_cast<unsigned>((channels + direct_channels - 1) / direct_channels * tap_tiles),
+    const dim3 grid(static_cast<unsigned>(tiles_of(channels, direct_channels) * tap_tiles),
                     static_cast<unsigned>(grad.parts));
     const auto start = [&](auto kernel) {
         launch(kernel, grid, direct_lanes * direct_channels, sizeof(DirectTapSums<T>), stream, grad, tap_tiles,

@@ -2,6 +2,6 @@
 
 namespace convx::cuda {
 
-template struct Conv2d<double>;
+template ConvPasses conv_passes_of<double>();
 
 }  // namespace convx::cuda

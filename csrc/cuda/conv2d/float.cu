@@ -2,6 +2,6 @@
 
 namespace convx::cuda {
 
-template struct Conv2d<float>;
+template ConvPasses conv_passes_of<float>();
 
 }  // namespace convx::cuda

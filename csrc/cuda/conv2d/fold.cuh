@@ -3,18 +3,16 @@
 // other one reads a single value. Bound by memory.
 #pragma once
 
+#include "cuda/cells.cuh"
 #include "cuda/conv2d/image_gather.cuh"
-#include "cuda/device_tensor.h"
-#include "cuda/numbers.cuh"
 
 namespace convx::cuda {
 
 template <class T>
 struct Fold {
     const Sum<T>* padded;  // dense N, C, padded height, padded width
-    T* result;
-    int64_t stride_n, stride_c, stride_h, stride_w;  // of the result
-    int64_t count;                                   // cells of the result
+    Strided4<T> result;
+    int64_t count;  // cells of the result
     int channels, height, width, padded_height, padded_width;
     GatherAxis h, w;  // what a padded cell shows: source(cell + offset)
 };
@@ -38,18 +36,18 @@ __global__ void __launch_bounds__(256, 4) fold_kernel(Fold<T> fold) {
     const int w = static_cast<int>(index - line * fold.width);
     const int64_t plane = line / fold.height;
     const int h = static_cast<int>(line - plane * fold.height);
-    const int64_t n = plane / fold.channels, c = plane - n * fold.channels;
+    const int n = static_cast<int>(plane / fold.channels), c = static_cast<int>(plane - int64_t{n} * fold.channels);
     const Sum<T>* const cells = fold.padded + plane * fold.padded_height * fold.padded_width;
     Sum<T> sum = 0;
     each_showing(fold.h, fold.padded_height, h, [&](int row) {
         each_showing(fold.w, fold.padded_width, w,
                      [&](int column) { sum += cells[static_cast<int64_t>(row) * fold.padded_width + column]; });
     });
-    fold.result[n * fold.stride_n + c * fold.stride_c + h * fold.stride_h + w * fold.stride_w] = from_sum<T>(sum);
+    *fold.result.at({n, c, h, w}) = from_sum<T>(sum);
 }
 
 template <class T>
-void fold(const ConvProblem& problem, const DeviceTensor& padded, const DeviceTensor& result, Stream stream) {
+void fold(const ConvProblem& problem, const Tensor& padded, const Tensor& result, Stream stream) {
     // An axis that needs no folding has its border, of zeros or a constant, still around it in the problem: no gradient
     // of it comes back, and the padded image is as large as the image there.
     const auto shown = [](const Axis& axis, int64_t padded_size) {
@@ -61,12 +59,8 @@ void fold(const ConvProblem& problem, const DeviceTensor& padded, const DeviceTe
     };
     Fold<T> fold{};
     fold.padded = static_cast<const Sum<T>*>(padded.data);
-    fold.result = static_cast<T*>(result.data);
-    fold.stride_n = result.stride[0];
-    fold.stride_c = result.stride[1];
-    fold.stride_h = result.stride[2];
-    fold.stride_w = result.stride[3];
-    fold.count = result.shape[0] * result.shape[1] * result.shape[2] * result.shape[3];
+    fold.result = Strided4<T>(result);
+    fold.count = element_count(result.shape);
     fold.channels = static_cast<int>(result.shape[1]);
     fold.height = static_cast<int>(result.shape[2]);
     fold.width = static_cast<int>(result.shape[3]);
@@ -74,8 +68,7 @@ void fold(const ConvProblem& problem, const DeviceTensor& padded, const DeviceTe
     fold.padded_width = static_cast<int>(padded.shape[3]);
     fold.h = shown(problem.h, padded.shape[2]);
     fold.w = shown(problem.w, padded.shape[3]);
-    if (fold.count > 0)
-        launch(fold_kernel<T>, dim3(static_cast<unsigned>((fold.count + 255) / 256)), 256, 0, stream, fold);
+    launch_each<256>(fold.count, fold_kernel<T>, stream, fold);
 }
 
 }  // namespace convx::cuda

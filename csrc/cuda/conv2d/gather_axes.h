@@ -1,10 +1,11 @@
-// How the windows of one axis step over their source: the forward pass, and its adjoint for each residue class.
+// How the windows of one axis step over their source: the forward pass, and its adjoint for each phase.
 #pragma once
 
+#include <algorithm>
 #include <numeric>
-#include <vector>
 
 #include "cuda/conv2d/image_gather.cuh"
+#include "cuda/numbers.cuh"
 
 namespace convx::cuda {
 
@@ -28,21 +29,42 @@ inline WindowAxis forward_axis(const Axis& axis) {
     return {gather, axis.output(), 0, 1, 0, 1};
 }
 
-// Cells h = residue + i * stride read the outputs p with p * stride + r * dilation - pad = h: every r for which
-// residue + pad - r * dilation is a multiple of the stride, and these lie stride / gcd(stride, dilation) apart. So the
-// adjoint multiplies no inserted zeros, and has the form of a forward pass with stride 1.
-inline WindowAxis adjoint_axis(const Axis& axis, int64_t residue) {
+// The taps that reach a phase of the input (common/problem.h) lie stride / gcd(stride, dilation) apart. So the adjoint
+// multiplies no inserted zeros, and has the form of a forward pass with stride 1.
+inline WindowAxis adjoint_axis(const Axis& axis, int64_t phase) {
     GatherAxis gather;
     const int64_t tap_stride = axis.stride / std::gcd(axis.stride, axis.dilation);
     int64_t first_tap = 0;
-    while (first_tap < axis.kernel && (residue + axis.pad_before - first_tap * axis.dilation) % axis.stride != 0)
-        ++first_tap;
+    while (first_tap < axis.kernel && !axis.reaches(phase, first_tap)) ++first_tap;
     gather.taps = first_tap < axis.kernel ? static_cast<int>((axis.kernel - 1 - first_tap) / tap_stride + 1) : 0;
-    gather.offset = static_cast<int>((residue + axis.pad_before - first_tap * axis.dilation) / axis.stride);
+    gather.offset = static_cast<int>(axis.first_window(phase, first_tap));
     gather.tap_step = static_cast<int>(-(axis.dilation * tap_stride) / axis.stride);
     gather.size = static_cast<int>(axis.output());
-    const int64_t positions = residue < axis.input ? (axis.input - 1 - residue) / axis.stride + 1 : 0;
-    return {gather, positions, first_tap, tap_stride, residue, axis.stride};
+    return {gather, axis.phase_cells(phase), first_tap, tap_stride, phase, axis.stride};
+}
+
+// The windows of both axes over a tensor; `channels`: of a group.
+template <class T>
+ImageGather<T> image_gather(const Tensor& tensor, const WindowAxis& h, const WindowAxis& w, int64_t channels,
+                            double padding_value) {
+    const auto divisor = [](int64_t size) { return Divisor(std::max<int64_t>(size, 1)); };
+    ImageGather<T> image{};
+    image.data = tensor.as<const T>();
+    image.stride_n = tensor.stride[0];
+    image.stride_c = tensor.stride[1];
+    image.stride_h = tensor.stride[2];
+    image.stride_w = tensor.stride[3];
+    image.h = h.gather;
+    if (channels == 0) image.h.taps = 0;
+    image.w = w.gather;
+    image.pixels = static_cast<int>(tensor.shape[0] * h.positions * w.positions);
+    image.depth = static_cast<int>(h.gather.taps * w.gather.taps * channels);
+    image.rows = divisor(h.positions);
+    image.columns = divisor(w.positions);
+    image.channels = divisor(channels);
+    image.window_columns = divisor(w.gather.taps);
+    image.padding = host_number<T>(padding_value);
+    return image;
 }
 
 }  // namespace convx::cuda

@@ -6,16 +6,14 @@
 // Bound by memory: 8 loads a thread are in flight. Shared memory: 4.1 KiB (8.3 for double); 32 to 64 registers.
 #pragma once
 
+#include "cuda/cells.cuh"
 #include "cuda/conv2d/conv2d.h"
-#include "cuda/divisor.h"
-#include "cuda/numbers.cuh"
 
 namespace convx::cuda {
 
 template <class T>
 struct BiasGrad {
-    const T* grads;
-    int64_t stride_n, stride_c, stride_h, stride_w;
+    Strided4<const T> grads;
     int64_t pixels, pixels_of_part;
     Divisor columns, plane;  // Q, P * Q
     int channels, parts;
@@ -44,7 +42,7 @@ __global__ void __launch_bounds__(bias_threads, 4) grad_bias_parts(BiasGrad<T> g
         static_cast<int>(grad.pixels - begin < grad.pixels_of_part ? grad.pixels - begin : grad.pixels_of_part);
     const int64_t n = begin / grad.plane.value;
     const int from = static_cast<int>(begin - n * grad.plane.value);
-    const T* const image = grad.grads + n * grad.stride_n;
+    const T* const image = grad.grads.data + n * grad.grads.n;
 
     Sum<T> sum[own];
 #pragma unroll
@@ -52,7 +50,7 @@ __global__ void __launch_bounds__(bias_threads, 4) grad_bias_parts(BiasGrad<T> g
     const auto address = [&](int pixel) {
         const int image_of = grad.plane.quotient(from + pixel), in_plane = from + pixel - image_of * grad.plane.value;
         const int row = grad.columns.quotient(in_plane), column = in_plane - row * grad.columns.value;
-        return image + image_of * grad.stride_n + row * grad.stride_h + column * grad.stride_w;
+        return image + image_of * grad.grads.n + row * grad.grads.h + column * grad.grads.w;
     };
     if constexpr (channels_adjacent) {  // inner: channel, outer: lane
         const int channel = first_channel + inner;
@@ -61,7 +59,7 @@ __global__ void __launch_bounds__(bias_threads, 4) grad_bias_parts(BiasGrad<T> g
             for (int pixel = outer; pixel < count; pixel += bias_lanes)
 #pragma unroll
                 for (int j = 0; j < own; ++j)
-                    if (pixel + j * step < count) sum[j] += to_sum(address(pixel + j * step)[channel * grad.stride_c]);
+                    if (pixel + j * step < count) sum[j] += to_sum(address(pixel + j * step)[channel * grad.grads.c]);
 #pragma unroll
         for (int j = 0; j < own; ++j) shared.sum[outer + j * step][inner] = sum[j];
     } else {
@@ -71,7 +69,7 @@ __global__ void __launch_bounds__(bias_threads, 4) grad_bias_parts(BiasGrad<T> g
 #pragma unroll
             for (int j = 0; j < own; ++j) {
                 const int channel = first_channel + outer + j * step;
-                if (channel < grad.channels) sum[j] += to_sum(at[channel * grad.stride_c]);
+                if (channel < grad.channels) sum[j] += to_sum(at[channel * grad.grads.c]);
             }
         }
 #pragma unroll
@@ -101,14 +99,10 @@ __global__ void __launch_bounds__(128) grad_bias_add(BiasGrad<T> grad) {
 }
 
 template <class T>
-void Conv2d<T>::grad_bias(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                          const DeviceTensor& grad_bias, void* workspace, Stream stream, const Carried& carried) {
+void run_grad_bias(const ConvProblem& problem, const ConvPlan& plan, const Tensor& grad_output, const Tensor& grad_bias,
+                   void* workspace, Stream stream, const Carried& carried) {
     BiasGrad<T> grad{};
-    grad.grads = static_cast<const T*>(grad_output.data);
-    grad.stride_n = grad_output.stride[0];
-    grad.stride_c = grad_output.stride[1];
-    grad.stride_h = grad_output.stride[2];
-    grad.stride_w = grad_output.stride[3];
+    grad.grads = Strided4<const T>(grad_output);
     grad.pixels = problem.batch * problem.out_pixels();
     grad.pixels_of_part = plan.steps_of_part;
     grad.columns = Divisor(problem.out_w());
@@ -121,7 +115,7 @@ void Conv2d<T>::grad_bias(const ConvProblem& problem, const ConvPlan& plan, cons
     grad.carried = static_cast<Sum<T>*>(carried.sums);
     grad.first = carried.first;
     grad.last = carried.last;
-    const int tiles = (grad.channels + bias_channels - 1) / bias_channels;
+    const int tiles = tiles_of(grad.channels, bias_channels);
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(grad.parts));
     if (grad.parts > 0) {
         if (grad_output.stride[1] == 1)
@@ -129,7 +123,7 @@ void Conv2d<T>::grad_bias(const ConvProblem& problem, const ConvPlan& plan, cons
         else
             launch(grad_bias_parts<T, false>, grid, bias_threads, sizeof(BiasSums<T>), stream, grad);
     }
-    launch(grad_bias_add<T>, dim3(static_cast<unsigned>((grad.channels + 127) / 128)), 128, 0, stream, grad);
+    launch_each<128>(grad.channels, grad_bias_add<T>, stream, grad);
 }
 
 }  // namespace convx::cuda

@@ -9,7 +9,7 @@
 #include "cuda/conv2d/implicit_gemm.cuh"
 #include "cuda/conv2d/plan.h"
 #include "cuda/conv2d/tiles.cuh"
-#include "cuda/device_tensor.h"
+#include "cuda/launch.cuh"
 #include "cuda/numbers.cuh"
 
 namespace convx::cuda {
@@ -91,36 +91,19 @@ __global__ void __launch_bounds__(256, 4) add_parts(WeightGrad<T> grad) {
 template <class T>
 void add_parts_in_order(const WeightGrad<T>& grad, Stream stream) {
     const int64_t elements = int64_t{grad.groups} * grad.rows * grad.columns;
-    launch(add_parts<T>, dim3(static_cast<unsigned>((elements + 255) / 256)), 256, 0, stream, grad);
+    launch_each<256>(elements, add_parts<T>, stream, grad);
 }
 
 template <class T>
-WeightGrad<T> weight_grad(const ConvProblem& problem, const DeviceTensor& grad_output, const DeviceTensor& input,
-                          const DeviceTensor& grad_weight, void* workspace, int parts) {
-    const auto gather = [&](const DeviceTensor& tensor, const WindowAxis& h, const WindowAxis& w, int64_t channels) {
-        ImageGather<T> image{};
-        image.data = static_cast<const T*>(tensor.data);
-        image.stride_n = tensor.stride[0];
-        image.stride_c = tensor.stride[1];
-        image.stride_h = tensor.stride[2];
-        image.stride_w = tensor.stride[3];
-        image.h = h.gather;
-        image.w = w.gather;
-        image.pixels = static_cast<int>(tensor.shape[0] * h.positions * w.positions);
-        image.depth = static_cast<int>(h.gather.taps * w.gather.taps * channels);
-        image.rows = Divisor(h.positions);
-        image.columns = Divisor(w.positions);
-        image.channels = Divisor(std::max<int64_t>(channels, 1));
-        image.window_columns = Divisor(w.gather.taps);
-        image.padding = host_number<T>(problem.padding_value);
-        return image;
-    };
+WeightGrad<T> weight_grad(const ConvProblem& problem, const Tensor& grad_output, const Tensor& input,
+                          const Tensor& grad_weight, void* workspace, int parts) {
     Axis p, q;
     p.input = problem.out_h();
     q.input = problem.out_w();
     WeightGrad<T> grad{};
-    grad.grads = gather(grad_output, forward_axis(p), forward_axis(q), problem.group_out());
-    grad.images = gather(input, forward_axis(problem.h), forward_axis(problem.w), problem.group_in());
+    grad.grads = image_gather<T>(grad_output, forward_axis(p), forward_axis(q), problem.group_out(), 0.0);
+    grad.images = image_gather<T>(input, forward_axis(problem.h), forward_axis(problem.w), problem.group_in(),
+                                  problem.padding_value);
     grad.result = static_cast<T*>(grad_weight.data);
     grad.result_k = grad_weight.stride[0];
     grad.result_c = grad_weight.stride[1];
@@ -135,12 +118,12 @@ WeightGrad<T> weight_grad(const ConvProblem& problem, const DeviceTensor& grad_o
 }
 
 template <class Tile>
-void run_grad_weight(const WeightGrad<typename Tile::Element>& grad, bool channels_adjacent, int64_t steps_of_part,
-                     Stream stream) {
+void run_gemm_grad_weight(const WeightGrad<typename Tile::Element>& grad, bool channels_adjacent, int64_t steps_of_part,
+                          Stream stream) {
     using T = typename Tile::Element;
-    const int column_tiles = (grad.columns + Tile::columns - 1) / Tile::columns;
-    const int row_tiles = (grad.rows + Tile::rows - 1) / Tile::rows;
-    const int depth_steps = (grad.images.pixels + Tile::depth - 1) / Tile::depth;
+    const int column_tiles = tiles_of(grad.columns, Tile::columns);
+    const int row_tiles = tiles_of(grad.rows, Tile::rows);
+    const int depth_steps = tiles_of(grad.images.pixels, Tile::depth);
     PartialOutput<T> output{};
     output.grad = grad;
     const auto start = [&](auto adjacent) {

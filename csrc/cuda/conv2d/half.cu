@@ -2,6 +2,6 @@
 
 namespace convx::cuda {
 
-template struct Conv2d<half>;
+template ConvPasses conv_passes_of<half>();
 
 }  // namespace convx::cuda

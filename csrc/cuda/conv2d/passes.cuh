@@ -52,32 +52,22 @@ void run_window_sum(const ConvPlan& plan, const WindowSum<T>& sum, void* workspa
     });
 }
 
-// Images [first, first + count) of a tensor.
 template <class T>
-DeviceTensor some_images(const DeviceTensor& tensor, int64_t first, int64_t count) {
-    DeviceTensor some = tensor;
-    some.data = static_cast<T*>(tensor.data) + first * tensor.stride[0];
-    some.shape[0] = count;
-    return some;
-}
-
-template <class T>
-void Conv2d<T>::forward(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& input,
-                        const DeviceTensor& weight, const DeviceTensor& bias, const DeviceTensor& output,
-                        void* workspace, Stream stream) {
+void run_forward(const ConvProblem& problem, const ConvPlan& plan, const Tensor& input, const Tensor& weight,
+                 const Tensor& bias, const Tensor& output, void* workspace, Stream stream) {
     for (int64_t first = 0; first < problem.batch; first += plan.images) {
         const int64_t count = std::min(plan.images, problem.batch - first);
         if (plan.method == ConvMethod::direct) {
-            const DeviceTensor images = some_images<T>(input, first, count),
-                               result = some_images<T>(output, first, count);
+            const Tensor images = input.images(sizeof(T), first, count),
+                         result = output.images(sizeof(T), first, count);
             Direct<T> direct(problem, images, weight, false, result, static_cast<T*>(workspace), stream);
             direct.set_output(bias, problem.relu);
             direct.run_forward(problem.h, problem.w);
             continue;
         }
         WindowSum<T> sum = window_sum<T>(forward_axis(problem.h), forward_axis(problem.w), problem.groups,
-                                         problem.group_in(), problem.group_out(), some_images<T>(input, first, count),
-                                         weight, false, some_images<T>(output, first, count), problem.padding_value);
+                                         problem.group_in(), problem.group_out(), input.images(sizeof(T), first, count),
+                                         weight, false, output.images(sizeof(T), first, count), problem.padding_value);
         sum.bias = static_cast<const T*>(bias.data);
         sum.bias_stride = bias.stride[1];
         sum.relu = problem.relu;
@@ -85,22 +75,21 @@ void Conv2d<T>::forward(const ConvProblem& problem, const ConvPlan& plan, const 
     }
 }
 
-// A residue class of each axis is a window sum of its own; classes without a tap are sums of nothing, zeros.
+// A phase of each axis is a window sum of its own; phases without a tap are sums of nothing, zeros.
 template <class T>
-void adjoint(const ConvProblem& problem, const ConvPlan& plan, const Axis& h, const Axis& w,
-             const DeviceTensor& grad_output, const DeviceTensor& weight, const DeviceTensor& bias,
-             const DeviceTensor& grad_input, void* workspace, Stream stream) {
+void adjoint(const ConvProblem& problem, const ConvPlan& plan, const Axis& h, const Axis& w, const Tensor& grad_output,
+             const Tensor& weight, const Tensor& bias, const Tensor& grad_input, void* workspace, Stream stream) {
     if (plan.method == ConvMethod::direct) {
         Direct<T> direct(problem, grad_output, weight, true, grad_input, static_cast<T*>(workspace), stream);
         direct.set_output(bias, false);
         direct.run_adjoint(h, w);
         return;
     }
-    for (int64_t residue_h = 0; residue_h < std::min(h.stride, h.input); ++residue_h)
-        for (int64_t residue_w = 0; residue_w < std::min(w.stride, w.input); ++residue_w) {
+    for (int64_t phase_h = 0; phase_h < h.phases(); ++phase_h)
+        for (int64_t phase_w = 0; phase_w < w.phases(); ++phase_w) {
             WindowSum<T> sum =
-                window_sum<T>(adjoint_axis(h, residue_h), adjoint_axis(w, residue_w), problem.groups,
-                              problem.group_out(), problem.group_in(), grad_output, weight, true, grad_input, 0.0);
+                window_sum<T>(adjoint_axis(h, phase_h), adjoint_axis(w, phase_w), problem.groups, problem.group_out(),
+                              problem.group_in(), grad_output, weight, true, grad_input, 0.0);
             sum.bias = static_cast<const T*>(bias.data);
             sum.bias_stride = bias.stride[1];
             run_window_sum(plan, sum, workspace, stream);
@@ -108,38 +97,36 @@ void adjoint(const ConvProblem& problem, const ConvPlan& plan, const Axis& h, co
 }
 
 template <class T>
-void Conv2d<T>::grad_input(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                           const DeviceTensor& weight, const DeviceTensor& grad_input, void* workspace, Stream stream,
-                           const DeviceTensor& bias) {
+void run_grad_input(const ConvProblem& problem, const ConvPlan& plan, const Tensor& grad_output, const Tensor& weight,
+                    const Tensor& bias, const Tensor& grad_input, void* workspace, Stream stream) {
     for (int64_t first = 0; first < problem.batch; first += plan.images) {
         const int64_t count = std::min(plan.images, problem.batch - first);
-        const DeviceTensor grads = some_images<T>(grad_output, first, count);
-        const DeviceTensor result = some_images<T>(grad_input, first, count);
+        const Tensor grads = grad_output.images(sizeof(T), first, count);
+        const Tensor result = grad_input.images(sizeof(T), first, count);
         if (plan.unfolded_bytes == 0) {
             adjoint<T>(problem, plan, problem.h, problem.w, grads, weight, bias, result, workspace, stream);
             continue;
         }
         const Axis h = problem.h.unfolded(), w = problem.w.unfolded();
-        DeviceTensor padded;
+        Tensor padded;
         padded.data = static_cast<char*>(workspace) + plan.panel_bytes;
         padded.unrounded = true;
         padded.shape = {count, problem.in_channels, h.input, w.input};
-        padded.stride = {problem.in_channels * h.input * w.input, h.input * w.input, w.input, 1};
+        padded.stride = dense_strides(padded.shape, false);
         adjoint<T>(problem, plan, h, w, grads, weight, {}, padded, workspace, stream);
         fold<T>(problem, padded, result, stream);
     }
 }
 
 template <class T>
-void Conv2d<T>::grad_weight(const ConvProblem& problem, const ConvPlan& plan, const DeviceTensor& grad_output,
-                            const DeviceTensor& input, const DeviceTensor& grad_weight, void* workspace, Stream stream,
-                            const Carried& carried) {
+void run_grad_weight(const ConvProblem& problem, const ConvPlan& plan, const Tensor& grad_output, const Tensor& input,
+                     const Tensor& grad_weight, void* workspace, Stream stream, const Carried& carried) {
     if (problem.in_channels == 0) return;
     int64_t first = 0;
     do {  // once also where there is no image: a gradient of zeros
         const int64_t count = std::min(plan.images, problem.batch - first);
         auto grad =
-            weight_grad<T>(problem, some_images<T>(grad_output, first, count), some_images<T>(input, first, count),
+            weight_grad<T>(problem, grad_output.images(sizeof(T), first, count), input.images(sizeof(T), first, count),
                            grad_weight, workspace, static_cast<int>(plan.parts));
         grad.carried = static_cast<Sum<T>*>(carried.sums);
         if (!grad.carried && plan.carried_bytes)
@@ -152,11 +139,16 @@ void Conv2d<T>::grad_weight(const ConvProblem& problem, const ConvPlan& plan, co
                                    stream);
         else
             with_tile<T>(plan, [&](auto chosen) {
-                run_grad_weight<typename decltype(chosen)::Tile>(
+                run_gemm_grad_weight<typename decltype(chosen)::Tile>(
                     grad, grad_output.stride[1] == 1 && input.stride[1] == 1, plan.steps_of_part, stream);
             });
         first += count;
     } while (first < problem.batch);
+}
+
+template <class T>
+ConvPasses conv_passes_of() {
+    return {&run_forward<T>, &run_grad_input<T>, &run_grad_weight<T>, &run_grad_bias<T>};
 }
 
 }  // namespace convx::cuda

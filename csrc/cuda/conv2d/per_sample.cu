@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/rounding.h"
 #include "cuda/numbers.cuh"
 
 namespace convx::cuda {
@@ -15,8 +16,6 @@ constexpr int64_t most_bytes = int64_t{64} << 20;
 constexpr int64_t most_groups = 65535;  // of a launch: gridDim.z
 constexpr int norm_threads = 256;
 constexpr int64_t values_of_block = 16384;  // whose squares one block adds
-
-int64_t round_up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 struct NormThreads {
     double sum[norm_threads];
@@ -60,30 +59,21 @@ __global__ void __launch_bounds__(norm_threads) add_squares(const double* partia
     if (threadIdx.x == 0) norms[blockIdx.x] = shared.sum[0];
 }
 
-ConvProblem single_image(const ConvProblem& problem) {
-    ConvProblem single = problem;
-    single.batch = 1;
-    return single;
-}
-
 // `images` of them as the groups of one.
 ConvProblem joined_images(const ConvProblem& problem, int64_t images) {
-    ConvProblem joined = single_image(problem);
+    ConvProblem joined = problem.of_batch(1);
     joined.in_channels *= images;
     joined.out_channels *= images;
     joined.groups *= images;
     return joined;
 }
 
-DeviceTensor some_images(const DeviceTensor& tensor, DType dtype, int64_t first, int64_t images) {
-    DeviceTensor some = tensor;
-    some.data = static_cast<char*>(tensor.data) + first * tensor.stride[0] * item_size(dtype);
-    some.shape[0] = 1;
+Tensor some_images(const Tensor& tensor, DType dtype, int64_t first, int64_t images) {
+    Tensor some = tensor.images(item_size(dtype), first, 1);
     some.shape[1] *= images;
     return some;
 }
 
-int64_t weights_of(const ConvProblem& problem) { return problem.out_channels * problem.group_in() * problem.taps(); }
 int64_t sum_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
 // run(problem of the joined images, first image, images) for each launch.
@@ -96,17 +86,19 @@ void for_each_launch_of_images(const ConvProblem& problem, const PerSamplePlan& 
 }
 
 // Gradients of some images: to `result`, rounded, or unrounded to `sums`.
-void run_grad_weight(const ConvProblem& joined, const PerSamplePlan& plan, const DeviceTensor& grad_output,
-                     const DeviceTensor& input, void* result, void* sums, void* workspace, Stream stream) {
-    const DeviceTensor gradient{result, joined.weight_shape(), dense_strides(joined.weight_shape(), false)};
-    conv2d_grad_weight(joined, plan.pass, grad_output, input, gradient, workspace, stream,
-                       sums ? Carried{sums, true, false} : Carried{});
-}
-void run_grad_bias(const ConvProblem& joined, const PerSamplePlan& plan, const DeviceTensor& grad_output, void* result,
-                   void* sums, void* workspace, Stream stream) {
-    const DeviceTensor gradient{result, {1, joined.out_channels, 1, 1}, {0, 1, 0, 0}};
-    conv2d_grad_bias(joined, plan.pass, grad_output, gradient, workspace, stream,
+void run_grad_weight(const ConvProblem& joined, const PerSamplePlan& plan, const Tensor& grad_output,
+                     const Tensor& input, void* result, void* sums, void* workspace, Stream stream) {
+    const Tensor gradient{result, joined.weight_shape(), dense_strides(joined.weight_shape(), false)};
+    conv_passes(joined.dtype)
+        .grad_weight(joined, plan.pass, grad_output, input, gradient, workspace, stream,
                      sums ? Carried{sums, true, false} : Carried{});
+}
+void run_grad_bias(const ConvProblem& joined, const PerSamplePlan& plan, const Tensor& grad_output, void* result,
+                   void* sums, void* workspace, Stream stream) {
+    const Tensor gradient{result, {1, joined.out_channels, 1, 1}, {0, 1, 0, 0}};
+    conv_passes(joined.dtype)
+        .grad_bias(joined, plan.pass, grad_output, gradient, workspace, stream,
+                   sums ? Carried{sums, true, false} : Carried{});
 }
 
 // What the workspace of a norm is made of.
@@ -131,26 +123,26 @@ void run_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Norm
 
 }  // namespace
 
-bool images_are_channels(const DeviceTensor& tensor) {
+bool images_are_channels(const Tensor& tensor) {
     return tensor.shape[0] <= 1 || tensor.stride[0] == tensor.shape[1] * tensor.stride[1];
 }
 
 PerSamplePlan plan_per_sample(const ConvProblem& problem, ConvPass pass, Precision precision, bool joined, bool norms) {
     PerSamplePlan plan;
-    plan.pass = plan_conv2d(single_image(problem), pass, precision);
-    const int64_t values = pass == ConvPass::grad_bias ? problem.out_channels : weights_of(problem);
+    plan.pass = plan_conv2d(problem.of_batch(1), pass, precision);
+    const int64_t values = pass == ConvPass::grad_bias ? problem.out_channels : element_count(problem.weight_shape());
     const int64_t sums = std::max<int64_t>(values * sum_size(problem.dtype), 1);
     const int64_t of_image = sums * (plan.pass.parts + (norms ? 1 : 0));
     if (joined) {
         plan.images = std::clamp<int64_t>(std::min(most_bytes / of_image, most_groups / problem.groups), 1,
                                           std::max<int64_t>(problem.batch, 1));
-        plan.pass.partial_bytes = round_up(plan.images * plan.pass.parts * sums);
+        plan.pass.partial_bytes = workspace_part(plan.images * plan.pass.parts * sums);
         plan.pass.blocks *= plan.images;
     }
     if (norms) {
-        plan.sums_bytes = round_up(plan.images * sums);
-        plan.norm_blocks = std::max<int64_t>((values + values_of_block - 1) / values_of_block, 1);
-        plan.norm_bytes = round_up(plan.images * plan.norm_blocks * 8);
+        plan.sums_bytes = workspace_part(plan.images * sums);
+        plan.norm_blocks = std::max<int64_t>(ceil_div(values, values_of_block), 1);
+        plan.norm_bytes = workspace_part(plan.images * plan.norm_blocks * 8);
     }
     plan.pass.reason +=
         joined ? "; " + std::to_string(plan.images) + " images in one launch, as groups" : "; a launch for each image";
@@ -158,9 +150,9 @@ PerSamplePlan plan_per_sample(const ConvProblem& problem, ConvPass pass, Precisi
     return plan;
 }
 
-void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
-                            const DeviceTensor& input, void* grad_weight, void* workspace, Stream stream) {
-    const int64_t bytes = weights_of(problem) * item_size(problem.dtype);
+void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
+                            const Tensor& input, void* grad_weight, void* workspace, Stream stream) {
+    const int64_t bytes = element_count(problem.weight_shape()) * item_size(problem.dtype);
     for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
         run_grad_weight(joined, plan, some_images(grad_output, problem.dtype, first, images),
                         some_images(input, problem.dtype, first, images),
@@ -168,7 +160,7 @@ void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& pla
     });
 }
 
-void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
+void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
                           void* grad_bias, void* workspace, Stream stream) {
     const int64_t bytes = problem.out_channels * item_size(problem.dtype);
     for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
@@ -177,18 +169,18 @@ void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan,
     });
 }
 
-void grad_weight_norms(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
-                       const DeviceTensor& input, double* norms, void* workspace, Stream stream) {
+void grad_weight_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
+                       const Tensor& input, double* norms, void* workspace, Stream stream) {
     const NormSpace space(plan, workspace);
     for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
         run_grad_weight(joined, plan, some_images(grad_output, problem.dtype, first, images),
                         some_images(input, problem.dtype, first, images), nullptr, space.sums, workspace, stream);
-        run_norms(problem, plan, space, weights_of(problem), first, images, norms, stream);
+        run_norms(problem, plan, space, element_count(problem.weight_shape()), first, images, norms, stream);
     });
 }
 
-void grad_bias_norms(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
-                     double* norms, void* workspace, Stream stream) {
+void grad_bias_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output, double* norms,
+                     void* workspace, Stream stream) {
     const NormSpace space(plan, workspace);
     for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
         run_grad_bias(joined, plan, some_images(grad_output, problem.dtype, first, images), nullptr, space.sums,

@@ -21,20 +21,20 @@ struct PerSamplePlan {
 };
 
 // Whether the images of a tensor lie as channels of one.
-bool images_are_channels(const DeviceTensor& tensor);
+bool images_are_channels(const Tensor& tensor);
 
 // ConvPass::grad_weight or grad_bias; `joined` where grad_output and input allow it.
 PerSamplePlan plan_per_sample(const ConvProblem& problem, ConvPass pass, Precision precision, bool joined, bool norms);
 
 // Gradients are dense: grad_weight N x K x C/G x R x S, grad_bias N x K.
-void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
-                            const DeviceTensor& input, void* grad_weight, void* workspace, Stream stream);
-void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
+void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
+                            const Tensor& input, void* grad_weight, void* workspace, Stream stream);
+void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
                           void* grad_bias, void* workspace, Stream stream);
 // Sums of squares, N each, in float64.
-void grad_weight_norms(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
-                       const DeviceTensor& input, double* norms, void* workspace, Stream stream);
-void grad_bias_norms(const ConvProblem& problem, const PerSamplePlan& plan, const DeviceTensor& grad_output,
-                     double* norms, void* workspace, Stream stream);
+void grad_weight_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
+                       const Tensor& input, double* norms, void* workspace, Stream stream);
+void grad_bias_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output, double* norms,
+                     void* workspace, Stream stream);
 
 }  // namespace convx::cuda

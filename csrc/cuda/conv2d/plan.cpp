@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "common/rounding.h"
 
 namespace convx::cuda {
 
@@ -15,7 +16,6 @@ constexpr int64_t most_positions = int64_t{1} << 30;
 // A part shorter than this costs more in its sums' way through memory than its multiplications.
 constexpr int64_t least_steps = 16;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // A tile of a GEMM has 64 columns: with fewer than 16 channels three quarters of it would be empty.
 bool has_few_channels(const ConvProblem& problem) {
     constexpr int64_t few = 16;
@@ -23,7 +23,6 @@ bool has_few_channels(const ConvProblem& problem) {
     return problem.in_channels > 0 &&
            (one_to_one || (problem.groups > 1 && problem.group_in() < few && problem.group_out() < few));
 }
-int64_t round_up(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
 }  // namespace
 
@@ -49,7 +48,7 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
         plan.steps_of_part = ceil_div(pixels, wanted);
         plan.parts = ceil_div(pixels, plan.steps_of_part);
         plan.blocks = plan.parts * tiles;
-        plan.partial_bytes = round_up(plan.parts * problem.out_channels * sum_bytes);
+        plan.partial_bytes = workspace_part(plan.parts * problem.out_channels * sum_bytes);
         plan.reason = "sums over " + std::to_string(pixels) + " pixels in " + std::to_string(plan.parts) +
                       (plan.parts == 1 ? " part" : " parts, added in order");
         return plan;
@@ -65,9 +64,9 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
             const bool adjoint = pass == ConvPass::grad_input;
             const int64_t pixels = plan.images * (adjoint ? h.input * w.input : problem.out_pixels());
             plan.blocks = ceil_div(pixels * (adjoint ? problem.in_channels : problem.out_channels), 4 * 256);
-            plan.panel_bytes = round_up(weights * item);
+            plan.panel_bytes = workspace_part(weights * item);
             if (folded)
-                plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * sum_bytes);
+                plan.unfolded_bytes = workspace_part(plan.images * problem.in_channels * h.input * w.input * sum_bytes);
             plan.reason =
                 few + "four rows a thread" + (folded ? "; the gradient of the padded images is folded afterwards" : "");
             return plan;
@@ -80,8 +79,8 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
         plan.steps_of_part = ceil_div(pixels, wanted);
         plan.parts = ceil_div(pixels, plan.steps_of_part);
         plan.blocks = plan.parts * tiles;
-        plan.partial_bytes = round_up(plan.parts * weights * sum_bytes);
-        if (plan.images < problem.batch) plan.carried_bytes = round_up(weights * sum_bytes);
+        plan.partial_bytes = workspace_part(plan.parts * weights * sum_bytes);
+        if (plan.images < problem.batch) plan.carried_bytes = workspace_part(weights * sum_bytes);
         plan.reason = few + "the sum over " + std::to_string(pixels) + " pixels in " + std::to_string(plan.parts) +
                       (plan.parts == 1 ? " part" : " parts, added in order");
         return plan;
@@ -104,8 +103,9 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
         plan.steps_of_part = ceil_div(steps, wanted);
         plan.parts = ceil_div(steps, plan.steps_of_part);
         plan.blocks *= plan.parts;
-        plan.partial_bytes = round_up(plan.parts * problem.out_channels * columns * sum_bytes);
-        if (plan.images < problem.batch) plan.carried_bytes = round_up(problem.out_channels * columns * sum_bytes);
+        plan.partial_bytes = workspace_part(plan.parts * problem.out_channels * columns * sum_bytes);
+        if (plan.images < problem.batch)
+            plan.carried_bytes = workspace_part(problem.out_channels * columns * sum_bytes);
         plan.reason = "the sum over " + std::to_string(plan.images * problem.out_pixels()) + " pixels in " +
                       std::to_string(plan.parts) + (plan.parts == 1 ? " part" : " parts, added in order");
         return plan;
@@ -118,13 +118,13 @@ ConvPlan plan_conv2d(const ConvProblem& problem, ConvPass pass, Precision precis
     plan.large = columns > 64 && count_blocks(rows, columns) >= enough_blocks / 2;
     plan.blocks = count_blocks(rows, columns);
     const TileSize tile = tile_size(problem.dtype, plan.precision, plan.large);
-    const int64_t depth = channels * problem.taps();  // of a residue class: at most this
-    plan.panel_bytes = round_up(groups * ceil_div(columns, tile.columns) * tile.columns * ceil_div(depth, tile.depth) *
-                                tile.depth * item);
-    if (folded) plan.unfolded_bytes = round_up(plan.images * problem.in_channels * h.input * w.input * sum_bytes);
-    const int64_t classes = adjoint ? std::min(h.stride, h.input) * std::min(w.stride, w.input) : 1;
+    const int64_t depth = channels * problem.taps();  // of a phase: at most this
+    plan.panel_bytes = workspace_part(groups * ceil_div(columns, tile.columns) * tile.columns *
+                                      ceil_div(depth, tile.depth) * tile.depth * item);
+    if (folded) plan.unfolded_bytes = workspace_part(plan.images * problem.in_channels * h.input * w.input * sum_bytes);
+    const int64_t phases = adjoint ? h.phases() * w.phases() : 1;
     plan.reason = std::to_string(plan.blocks) + " blocks" +
-                  (classes > 1 ? " for each of " + std::to_string(classes) + " residue classes" : "") +
+                  (phases > 1 ? " for each of " + std::to_string(phases) + " phases" : "") +
                   (folded ? "; the gradient of the padded images is folded afterwards" : "");
     return plan;
 }

@@ -4,11 +4,10 @@
 
 #include <string>
 
+#include "common/conv_pass.h"
 #include "common/problem.h"
 
 namespace convx::cuda {
-
-enum class ConvPass { forward, grad_input, grad_weight, grad_bias };
 
 // How float32 is multiplied: `ieee` on the CUDA cores; `tf32x3` as three products of TF32 numbers on the tensor cores;
 // `tf32` as one.

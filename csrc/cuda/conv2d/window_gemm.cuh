@@ -6,6 +6,7 @@
 #include "cuda/conv2d/implicit_gemm.cuh"
 #include "cuda/conv2d/tiles.cuh"
 #include "cuda/conv2d/window_sum.cuh"
+#include "cuda/launch.cuh"
 
 namespace convx::cuda {
 
@@ -58,17 +59,14 @@ struct WindowGemm {
     using T = typename Tile::Element;
 
     explicit WindowGemm(const WindowSum<T>& sum)
-        : depth_steps((sum.image.depth + Tile::depth - 1) / Tile::depth),
-          column_tiles((sum.columns + Tile::columns - 1) / Tile::columns),
-          row_tiles((sum.image.pixels + Tile::rows - 1) / Tile::rows),
+        : depth_steps(tiles_of(sum.image.depth, Tile::depth)), column_tiles(tiles_of(sum.columns, Tile::columns)),
+          row_tiles(tiles_of(sum.image.pixels, Tile::rows)),
           group_size(int64_t{column_tiles} * depth_steps * Tile::columns * Tile::depth),
           panel_count(group_size * sum.groups) {}
 
     void run(const WindowSum<T>& sum, bool channels_adjacent, void* workspace, Stream stream) const {
         T* const panel = static_cast<T*>(workspace);
-        if (panel_count > 0)
-            launch(pack_panel<Tile>, dim3(static_cast<unsigned>((panel_count + 255) / 256)), 256, 0, stream, sum, panel,
-                   depth_steps, column_tiles, panel_count);
+        launch_each<256>(panel_count, pack_panel<Tile>, stream, sum, panel, depth_steps, column_tiles, panel_count);
         using Panel = PanelOperand<Tile, Tile::columns>;
         const typename Panel::Argument weight{panel, depth_steps, group_size};
         if constexpr (Tile::depth_inside) {

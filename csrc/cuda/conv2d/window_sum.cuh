@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "cuda/conv2d/gather_axes.h"
-#include "cuda/device_tensor.h"
 #include "cuda/numbers.cuh"
 
 namespace convx::cuda {
@@ -18,6 +17,13 @@ struct TapWeights {
     const T* data;
     int64_t stride_group, stride_column, stride_channel, stride_r, stride_s;
 };
+
+// `channels`, `columns`: of the source and of the result, in a group. The adjoint exchanges the weight's first axes.
+template <class T>
+TapWeights<T> tap_weights(const Tensor& weight, bool adjoint, int64_t channels, int64_t columns) {
+    const auto [k, cg, r, s] = weight.stride;
+    return {weight.as<const T>(), (adjoint ? channels : columns) * k, adjoint ? cg : k, adjoint ? k : cg, r, s};
+}
 
 template <class T>
 struct WindowSum {
@@ -68,34 +74,15 @@ struct WindowSum {
 // Host side. `channels`: of the source, in a group; weight strides: how the source's and the result's channels step.
 template <class T>
 WindowSum<T> window_sum(const WindowAxis& h, const WindowAxis& w, int64_t groups, int64_t channels, int64_t columns,
-                        const DeviceTensor& source, const DeviceTensor& weight, bool adjoint,
-                        const DeviceTensor& result, double padding_value) {
+                        const Tensor& source, const Tensor& weight, bool adjoint, const Tensor& result,
+                        double padding_value) {
     WindowSum<T> sum{};
-    const auto [n, c, height, width] = source.stride;
-    const int64_t batch = source.shape[0];
-    sum.image.data = static_cast<const T*>(source.data);
-    sum.image.stride_n = n;
-    sum.image.stride_c = c;
-    sum.image.stride_h = height;
-    sum.image.stride_w = width;
-    sum.image.h = h.gather;
-    if (channels == 0) sum.image.h.taps = 0;
-    sum.image.w = w.gather;
-    sum.image.pixels = static_cast<int>(batch * h.positions * w.positions);
-    sum.image.depth = static_cast<int>(h.gather.taps * w.gather.taps * channels);
-    sum.image.rows = Divisor(std::max<int64_t>(h.positions, 1));
-    sum.image.columns = Divisor(std::max<int64_t>(w.positions, 1));
-    sum.image.channels = Divisor(std::max<int64_t>(channels, 1));
-    sum.image.window_columns = Divisor(std::max<int64_t>(w.gather.taps, 1));
-    sum.image.padding = host_number<T>(padding_value);
+    sum.image = image_gather<T>(source, h, w, channels, padding_value);
 
-    const auto [k, cg, r, s] = weight.stride;
-    sum.weight.data = static_cast<const T*>(weight.data) + h.first_tap * r + w.first_tap * s;
-    sum.weight.stride_group = (adjoint ? channels : columns) * k;
-    sum.weight.stride_column = adjoint ? cg : k;
-    sum.weight.stride_channel = adjoint ? k : cg;
-    sum.weight.stride_r = h.tap_stride * r;
-    sum.weight.stride_s = w.tap_stride * s;
+    sum.weight = tap_weights<T>(weight, adjoint, channels, columns);
+    sum.weight.data += h.first_tap * sum.weight.stride_r + w.first_tap * sum.weight.stride_s;
+    sum.weight.stride_r *= h.tap_stride;
+    sum.weight.stride_s *= w.tap_stride;
 
     sum.result = {static_cast<char*>(result.data), result.unrounded};
     sum.first_cell = h.first_cell * result.stride[2] + w.first_cell * result.stride[3];

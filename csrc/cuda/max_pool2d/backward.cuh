@@ -202,8 +202,8 @@ __global__ void __launch_bounds__(32) max_pool2d_foreign(ForeignPlanes<T> pool) 
 }
 
 template <class T, class Code>
-void max_pool2d_gather_of(const PoolProblem& problem, const DeviceTensor& grad_output, const DeviceTensor& codes,
-                          const DeviceTensor& grad_input, Stream stream) {
+void max_pool2d_gather_of(const PoolProblem& problem, const Tensor& grad_output, const Tensor& codes,
+                          const Tensor& grad_input, Stream stream) {
     constexpr int count = 16 / static_cast<int>(sizeof(T));
     const auto start = [&](auto kernel, const std::array<int64_t, 4>& shape, bool inside, int of_chunk, bool vectors) {
         for_each_launch(shape, inside, of_chunk, [&](const Cells& cells) {
@@ -215,7 +215,7 @@ void max_pool2d_gather_of(const PoolProblem& problem, const DeviceTensor& grad_o
                                              Strided4<T>(grad_input),
                                              static_cast<int>(problem.w.input),
                                              vectors};
-            launch(kernel, dim3(static_cast<unsigned>((int64_t{cells.count} + 255) / 256)), 256, 0, stream, gather);
+            launch_each<256>(cells.count, kernel, stream, gather);
         });
     };
     const auto& [n, c, h, w] = grad_input.stride;
@@ -223,8 +223,8 @@ void max_pool2d_gather_of(const PoolProblem& problem, const DeviceTensor& grad_o
         const auto [batch, channels, height, width] = grad_input.shape;
         const bool vectors = w == 1 && width % count == 0 && n % count == 0 && c % count == 0 && h % count == 0 &&
                              reinterpret_cast<uintptr_t>(grad_input.data) % 16 == 0;
-        return start(&max_pool2d_gather_row<T, Code, count>, {batch, channels, height, (width + count - 1) / count},
-                     false, 1, vectors);
+        return start(&max_pool2d_gather_row<T, Code, count>, {batch, channels, height, ceil_div(width, count)}, false,
+                     1, vectors);
     }
     if constexpr (sizeof(Code) == 1)
         if (has_chunks(grad_output, sizeof(T), count) && has_chunks(grad_input, sizeof(T), count) &&
@@ -234,19 +234,19 @@ void max_pool2d_gather_of(const PoolProblem& problem, const DeviceTensor& grad_o
 }
 
 inline int64_t flag_bytes(const PoolProblem& problem) {
-    return (problem.batch * problem.channels * static_cast<int64_t>(sizeof(int)) + 255) / 256 * 256;
+    return workspace_part(problem.batch * problem.channels * static_cast<int64_t>(sizeof(int)));
 }
 
 template <class T, class Code>
-void max_pool2d_indices_of(const PoolProblem& problem, const DeviceTensor& grad_output, const DeviceTensor& indices,
-                           const DeviceTensor& grad_input, void* workspace, Stream stream) {
+void max_pool2d_indices_of(const PoolProblem& problem, const Tensor& grad_output, const Tensor& indices,
+                           const Tensor& grad_input, void* workspace, Stream stream) {
     int* const foreign = static_cast<int*>(workspace);
     const int64_t planes = problem.batch * problem.channels;
     if (planes == 0) return;
-    launch(clear_flags<int>, dim3(static_cast<unsigned>((planes + 255) / 256)), 256, 0, stream, foreign, planes);
+    launch_each<256>(planes, clear_flags<int>, stream, foreign, planes);
     const bool inside = grad_input.stride[1] == 1;
-    const DeviceTensor codes{static_cast<char*>(workspace) + flag_bytes(problem), indices.shape,
-                             dense_strides(indices.shape, inside)};
+    const Tensor codes{static_cast<char*>(workspace) + flag_bytes(problem), indices.shape,
+                       dense_strides(indices.shape, inside)};
     for_each_launch(indices.shape, inside, 1, [&](const Cells& cells) {
         const NameTaps<Code> names{cells,
                                    PoolWindow(problem.h),
@@ -257,8 +257,7 @@ void max_pool2d_indices_of(const PoolProblem& problem, const DeviceTensor& grad_
                                    Strided4<Code>(codes),
                                    foreign,
                                    static_cast<int>(problem.channels)};
-        launch(max_pool2d_name_taps<Code>, dim3(static_cast<unsigned>((int64_t{cells.count} + 255) / 256)), 256, 0,
-               stream, names);
+        launch_each<256>(cells.count, max_pool2d_name_taps<Code>, stream, names);
     });
     max_pool2d_gather_of<T, Code>(problem, grad_output, codes, grad_input, stream);
     const ForeignPlanes<T> pool{foreign,
@@ -271,7 +270,7 @@ void max_pool2d_indices_of(const PoolProblem& problem, const DeviceTensor& grad_
                                 Strided4<const T>(grad_output),
                                 Strided4<const int64_t>(indices),
                                 Strided4<T>(grad_input)};
-    launch(max_pool2d_foreign<T>, dim3(static_cast<unsigned>((planes + 31) / 32)), 32, 0, stream, pool);
+    launch_each<32>(planes, max_pool2d_foreign<T>, stream, pool);
 }
 
 }  // namespace convx::cuda

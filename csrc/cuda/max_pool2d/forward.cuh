@@ -134,9 +134,9 @@ void start_max_pool2d(MaxPool<T> pool, const std::array<int64_t, 4>& shape, bool
     const auto kernel = pool.indices.data ? &max_pool2d_kernel<T, taps_h, taps_w, count, Chosen::indices>
                         : pool.codes.data ? &max_pool2d_kernel<T, taps_h, taps_w, count, Chosen::codes>
                                           : &max_pool2d_kernel<T, taps_h, taps_w, count, Chosen::nothing>;
-    for_each_launch({batch, channels, (height + windows - 1) / windows, width}, inside, count, [&](const Cells& cells) {
+    for_each_launch({batch, channels, ceil_div(height, windows), width}, inside, count, [&](const Cells& cells) {
         pool.cells = cells;
-        launch(kernel, dim3(static_cast<unsigned>((int64_t{cells.count} + 255) / 256)), 256, 0, stream, pool);
+        launch_each<256>(cells.count, kernel, stream, pool);
     });
 }
 
@@ -151,8 +151,8 @@ void choose_window(const MaxPool<T>& pool, const std::array<int64_t, 4>& shape, 
 }
 
 template <class T>
-void max_pool2d_of(const PoolProblem& problem, const DeviceTensor& input, const DeviceTensor& output,
-                   const DeviceTensor& indices, const DeviceTensor& codes, bool dead_at_zero, Stream stream) {
+void max_pool2d_of(const PoolProblem& problem, const Tensor& input, const Tensor& output, const Tensor& indices,
+                   const Tensor& codes, bool dead_at_zero, Stream stream) {
     constexpr int count = 16 / static_cast<int>(sizeof(T));
     const MaxPool<T> pool{{},
                           PoolWindow(problem.h),

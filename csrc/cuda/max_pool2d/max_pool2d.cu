@@ -14,23 +14,22 @@ void check_planes(const std::string& op, const PoolProblem& problem) {
                          std::to_string(most_cells) + " on CUDA");
 }
 
-void max_pool2d(const PoolProblem& problem, const DeviceTensor& input, const DeviceTensor& output,
-                const DeviceTensor& indices, const DeviceTensor& codes, bool dead_at_zero, Stream stream) {
+void max_pool2d(const PoolProblem& problem, const Tensor& input, const Tensor& output, const Tensor& indices,
+                const Tensor& codes, bool dead_at_zero, Stream stream) {
     with_type(problem.dtype, [&](auto type) {
         max_pool2d_of<typename decltype(type)::T>(problem, input, output, indices, codes, dead_at_zero, stream);
     });
 }
 
-void max_pool2d_backward_codes(const PoolProblem& problem, const DeviceTensor& grad_output, const DeviceTensor& codes,
-                               const DeviceTensor& grad_input, Stream stream) {
+void max_pool2d_backward_codes(const PoolProblem& problem, const Tensor& grad_output, const Tensor& codes,
+                               const Tensor& grad_input, Stream stream) {
     with_type(problem.dtype, [&](auto type) {
         max_pool2d_gather_of<typename decltype(type)::T, uint8_t>(problem, grad_output, codes, grad_input, stream);
     });
 }
 
-void max_pool2d_backward_indices(const PoolProblem& problem, const DeviceTensor& grad_output,
-                                 const DeviceTensor& indices, const DeviceTensor& grad_input, void* workspace,
-                                 Stream stream) {
+void max_pool2d_backward_indices(const PoolProblem& problem, const Tensor& grad_output, const Tensor& indices,
+                                 const Tensor& grad_input, void* workspace, Stream stream) {
     with_type(problem.dtype, [&](auto type) {
         using T = typename decltype(type)::T;
         const auto run =
