@@ -1,12 +1,12 @@
 // Depthwise convolutions, forward and input gradient: in NCHW vectors of columns straight out of the arrays, masked at
 // the borders, sums rolling down the rows; in NHWC vectors of channels through pointers to pixels; staged rows
-// (grouped_staged.cpp) for other windows and memory orders. The order of every sum is the same: channel by channel, row
+// (direct_spatial.cpp) for other windows and memory orders. The order of every sum is the same: channel by channel, row
 // by row.
 #include "cpu/conv2d/depthwise.h"
 
 #include <algorithm>
 
-#include "cpu/conv2d/grouped_staged.h"
+#include "cpu/conv2d/direct.h"
 
 namespace convx {
 
@@ -142,20 +142,14 @@ struct PixelScratch {
     int64_t bytes;
 };
 
-int64_t all_taps(const StagedAxis& axis) {
-    int64_t count = 0;
-    for (const StagedAxis::Class& of : axis.classes) count += static_cast<int64_t>(of.taps.size());
-    return count;
-}
-
 template <class T>
 class PixelDriver {
 public:
-    PixelDriver(const WindowSum<T>& sum, const StagedAxis& h, const StagedAxis& w, const KernelSet<T>& kernels)
-        : sum_(sum), h_(h), w_(w), kernels_(kernels), channels_(sum.groups), taps_(all_taps(h) * all_taps(w)) {}
+    PixelDriver(const WindowSum<T>& sum, const PhasedAxis& h, const PhasedAxis& w, const KernelSet<T>& kernels)
+        : sum_(sum), h_(h), w_(w), kernels_(kernels), channels_(sum.groups), taps_(h.all_taps() * w.all_taps()) {}
 
     int64_t task_rows() const {
-        const int64_t row_flops = 2 * taps_ * w_.most_positions() * channels_;
+        const int64_t row_flops = 2 * taps_ * w_.positions() * channels_;
         return std::clamp(grouped_task_flops / std::max<int64_t>(row_flops, 1), int64_t{1},
                           std::max<int64_t>(rows() / grouped_wanted_tasks, 1));
     }
@@ -166,7 +160,7 @@ public:
     }
 
     void run(const TaskPlan& plan) const {
-        const int64_t rows = h_.most_positions(), task_rows = this->task_rows();
+        const int64_t rows = h_.positions(), task_rows = this->task_rows();
         const TaskRunner runner(plan);
         const PixelScratch<T> scratch(ScratchParts(runner.shared()), channels_, taps_);
         prepare(scratch);
@@ -179,14 +173,14 @@ public:
     }
 
 private:
-    int64_t rows() const { return sum_.batch * h_.most_positions(); }
+    int64_t rows() const { return sum_.batch * h_.positions(); }
 
     void prepare(const PixelScratch<T>& scratch) const {
         T* to = scratch.weights;
-        for (const StagedAxis::Class& h : h_.classes)
-            for (const StagedAxis::Class& w : w_.classes)
-                for (const StagedAxis::Tap& r : h.taps)
-                    for (const StagedAxis::Tap& s : w.taps) {
+        for (const PhasedAxis::Class& h : h_.classes)
+            for (const PhasedAxis::Class& w : w_.classes)
+                for (const PhasedAxis::Tap& r : h.taps)
+                    for (const PhasedAxis::Tap& s : w.taps) {
                         const T* from = sum_.weight + r.kernel_index * sum_.weight_h + s.kernel_index * sum_.weight_w;
                         for (int64_t c = 0; c < channels_; ++c) *to++ = from[c * sum_.weight_group];
                     }
@@ -198,8 +192,8 @@ private:
     // Row `i` of every class of rows.
     void run_row(int64_t n, int64_t i, const PixelScratch<T>& scratch, const T** sources) const {
         const T* weights = scratch.weights;
-        for (const StagedAxis::Class& h : h_.classes)
-            for (const StagedAxis::Class& w : w_.classes) {
+        for (const PhasedAxis::Class& h : h_.classes)
+            for (const PhasedAxis::Class& w : w_.classes) {
                 const int64_t taps = static_cast<int64_t>(h.taps.size() * w.taps.size());
                 for (int64_t j = 0; i < h.positions && j < w.positions; j += depthwise_pixels) {
                     DepthwisePixels<T> job;
@@ -219,15 +213,15 @@ private:
             }
     }
 
-    void find_sources(int64_t n, const StagedAxis::Class& h, const StagedAxis::Class& w, int64_t i, int64_t j,
+    void find_sources(int64_t n, const PhasedAxis::Class& h, const PhasedAxis::Class& w, int64_t i, int64_t j,
                       int pixels, const T* border, const T** to) const {
         const int64_t step = sum_.source.stride[3];
-        for (const StagedAxis::Tap& r : h.taps) {
-            const int64_t row = h_.source[static_cast<size_t>(i * h_.advance + r.offset)];
+        for (const PhasedAxis::Tap& r : h.taps) {
+            const int64_t row = h_.at(r.phase, i * h_.advance + r.offset);
             const T* from = row == AxisTable::outside ? nullptr : sum_.source.at(n, 0, row, 0);
-            for (const StagedAxis::Tap& s : w.taps) {
+            for (const PhasedAxis::Tap& s : w.taps) {
                 for (int pixel = 0; pixel < pixels; ++pixel) {
-                    const int64_t column = w_.source[static_cast<size_t>((j + pixel) * w_.advance + s.offset)];
+                    const int64_t column = w_.at(s.phase, (j + pixel) * w_.advance + s.offset);
                     to[pixel] = from && column != AxisTable::outside ? from + column * step : border;
                 }
                 to += depthwise_pixels;
@@ -236,7 +230,7 @@ private:
     }
 
     const WindowSum<T>& sum_;
-    const StagedAxis &h_, &w_;
+    const PhasedAxis &h_, &w_;
     const KernelSet<T>& kernels_;
     const int64_t channels_, taps_;
 };
@@ -251,7 +245,7 @@ struct DepthwiseMethod {
     enum class Driver { planes, pixels, staged };
     struct Plan {
         Driver driver;
-        StagedAxis h, w;  // of pixels and staged rows
+        PhasedAxis h, w;  // of pixels and staged rows
         TaskPlan task_plan;
 
         const TaskPlan& tasks() const { return task_plan; }
@@ -268,12 +262,13 @@ struct DepthwiseMethod {
         const ConvProblem& problem = *sum.problem;
         if (depthwise_planes_take(problem) && sum.source.stride[3] == 1 && sum.dest.stride[3] == 1)
             return {Driver::planes, {}, {}, PlaneDriver<T>(sum, kernels).tasks()};
-        Plan plan{Driver::staged, staged_axis(problem.h, sum.forward()), staged_axis(problem.w, sum.forward()), {}};
+        const PlaneLayout layout = spatial_layout(problem, sum.forward());
+        Plan plan{Driver::staged, layout.h, layout.w, {}};
         if (sum.groups > 1 && sum.source.stride[1] == 1 && sum.dest.stride[1] == 1) {
             plan.driver = Driver::pixels;
             plan.task_plan = PixelDriver<T>(sum, plan.h, plan.w, kernels).tasks();
         } else {
-            plan.task_plan = grouped_staged_tasks(sum, plan.h, plan.w, kernels);
+            plan.task_plan = direct_spatial_tasks(sum, kernels);
         }
         return plan;
     }
@@ -285,12 +280,12 @@ struct DepthwiseMethod {
         else if (plan.driver == Driver::pixels)
             PixelDriver<T>(sum, plan.h, plan.w, kernels).run(plan.task_plan);
         else
-            run_grouped_staged(sum, plan.h, plan.w, plan.task_plan, kernels);
+            run_direct_spatial(sum, kernels);
     }
 
     template <class T>
     static void describe(const WindowSum<T>& sum, const Plan& plan, const KernelSet<T>& kernels, PassPlan& text) {
-        if (plan.driver == Driver::staged) return describe_grouped_staged(sum, plan.h, plan.w, kernels, text);
+        if (plan.driver == Driver::staged) return describe_direct_spatial(sum, kernels, text);
         const std::string sums = ", sums of 1 channel x " + std::to_string(sum.problem->taps()) + " taps";
         if (plan.driver == Driver::planes) {
             text.tile = "2 x " + std::to_string(kernels.lanes) + " pixels";

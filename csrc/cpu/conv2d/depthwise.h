@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/rounding.h"
-#include "cpu/conv2d/grouped.h"
+#include "cpu/conv2d/direct.h"
 
 namespace convx {
 

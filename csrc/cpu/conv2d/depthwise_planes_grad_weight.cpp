@@ -9,7 +9,7 @@
 
 #include "common/rounding.h"
 #include "cpu/conv2d/depthwise.h"
-#include "cpu/conv2d/staging.h"
+#include "cpu/conv2d/padded_tile.h"
 #include "cpu/runtime/split_sum.h"
 
 namespace convx {
@@ -49,8 +49,9 @@ struct Scratch {
         : zero_line(parts.take<T>(problem.w.input + 2 * masked_elements)),
           sums(parts.take<T>(std::min(blocks.task_channels, problem.groups) * problem.taps() * lanes)) {
         if (gathers) {
-            source = parts.take<T>(gathered_channels * source_rows(problem, blocks.block_rows) * problem.w.input);
-            grad = parts.take<T>(gathered_channels * blocks.block_rows * problem.out_w());
+            source =
+                parts.take<T>(gathered_channels * (source_rows(problem, blocks.block_rows) * problem.w.input + lanes));
+            grad = parts.take<T>(gathered_channels * (blocks.block_rows * problem.out_w() + lanes));
         }
         bytes = parts.bytes();
     }
@@ -67,10 +68,10 @@ public:
     DepthwisePlanesSumDriver(const PixelSum<T>& sum, const KernelSet<T>& kernels)
         : problem_(*sum.problem), kernels_(kernels), blocks_(plan_blocks(problem_)), grad_(sum.grad_output),
           input_(sum.input), gathers_(grad_.stride[3] != 1 || input_.stride[3] != 1),
-          input_h_(plain_axis(problem_.h.input)), input_w_(plain_axis(problem_.w.input)),
-          grad_h_(plain_axis(problem_.out_h())), grad_w_(plain_axis(problem_.out_w())),
-          input_stage_(input_h_, input_w_, input_, T(0), kernels), grad_stage_(grad_h_, grad_w_, grad_, T(0), kernels) {
-    }
+          input_layout_(plain_layout(problem_.h.input, problem_.w.input)),
+          grad_layout_(plain_layout(problem_.out_h(), problem_.out_w())),
+          input_tile_(input_layout_, strides_of(input_.stride), T(0), kernels),
+          grad_tile_(grad_layout_, strides_of(grad_.stride), T(0), kernels) {}
 
     const Blocks& blocks() const { return blocks_; }
 
@@ -138,19 +139,19 @@ private:
 
     // Copies of what the job reads.
     void gather(int64_t n, int64_t channel, DepthwiseGradWeight<T>& job, const Scratch<T>& scratch) const {
-        const T pads[gathered_channels] = {};
         const Axis& h = problem_.h;
         const int64_t first = std::clamp<int64_t>(job.first_row * h.stride - h.pad_before, 0, h.input);
         const int64_t last =
             std::clamp<int64_t>(h.position(job.first_row + job.rows - 1, h.kernel - 1) + 1, first, h.input);
         job.source_row = job.width;
-        job.source_plane = (last - first) * job.width;
+        job.source_plane = input_layout_.plane_size(last - first, kernels_.lanes);
         job.source = scratch.source - first * job.width;
         job.grad_row = job.columns;
-        job.grad_plane = job.rows * job.columns;
+        job.grad_plane = grad_layout_.plane_size(job.rows, kernels_.lanes);
         job.grad = scratch.grad - job.first_row * job.columns;
-        input_stage_.fill(scratch.source, job.source_plane, n, channel, job.planes, first, last - first, pads);
-        grad_stage_.fill(scratch.grad, job.grad_plane, n, channel, job.planes, job.first_row, job.rows, pads);
+        input_tile_.copy(scratch.source, job.source_plane, input_.at(n, channel, 0, 0), job.planes, first,
+                         last - first);
+        grad_tile_.copy(scratch.grad, job.grad_plane, grad_.at(n, channel, 0, 0), job.planes, job.first_row, job.rows);
     }
 
     void add_lanes(const T* sums, int64_t count, T* to) const {
@@ -179,8 +180,8 @@ private:
     const Blocks blocks_;
     const TensorView<const T> grad_, input_;
     const bool gathers_;
-    const StagedAxis input_h_, input_w_, grad_h_, grad_w_;
-    const Stage<T> input_stage_, grad_stage_;
+    const PlaneLayout input_layout_, grad_layout_;
+    const PaddedTile<T> input_tile_, grad_tile_;
 };
 
 }  // namespace

@@ -1,63 +1,88 @@
-// Direct convolution: lines with their border written out are staged (staged_planes.h) and no operand is packed by
-// taps. It pays where an implicit GEMM would pack every pixel once a tap for a handful of rows: forward with few input
-// or output channels, the input gradient with few input channels.
+// What the direct methods have in common: sums of products over a padded tile, in which no operand is packed by taps.
 //
-//   dest[n, row, i, j] = sum over channel, tap of weight[row, channel, tap] * plane[channel, tap][i * pitch + j]
+//   dest[n, k, i, j] = sum over channel, tap of weight[k, channel, tap] * tile[channel, tap][i * pitch + j]
 //
-// Two drivers: direct_spatial.cpp has vectors of pixels, direct_channels.cpp vectors of the channels that are written.
-// Every sum is one chain of FMA in the order of channels and taps: neither chunks nor bands nor the driver show in it.
+// They pay where an implicit GEMM would pack every pixel once a tap for a handful of channels: forward with few input
+// or output channels, grad_input with few input channels, and groups. From 64 channels a group on the implicit GEMM
+// fills its tiles; below it is 0.5 times as fast with 16 and 32 channels. Vectors run over the channels of the result
+// (direct_channels.cpp) or over pixels (direct_spatial.cpp).
 #pragma once
 
-#include "cpu/conv2d/pixel_sum.h"
-#include "cpu/conv2d/staged_planes.h"
-#include "cpu/conv2d/window_sum.h"
-#include "cpu/runtime/run_tasks.h"
+#include <string>
+
+#include "cpu/conv2d/method_row.h"
+#include "cpu/conv2d/padded_tile.h"
 
 namespace convx {
 
-struct DirectBlocks {
-    bool vectors_of_rows = false;  // direct_channels.cpp
-    int64_t tile_rows = 1;         // rows of a tile
-    bool whole_band = false;       // a run is the whole band instead of one line
-    int64_t chunk_channels = 1;    // staged, and summed in registers, in one go
-    int64_t band_lines = 1;
+// Windows that fit L2, and no borders that their adjoint would have to fold.
+Verdict supports_groups(const ConvProblem& problem);
+// Fewer than 64 channels a group, or one channel in all.
+bool has_few_channels(const ConvProblem& problem);
+inline bool is_depthwise(const ConvProblem& problem) { return problem.group_in() == 1 && problem.group_out() == 1; }
+// Whether a direct method is faster than the implicit GEMM, and of the two the one with vectors over channels.
+bool suits_direct(const ConvProblem& problem, ConvPass pass);
+bool suits_channels(const ConvProblem& problem, ConvPass pass, const Kernels& kernels);
+
+// About 20 us of work.
+constexpr int64_t grouped_task_flops = 1'000'000;
+constexpr int64_t grouped_wanted_tasks = 48;
+
+// Rows of the largest phase in a unit, of which there are `images` with one unit each: as many units as tasks are
+// wanted, unless they have too little work or would copy too many rows twice.
+int64_t unit_rows(const PlaneLayout& layout, int64_t images, int64_t row_flops);
+int64_t units_of_a_task(int64_t units, int64_t unit_flops);
+
+// Forward and grad_input by drivers that multiply the border of zeros.
+template <template <class> class Driver>
+struct DirectMethod : DriverMethod<Driver> {
+    static constexpr Traits traits{};
+
+    static Verdict supports(const ConvProblem& problem, ConvPass) { return supports_groups(problem); }
+
+    template <class T>
+    static void run(const WindowSum<T>&, const Driver<T>& driver, const KernelSet<T>&) {
+        driver.run();
+    }
 };
 
-template <class T>
-TaskPlan direct_spatial_tasks(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                              const KernelSet<T>& kernels);
-template <class T>
-TaskPlan direct_channels_tasks(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                               const KernelSet<T>& kernels);
-// False, and nothing done, if a weight is infinite or NaN.
-template <class T>
-bool run_direct_spatial(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                        const TaskPlan& tasks, const KernelSet<T>& kernels);
-template <class T>
-bool run_direct_channels(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                         const TaskPlan& tasks, const KernelSet<T>& kernels);
+// For explanations.
+std::string lines_of_a_group(int64_t lines);
+int64_t most_taps(const PlaneLayout& layout);  // of a class
+std::string sums_of(int64_t channels, const PlaneLayout& layout);
+std::string phases_note(size_t phases);
 
-// The weight gradient.
-struct DirectSumBlocks {
-    bool vectors_of_rows = false;          // direct_channels_grad_weight.cpp: vectors of output channels
-    int64_t images = 1;                    // then: of a chunk, if they are small
-    int64_t tile_rows = 1, tile_taps = 1;  // weights of a tile: output channels, (input channel, tap) pairs
-    int64_t block_rows = 1;                // output channels staged in one go
-    int64_t band_lines = 1;                // lines of the output that are summed in registers in one go
-    int64_t splits = 1;                    // parts of the batch's bands, added in order at the end
+// --- vectors over pixels ---
+
+// Taps by ascending offset: the order of every sum.
+PlaneLayout spatial_layout(const ConvProblem& problem, bool forward);
+
+struct SpatialBlocks {
+    int64_t groups = 1;      // of a unit
+    int64_t rows = 1;        // of the result, of each phase
+    int64_t task_units = 1;  // units of one task
+    int64_t splits = 1;      // split-K of the weight gradient
 };
 
+// The padded tile of one group in a 32 KiB L1 beside what streams through.
+constexpr int64_t tile_bytes_l1 = 20 * 1024;
+// What a unit copies at once; channels_inside: an array has its channels adjacent in memory.
+SpatialBlocks spatial_blocks(const PlaneLayout& layout, int64_t groups, int64_t channels, int64_t rows,
+                             int64_t item_bytes, bool channels_inside, int64_t l1_bytes);
+
 template <class T>
-TaskPlan direct_spatial_tasks(const PixelSum<T>& sum, const PlaneLayout& layout, const DirectSumBlocks& blocks,
-                              const KernelSet<T>& kernels);
+bool channels_adjacent(const TensorView<T>& view) {
+    return view.shape[1] > 1 && view.stride[1] == 1 && view.stride[3] != 1;
+}
+
+std::string rows_of_groups(const SpatialBlocks& blocks);
+
+// The driver of forward and grad_input, for depthwise.cpp too.
 template <class T>
-TaskPlan direct_channels_tasks(const PixelSum<T>& sum, const PlaneLayout& layout, const DirectSumBlocks& blocks,
-                               const KernelSet<T>& kernels);
+TaskPlan direct_spatial_tasks(const WindowSum<T>& sum, const KernelSet<T>& kernels);
 template <class T>
-void run_direct_spatial(const PixelSum<T>& sum, const PlaneLayout& layout, const DirectSumBlocks& blocks,
-                        const TaskPlan& tasks, const KernelSet<T>& kernels);
+void run_direct_spatial(const WindowSum<T>& sum, const KernelSet<T>& kernels);
 template <class T>
-void run_direct_channels(const PixelSum<T>& sum, const PlaneLayout& layout, const DirectSumBlocks& blocks,
-                         const TaskPlan& tasks, const KernelSet<T>& kernels);
+void describe_direct_spatial(const WindowSum<T>& sum, const KernelSet<T>& kernels, PassPlan& text);
 
 }  // namespace convx

@@ -1,229 +1,357 @@
-// Direct convolution for few channels with vectors over what is written: output channels forward, input channels in the
-// gradient. Pixels are broadcast from the staged lines, so that lines shorter than a few vectors waste nothing (a line
-// of 10 fills two vectors to 62 %), and NHWC is written as it comes. NCHW takes a transpose of the results: 5 % of the
-// time at 100 products a sum.
+// Direct convolution with vectors over the channels of the result: output channels forward, input channels in
+// grad_input, of any number of groups.
 //
-// Work: a task owns a band of lines of one image and stages it with all channels; some lines at a time their pixels run
-// through the tiles of one panel of rows after the other. The order of a sum is that of few_channels.cpp.
+// Pixels are broadcast from a padded tile, so no stride takes rows apart, rows shorter than a few vectors waste nothing
+// (a row of 10 fills two vectors to 62 %), and NHWC is written as it comes. NCHW takes a transpose of the result (5 %
+// of the time at 100 products a sum), which joins the phases of a strided gradient on the way.
+//
+// Work: a unit is a row block of one group of one image with all its channels; some rows at a time, their pixels run
+// through the tiles of one panel of channels after the other. Every sum is one chain of FMA in the order of channels
+// and taps: the same bits for any thread count, batch and memory layout.
+#include <algorithm>
+
 #include "common/rounding.h"
 #include "cpu/conv2d/direct.h"
-#include "cpu/conv2d/reference.h"
-#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
 namespace {
 
+// The padded tile of a unit, in L2 (512 KiB) beside the weights of a group: 64 channels x 9 taps x 64 are 144 KiB.
+constexpr int64_t tile_bytes = 128 * 1024;
 // Pixels whose sums wait for their transpose, in L1.
-constexpr int64_t group_pixels = 128;
+constexpr int64_t block_pixels = 128;
+
+struct Blocks {
+    int64_t unit_rows = 1;   // rows of the largest phase in a unit
+    int64_t block_rows = 1;  // of which so many run through all panels in one go
+    int64_t task_units = 1;
+};
+
+PlaneLayout layout_of(const ConvProblem& problem, bool forward) {
+    if (forward) return {pixels_of_forward(problem.h), pixels_of_forward(problem.w)};
+    return {by_offset(phases_of_adjoint(problem.h)), by_offset(phases_of_adjoint(problem.w))};
+}
+
+Blocks plan_blocks(const PlaneLayout& layout, int64_t batch, int64_t groups, int64_t channels, int64_t rows,
+                   int64_t item_bytes) {
+    Blocks blocks;
+    const int64_t height = layout.h.positions(), width = layout.w.positions();
+    const int64_t row_bytes = channels * layout.planes() * layout.row_step() * item_bytes;
+    const int64_t fit = std::max<int64_t>(tile_bytes / row_bytes - layout.reach / layout.h.advance, 1);
+    const int64_t row_flops = 2 * channels * rows * layout.all_taps() * width;
+    blocks.unit_rows = even_part(height, std::min(fit, unit_rows(layout, batch * groups, row_flops)));
+    const auto classes = static_cast<int64_t>(layout.h.classes.size() * layout.w.classes.size());
+    blocks.block_rows = std::clamp(block_pixels / (classes * width), int64_t{1}, blocks.unit_rows);
+    blocks.task_units =
+        units_of_a_task(batch * groups * ceil_div(height, blocks.unit_rows), blocks.unit_rows * row_flops);
+    return blocks;
+}
 
 // What all workers share.
 template <class T>
 struct Shared {
-    Shared(ScratchParts parts, const PlaneLayout& layout, int64_t rows, int64_t channels, int nr)
-        : weights(parts.take<T>(round_up(rows, nr) * channels * layout.all_taps())), bias(parts.take<T>(rows)),
-          bytes(parts.bytes()) {}
-    T* weights;  // [class][panel][channel, tap][row]
-    T* bias;
+    Shared(ScratchParts parts, int64_t weights_count, int64_t bias_count)
+        : weights(parts.take<T>(weights_count)), bias(parts.take<T>(bias_count)), bytes(parts.bytes()) {}
+    T* weights;  // [group][panel][class][channel, tap][output channel]
+    T* bias;     // [group][output channel]
     int64_t bytes;
 };
 
 // What one worker works with.
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const PlaneLayout& layout, const DirectBlocks& blocks, int64_t channels,
-            const KernelSet<T>& kernels)
-        : planes(parts.take<T>(channels * layout.planes() * layout.plane_size(blocks.band_lines, kernels.lanes))),
-          pixels(parts.take<const T*>(std::max(group_pixels, layout.w.positions()))),
-          sums(parts.take<T>(std::max(group_pixels, layout.w.positions()) * kernels.nr)), bytes(parts.bytes()) {}
-    T* planes;
-    const T** pixels;  // of some lines
-    T* sums;           // [pixel][row]
+    Scratch(ScratchParts parts, int64_t tile, int64_t pixel_count, int64_t columns, int64_t result_size,
+            int64_t taps_size)
+        : planes(parts.take<T>(tile)), pixels(parts.take<const T*>(pixel_count)),
+          row(parts.take<const T*>(std::max(pixel_count, columns))), result(parts.take<T>(result_size)),
+          taps(parts.take<T>(taps_size)), bytes(parts.bytes()) {}
+    T* planes;         // [channel][plane]
+    const T** pixels;  // [class][pixel] of a block of rows
+    const T** row;     // the sums of a row of the result, where it has to be transposed
+    T* result;         // [class][pixel][output channel of a panel]
+    T* taps;           // [tap][output channel], while weights are packed
     int64_t bytes;
 };
 
-template <class T>
-class Driver {
-public:
-    Driver(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks, const KernelSet<T>& kernels)
-        : sum_(sum), layout_(layout), blocks_(blocks), kernels_(kernels),
-          stager_(layout, strides_of(sum.source.stride), sum.pad(), kernels),
-          plane_(layout.plane_size(blocks.band_lines, kernels.lanes)),
-          bands_(ceil_div(layout.h.positions(), blocks.band_lines)) {}
+// The pixels of the result that have the same taps.
+struct Class {
+    const PhasedAxis::Class *h, *w;
+    int64_t taps;         // of a channel
+    int64_t taps_before;  // of the classes before
+    std::vector<int32_t> offsets;
+};
 
-    TaskPlan tasks() const {
-        return {sum_.batch * bands_, sum_.flops(),
-                Shared<T>(ScratchParts(), layout_, sum_.rows, sum_.channels, kernels_.nr).bytes,
-                Scratch<T>(ScratchParts(), layout_, blocks_, sum_.channels, kernels_).bytes};
+template <class T>
+class DirectChannelsDriver {
+public:
+    DirectChannelsDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
+        : sum_(sum), kernels_(kernels), nr_(kernels.nr), panels_(ceil_div(sum.rows, nr_)),
+          channels_adjacent_(sum.dest.stride[1] == 1), layout_(layout_of(*sum.problem, sum.forward())),
+          blocks_(plan_blocks(layout_, sum.batch, sum.groups, sum.channels, sum.rows, sizeof(T))),
+          padded_tile_(layout_, strides_of(sum.source.stride), sum.pad(), kernels),
+          plane_(layout_.plane_size(blocks_.unit_rows, kernels.lanes)),
+          class_pixels_(blocks_.block_rows * layout_.w.positions()) {
+        int64_t taps = 0;
+        for (size_t i = 0; i < layout_.h.classes.size(); ++i)
+            for (size_t j = 0; j < layout_.w.classes.size(); ++j) {
+                Class one{&layout_.h.classes[i], &layout_.w.classes[j], 0, taps,
+                          layout_.offsets(i, j, sum.channels, plane_)};
+                one.taps = static_cast<int64_t>(one.h->taps.size() * one.w->taps.size());
+                taps += one.taps;
+                classes_.push_back(std::move(one));
+            }
     }
 
-    bool run(const TaskPlan& plan) {
+    const Blocks& blocks() const { return blocks_; }
+    const PlaneLayout& layout() const { return layout_; }
+
+    TaskPlan tasks() const {
+        return {ceil_div(units(), blocks_.task_units), sum_.flops(), shared(ScratchParts()).bytes,
+                scratch(ScratchParts()).bytes};
+    }
+
+    void run() const {
+        const int64_t units = this->units();
+        const TaskPlan plan = tasks();
         const TaskRunner runner(plan);
-        if (!pack(Shared<T>(ScratchParts(runner.shared()), layout_, sum_.rows, sum_.channels, kernels_.nr)))
-            return false;
-        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
-            run_band(task / bands_, task % bands_ * blocks_.band_lines,
-                     Scratch<T>(parts, layout_, blocks_, sum_.channels, kernels_));
+        const Shared<T> shared = this->shared(ScratchParts(runner.shared()));
+        runner.run(sum_.groups * panels_, [&](int64_t panel, ScratchParts parts) {
+            pack_panel(panel / panels_, panel % panels_, shared, scratch(parts).taps);
         });
-        return true;
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+            const Scratch<T> scratch = this->scratch(parts);
+            const int64_t last = std::min(units, (task + 1) * blocks_.task_units);
+            for (int64_t unit = task * blocks_.task_units; unit < last; ++unit)
+                run_unit(unit_of(unit), unit + 1 < units ? unit_of(unit + 1) : Unit{}, shared, scratch);
+        });
     }
 
 private:
-    // One destination class: the taps that hit it.
-    struct Class {
-        const PhasedAxis::Class *h, *w;
-        std::vector<int32_t> offsets;
-        const T* weights;
-        int64_t depth() const { return static_cast<int64_t>(offsets.size()); }
+    struct Unit {
+        int64_t group = 0, n = 0, first = 0, rows = 0;
     };
 
-    // Lines of one class, and where their first pixel goes.
-    struct Lines {
-        const T* const* pixels;
-        int64_t count;
-        T* dest;
-        int64_t line_step, step;  // of dest
+    // A block of rows of a unit.
+    struct RowBlock {
+        int64_t group, n, first, rows;
+        const T* planes;  // of its first row
     };
 
-    bool pack(const Shared<T>& shared) {
-        T* to = shared.weights;
-        for (size_t h = 0; h < layout_.h.classes.size(); ++h)
-            for (size_t w = 0; w < layout_.w.classes.size(); ++w) {
-                classes_.push_back(
-                    {&layout_.h.classes[h], &layout_.w.classes[w], layout_.offsets(h, w, sum_.channels, plane_), to});
-                for (int64_t row = 0; row < sum_.rows; row += kernels_.nr) to = pack_panel(to, classes_.back(), row);
-            }
-        for (int64_t row = 0; sum_.bias && row < sum_.rows; ++row) shared.bias[row] = sum_.bias[row * sum_.bias_stride];
-        bias_ = sum_.bias ? shared.bias : nullptr;
-        return all_finite(shared.weights, to - shared.weights);
+    Shared<T> shared(ScratchParts parts) const {
+        return {parts, sum_.groups * panels_ * nr_ * sum_.channels * layout_.all_taps(), sum_.groups * sum_.rows};
+    }
+    Scratch<T> scratch(ScratchParts parts) const {
+        const int64_t pixels = static_cast<int64_t>(classes_.size()) * class_pixels_;
+        return {parts,
+                sum_.channels * layout_.planes() * plane_,
+                pixels,
+                sum_.dest.shape[3],
+                channels_adjacent_ ? 0 : pixels * nr_,
+                sum_.problem->taps() * nr_};
     }
 
-    T* pack_panel(T* to, const Class& one, int64_t first_row) const {
-        const int64_t rows = std::min<int64_t>(kernels_.nr, sum_.rows - first_row), depth = one.depth();
-        if (takes_weights_in_order(one)) {
-            const T* row[64];
-            for (int64_t i = 0; i < rows; ++i) row[i] = sum_.weight + (first_row + i) * sum_.weight_row;
-            if (rows < kernels_.nr) std::fill_n(to, depth * kernels_.nr, T(0));
-            kernels_.pack_transposed(to, kernels_.nr, row, static_cast<int>(rows), depth);
-            return to + depth * kernels_.nr;
+    int64_t units() const { return sum_.groups * sum_.batch * ceil_div(layout_.h.positions(), blocks_.unit_rows); }
+
+    // Neighbouring units share the weights of a group.
+    Unit unit_of(int64_t unit) const {
+        const int64_t height = layout_.h.positions(), row_blocks = ceil_div(height, blocks_.unit_rows);
+        const int64_t first = unit % row_blocks * blocks_.unit_rows;
+        return {unit / row_blocks / sum_.batch, unit / row_blocks % sum_.batch, first,
+                std::min(blocks_.unit_rows, height - first)};
+    }
+
+    const T* source_of(const Unit& unit) const { return sum_.source.at(unit.n, unit.group * sum_.channels, 0, 0); }
+    T* weights_of(const Shared<T>& shared, int64_t group, int64_t panel) const {
+        return shared.weights + (group * panels_ + panel) * nr_ * sum_.channels * layout_.all_taps();
+    }
+    int64_t width_of(int64_t panel) const { return std::min(nr_, sum_.rows - panel * nr_); }
+
+    void pack_panel(int64_t group, int64_t panel, const Shared<T>& shared, T* taps) const {
+        const int64_t width = width_of(panel), first = panel * nr_;
+        if (width < nr_) std::fill_n(taps, sum_.problem->taps() * nr_, T(0));
+        T* to = weights_of(shared, group, panel);
+        const T* from = sum_.weight + group * sum_.weight_group + first * sum_.weight_row;
+        for (int64_t c = 0; c < sum_.channels; ++c, from += sum_.weight_channel) {
+            pack_taps(taps, from, width);
+            for (const Class& one : classes_) {
+                T* at = to + (one.taps_before * sum_.channels + c * one.taps) * nr_;
+                for (const PhasedAxis::Tap& r : one.h->taps)
+                    for (const PhasedAxis::Tap& s : one.w->taps) {
+                        std::copy_n(taps + (r.kernel_index * sum_.problem->w.kernel + s.kernel_index) * nr_, nr_, at);
+                        at += nr_;
+                    }
+            }
         }
-        for (int64_t c = 0; c < sum_.channels; ++c)
-            for (const PhasedAxis::Tap& r : one.h->taps)
-                for (const PhasedAxis::Tap& s : one.w->taps) {
-                    const T* from = sum_.weight + first_row * sum_.weight_row + c * sum_.weight_channel +
-                                    r.kernel_index * sum_.weight_h + s.kernel_index * sum_.weight_w;
-                    for (int64_t row = 0; row < rows; ++row) to[row] = from[row * sum_.weight_row];
-                    std::fill(to + rows, to + kernels_.nr, T(0));
-                    to += kernels_.nr;
+        for (int64_t k = group * sum_.rows + first, i = 0; sum_.bias && i < width; ++i)
+            shared.bias[k + i] = sum_.bias[(k + i) * sum_.bias_stride];
+    }
+
+    // [tap][output channel] of one channel.
+    void pack_taps(T* taps, const T* from, int64_t width) const {
+        const int64_t columns = sum_.problem->w.kernel, count = sum_.problem->taps();
+        const T* row[64];
+        for (int64_t i = 0; i < width; ++i) row[i] = from + i * sum_.weight_row;
+        if (sum_.weight_w == 1 && sum_.weight_h == columns)
+            return kernels_.pack_transposed(taps, nr_, row, static_cast<int>(width), count);
+        for (int64_t tap = 0; tap < count; ++tap)
+            for (int64_t i = 0; i < width; ++i)
+                taps[tap * nr_ + i] = row[i][tap / columns * sum_.weight_h + tap % columns * sum_.weight_w];
+    }
+
+    // `next` is what comes after it: the copy alone would wait for memory longer than it works.
+    void run_unit(const Unit& unit, const Unit& next, const Shared<T>& shared, const Scratch<T>& scratch) const {
+        padded_tile_.copy(scratch.planes, plane_, source_of(unit), sum_.channels, unit.first, unit.rows);
+        int64_t tiles = 0;
+        for (const Class& one : classes_) tiles += ceil_div(unit.rows * one.w->positions, kernels_.mr);
+        Prefetch<T> ahead;
+        if (next.rows > 0)
+            ahead = padded_tile_.prefetch(source_of(next), sum_.channels, next.first, next.rows,
+                                          channels_adjacent_ ? tiles : tiles * panels_);
+        for (int64_t row = 0; row < unit.rows; row += blocks_.block_rows) {
+            const RowBlock block{unit.group, unit.n, unit.first + row, std::min(blocks_.block_rows, unit.rows - row),
+                                 scratch.planes + row * layout_.row_step()};
+            const T** pixels = scratch.pixels;
+            for (const Class& one : classes_) {
+                find_pixels(one, block, pixels);
+                if (channels_adjacent_) run_adjacent(one, block, pixels, shared, ahead);
+                pixels += class_pixels_;
+            }
+            if (!channels_adjacent_) run_planes(block, shared, scratch, ahead);
+        }
+    }
+
+    int64_t rows_of(const PhasedAxis::Class& h, const RowBlock& block) const {
+        return std::max<int64_t>(std::min(block.rows, h.positions - block.first), 0);
+    }
+
+    void find_pixels(const Class& one, const RowBlock& block, const T** to) const {
+        for (int64_t i = 0; i < rows_of(*one.h, block); ++i)
+            for (int64_t j = 0; j < one.w->positions; ++j)
+                *to++ = block.planes + i * layout_.row_step() + j * layout_.w.advance;
+    }
+
+    // Calls tile(first pixel, count): nearly equal sizes, since a tile of less than 4 pixels waits for its own sums.
+    template <class Tile>
+    void for_tiles(int64_t pixels, const Tile& tile) const {
+        const int64_t tiles = ceil_div(pixels, kernels_.mr);
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t first = i * pixels / tiles;
+            tile(first, (i + 1) * pixels / tiles - first);
+        }
+    }
+
+    void run_tile(const Class& one, const T* const* pixels, int64_t count, int64_t group, int64_t panel,
+                  const Shared<T>& shared, T* to, int64_t step) const {
+        const T* bias = sum_.bias ? shared.bias + group * sum_.rows + panel * nr_ : nullptr;
+        kernels_.gemm_tile_pixels(static_cast<int>(count), static_cast<int>(width_of(panel)), sum_.channels * one.taps,
+                                  {pixels, one.offsets.data()},
+                                  weights_of(shared, group, panel) + one.taps_before * sum_.channels * nr_,
+                                  {to, step, false, nullptr, bias, sum_.relu});
+    }
+
+    // Written as it comes, pixel by pixel in one stream.
+    void run_adjacent(const Class& one, const RowBlock& block, const T* const* pixels, const Shared<T>& shared,
+                      Prefetch<T>& ahead) const {
+        const int64_t rows = rows_of(*one.h, block), columns = one.w->positions;
+        const int64_t step = one.w->step * sum_.dest.stride[3], row_step = one.h->step * sum_.dest.stride[2];
+        T* dest =
+            sum_.dest.at(block.n, block.group * sum_.rows, one.h->first + block.first * one.h->step, one.w->first);
+        const bool one_run = row_step == columns * step;
+        const int64_t runs = one_run ? 1 : rows, run = one_run ? rows * columns : columns;
+        for (int64_t i = 0; i < runs; ++i, dest += row_step, pixels += run)
+            for_tiles(run, [&](int64_t first, int64_t count) {
+                ahead.next();
+                for (int64_t panel = 0; panel < panels_; ++panel)
+                    run_tile(one, pixels + first, count, block.group, panel, shared, dest + first * step + panel * nr_,
+                             step);
+            });
+    }
+
+    // Panel by panel through sums that are transposed.
+    void run_planes(const RowBlock& block, const Shared<T>& shared, const Scratch<T>& scratch,
+                    Prefetch<T>& ahead) const {
+        for (int64_t panel = 0; panel < panels_; ++panel) {
+            for (size_t k = 0; k < classes_.size(); ++k) {
+                const Class& one = classes_[k];
+                const int64_t at = static_cast<int64_t>(k) * class_pixels_;
+                for_tiles(rows_of(*one.h, block) * one.w->positions, [&](int64_t first, int64_t count) {
+                    ahead.next();
+                    run_tile(one, scratch.pixels + at + first, count, block.group, panel, shared,
+                             scratch.result + (at + first) * nr_, nr_);
+                });
+            }
+            store(block, panel, scratch);
+        }
+    }
+
+    void store(const RowBlock& block, int64_t panel, const Scratch<T>& scratch) const {
+        const std::vector<PhasedAxis::Class>& classes_w = layout_.w.classes;
+        const auto [of_image, of_channel, of_row, of_column] = sum_.dest.stride;
+        (void)of_image, (void)of_channel;
+        const int64_t columns = sum_.dest.shape[3];
+        T* dest = sum_.dest.at(block.n, block.group * sum_.rows + panel * nr_, 0, 0);
+        if (classes_.size() == 1 && of_row == columns * of_column) {
+            const int64_t pixels = block.rows * columns;
+            for (int64_t p = 0; p < pixels; ++p) scratch.row[p] = scratch.result + p * nr_;
+            return store_pixels(dest + block.first * of_row, scratch.row, pixels, width_of(panel));
+        }
+        const T* of_class = scratch.result;
+        for (const PhasedAxis::Class& h : layout_.h.classes) {
+            for (int64_t i = 0; i < rows_of(h, block); ++i) {
+                for (size_t j = 0; j < classes_w.size(); ++j) {
+                    const PhasedAxis::Class& w = classes_w[j];
+                    const T* from = of_class + (static_cast<int64_t>(j) * class_pixels_ + i * w.positions) * nr_;
+                    for (int64_t p = 0; p < w.positions; ++p) scratch.row[w.first + p * w.step] = from + p * nr_;
                 }
-        return to;
-    }
-
-    // Whether the channels and taps of a row stand in memory as they are summed.
-    bool takes_weights_in_order(const Class& one) const {
-        const auto all_of = [](const PhasedAxis::Class& axis) {
-            for (size_t i = 0; i < axis.taps.size(); ++i)
-                if (axis.taps[i].kernel_index != static_cast<int64_t>(i)) return false;
-            return true;
-        };
-        const auto r = static_cast<int64_t>(one.h->taps.size()), s = static_cast<int64_t>(one.w->taps.size());
-        return all_of(*one.h) && all_of(*one.w) && sum_.weight_w == 1 && sum_.weight_h == s &&
-               sum_.weight_channel == r * s;
-    }
-
-    void run_band(int64_t n, int64_t first_line, const Scratch<T>& scratch) const {
-        const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
-        stager_.stage(scratch.planes, plane_, sum_.source.at(n, 0, 0, 0), sum_.channels, first_line, lines);
-        const Strides to = strides_of(sum_.dest.stride);
-        for (const Class& one : classes_) {
-            const int64_t class_lines = std::min(lines, one.h->positions - first_line);
-            const int64_t group = std::max<int64_t>(group_pixels / one.w->positions, 1);
-            Lines part{
-                scratch.pixels, 0,
-                sum_.dest.data + n * to.n + (one.h->first + first_line * one.h->step) * to.h + one.w->first * to.w,
-                one.h->step * to.h, one.w->step * to.w};
-            for (int64_t line = 0; line < class_lines; line += group) {
-                part.count = std::min(group, class_lines - line);
-                const T** pixel = scratch.pixels;
-                for (int64_t i = 0; i < part.count; ++i)
-                    for (int64_t j = 0; j < one.w->positions; ++j)
-                        *pixel++ = scratch.planes + (line + i) * layout_.pitch + j;
-                run_lines(one, part, scratch.sums);
-                part.dest += group * part.line_step;
+                store_pixels(dest + (h.first + (block.first + i) * h.step) * of_row, scratch.row, columns,
+                             width_of(panel));
             }
+            of_class += static_cast<int64_t>(classes_w.size()) * class_pixels_ * nr_;
         }
     }
 
-    // Pixels in tiles of nearly equal size, since a tile of less than 4 pixels waits for its own sums. What can be
-    // written as it comes is written pixel by pixel, in one stream.
-    void run_lines(const Class& one, const Lines& part, T* sums) const {
-        const int64_t columns = one.w->positions, pixels = part.count * columns, to_row = sum_.dest.stride[1];
-        const int64_t tiles = ceil_div(pixels, kernels_.mr), nr = kernels_.nr;
-        const bool even = part.count == 1 || part.line_step == columns * part.step;
-        const auto run_tile = [&](int64_t tile, int64_t row, T* to, int64_t step) {
-            const int64_t first = tile * pixels / tiles, count = (tile + 1) * pixels / tiles - first;
-            kernels_.gemm_tile_pixels(
-                static_cast<int>(count), static_cast<int>(std::min(nr, sum_.rows - row)), one.depth(),
-                {part.pixels + first, one.offsets.data()}, one.weights + row * one.depth(),
-                {to + first * step, step, false, nullptr, bias_ ? bias_ + row : nullptr, sum_.relu});
-        };
-        if (even && to_row == 1) {
-            for (int64_t tile = 0; tile < tiles; ++tile)
-                for (int64_t row = 0; row < sum_.rows; row += nr) run_tile(tile, row, part.dest + row, part.step);
-            return;
-        }
-        for (int64_t row = 0; row < sum_.rows; row += nr) {
-            for (int64_t tile = 0; tile < tiles; ++tile) run_tile(tile, row, sums, nr);
-            const int64_t rows = std::min(nr, sum_.rows - row), runs = even ? 1 : part.count, run = pixels / runs;
-            for (int64_t i = 0; i < runs; ++i)
-                write(part.dest + row * to_row + i * part.line_step, part.step, sums + i * run * nr, run, rows);
-        }
-    }
-
-    void write(T* dest, int64_t step, const T* sums, int64_t pixels, int64_t rows) const {
-        const int64_t to_row = sum_.dest.stride[1], nr = kernels_.nr;
-        const T* pixel[64];
-        for (int64_t i = 0; i < pixels && step == 1; i += 64) {
-            const int64_t count = std::min<int64_t>(64, pixels - i);
-            for (int64_t j = 0; j < count; ++j) pixel[j] = sums + (i + j) * nr;
-            kernels_.pack_transposed(dest + i, to_row, pixel, static_cast<int>(count), rows);
-        }
-        if (step == 1) return;
-        for (int64_t i = 0; i < pixels; ++i, dest += step, sums += nr)
-            for (int64_t row = 0; row < rows; ++row) dest[row * to_row] = sums[row];
+    void store_pixels(T* dest, const T* const* pixels, int64_t count, int64_t width) const {
+        const int64_t of_channel = sum_.dest.stride[1], of_column = sum_.dest.stride[3];
+        if (of_column == 1) return kernels_.pack_transposed(dest, of_channel, pixels, static_cast<int>(count), width);
+        for (int64_t p = 0; p < count; ++p)
+            for (int64_t k = 0; k < width; ++k) dest[p * of_column + k * of_channel] = pixels[p][k];
     }
 
     const WindowSum<T>& sum_;
-    const PlaneLayout& layout_;
-    const DirectBlocks& blocks_;
     const KernelSet<T>& kernels_;
-    const Stager<T> stager_;
-    const int64_t plane_, bands_;
+    const int64_t nr_, panels_;
+    const bool channels_adjacent_;  // in dest
+    const PlaneLayout layout_;
+    const Blocks blocks_;
+    const PaddedTile<T> padded_tile_;
+    const int64_t plane_;         // elements of a plane
+    const int64_t class_pixels_;  // of a block of rows, at most
     std::vector<Class> classes_;
-    const T* bias_ = nullptr;
 };
 
 }  // namespace
 
-template <class T>
-TaskPlan direct_channels_tasks(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                               const KernelSet<T>& kernels) {
-    return Driver<T>(sum, layout, blocks, kernels).tasks();
-}
+struct DirectChannelsMethod : DirectMethod<DirectChannelsDriver> {
+    static constexpr const char* name = "direct-channels";
 
-template <class T>
-bool run_direct_channels(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                         const TaskPlan& tasks, const KernelSet<T>& kernels) {
-    return Driver<T>(sum, layout, blocks, kernels).run(tasks);
-}
+    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels& kernels) {
+        return suits_channels(problem, pass, kernels);
+    }
 
-template TaskPlan direct_channels_tasks(const WindowSum<float>&, const PlaneLayout&, const DirectBlocks&,
-                                        const KernelSet<float>&);
-template TaskPlan direct_channels_tasks(const WindowSum<double>&, const PlaneLayout&, const DirectBlocks&,
-                                        const KernelSet<double>&);
-template bool run_direct_channels(const WindowSum<float>&, const PlaneLayout&, const DirectBlocks&, const TaskPlan&,
-                                  const KernelSet<float>&);
-template bool run_direct_channels(const WindowSum<double>&, const PlaneLayout&, const DirectBlocks&, const TaskPlan&,
-                                  const KernelSet<double>&);
+    template <class T>
+    static void describe(const WindowSum<T>& sum, const DirectChannelsDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        const PlaneLayout& layout = driver.layout();
+        text.tile = std::to_string(kernels.mr) + " pixels x " + std::to_string(kernels.nr) + " channels";
+        text.block =
+            lines_of_a_group(driver.blocks().unit_rows * layout.h.classes[0].step) + sums_of(sum.channels, layout);
+        text.reason = "few channels: vectors over the channels of the result, pixels of a padded tile are broadcast" +
+                      phases_note(layout.h.classes.size() * layout.w.classes.size());
+    }
+};
+
+template const Method<WindowSum<float>>& method_row<DirectChannelsMethod, WindowSum<float>>();
+template const Method<WindowSum<double>>& method_row<DirectChannelsMethod, WindowSum<double>>();
 
 }  // namespace convx

@@ -1,252 +1,410 @@
-// The direct convolution with vectors of pixels (direct.h). A task owns a band of lines of one image. It stages the
-// lines some channels at a time and runs the weights of a few rows over them.
+// Direct convolution with vectors over pixels, of any number of groups and in any memory order:
+//
+//   dest[n, k, i, j] = sum over channel c of k's group, tap of weight[k, c, tap] * source[n, c, h(tap, i), w(tap, j)]
+//
+// Work: a unit is a row block of a few groups of one image. Its source is copied into a padded tile (padded_tile.h),
+// then the kernels run over it, phase by phase where the adjoint of a stride makes several. Rows go straight to the
+// result where its columns are adjacent; where rows are short, all of a unit are one run of positions, so that vectors
+// are full whatever the width is, and what lies between the rows is dropped on the way to the result. The order of
+// every sum is channel by channel, row by row of the window: the same bits for any thread count, batch and memory
+// layout.
 #include "cpu/conv2d/direct.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "common/rounding.h"
-#include "cpu/conv2d/reference.h"
-#include "cpu/runtime/run_tasks.h"
 
 namespace convx {
 
 namespace {
 
+// The padded tile of one group where rows are one run, which streams through L1; that of sixteen channels in L2.
+constexpr int64_t tile_bytes_run = 64 * 1024;
+constexpr int64_t tile_bytes_l2 = 192 * 1024;
+// Arrays that L2 holds are not prefetched: it took a quarter of the time of a LeNet's layer.
+constexpr int64_t cached_bytes = 2 * 1024 * 1024;
+// A cache line of floats: fewer channels would read lines of channels-last memory several times.
+constexpr int64_t adjacent_channels = 16;
+
+}  // namespace
+
+PlaneLayout spatial_layout(const ConvProblem& problem, bool forward) {
+    if (forward) return {phases_of_forward(problem.h), phases_of_forward(problem.w)};
+    return {by_offset(phases_of_adjoint(problem.h)), by_offset(phases_of_adjoint(problem.w))};
+}
+
+SpatialBlocks spatial_blocks(const PlaneLayout& layout, int64_t groups, int64_t channels, int64_t rows,
+                             int64_t item_bytes, bool channels_inside, int64_t l1_bytes) {
+    SpatialBlocks blocks;
+    if (channels_inside) blocks.groups = std::min(groups, ceil_div(adjacent_channels, std::max(channels, rows)));
+    const int64_t row_bytes = blocks.groups * channels * layout.planes() * layout.pitch * item_bytes;
+    // Neighbouring units copy their common rows twice. Where a unit in L1 would have fewer new rows than twice a
+    // window, L2 it is: a 9x1 window over a photo copied every row nine times (2.7 to 4.0 ms on four threads, now 1.3
+    // to 1.5).
+    const bool fits_l1 = 3 * layout.rows_of(1) * row_bytes <= l1_bytes;
+    const int64_t target = channels_inside || !fits_l1 ? tile_bytes_l2 : l1_bytes;
+    const int64_t height = layout.h.positions();
+    blocks.rows = height;
+    if (layout.rows_of(height) * row_bytes > target) {
+        const int64_t most = std::max<int64_t>(target / row_bytes - layout.reach, 1);
+        blocks.rows = even_part(height, std::min(most, height));
+    }
+    return blocks;
+}
+
+std::string rows_of_groups(const SpatialBlocks& blocks) {
+    return std::to_string(blocks.rows) + " rows of " + std::to_string(blocks.groups) +
+           (blocks.groups == 1 ? " group" : " groups");
+}
+
+namespace {
+
+SpatialBlocks plan_blocks(const PlaneLayout& layout, int64_t batch, int64_t groups, int64_t channels, int64_t rows,
+                          int64_t item_bytes, bool channels_inside, bool one_run) {
+    SpatialBlocks blocks = spatial_blocks(layout, groups, channels, rows, item_bytes, channels_inside,
+                                          one_run ? tile_bytes_run : tile_bytes_l1);
+    const int64_t group_blocks = batch * ceil_div(groups, blocks.groups), height = layout.h.positions();
+    const int64_t row_flops = 2 * blocks.groups * channels * rows * layout.all_taps() * layout.w.positions();
+    blocks.rows = even_part(height, std::min(blocks.rows, unit_rows(layout, group_blocks, row_flops)));
+    blocks.task_units = units_of_a_task(group_blocks * ceil_div(height, blocks.rows), blocks.rows * row_flops);
+    return blocks;
+}
+
 // What all workers share.
 template <class T>
 struct Shared {
-    Shared(ScratchParts parts, const PlaneLayout& layout, int64_t rows, int64_t channels)
-        : weights(parts.take<T>(rows * channels * layout.all_taps())), bias(parts.take<T>(rows)), bytes(parts.bytes()) {
-    }
-    T* weights;  // [class][panel][channel, tap][row]
-    T* bias;
+    Shared(ScratchParts parts, int64_t weights_count, int64_t bias_count)
+        : weights(parts.take<T>(weights_count)), bias(parts.take<T>(bias_count)), bytes(parts.bytes()) {}
+    T* weights;  // [group][class][panel][channel, tap][output channel]
+    T* bias;     // [group][output channel]
     int64_t bytes;
 };
 
 // What one worker works with.
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const PlaneLayout& layout, const DirectBlocks& blocks, int64_t rows, int64_t channels,
-            int lanes)
-        : plane(layout.plane_size(blocks.band_lines, lanes)), line_sums(blocks.band_lines * layout.pitch),
-          planes(parts.take<T>(std::min(blocks.chunk_channels, channels) * layout.planes() * plane)) {
-        // Sums that wait for another chunk wait for all classes and rows.
-        const bool one_chunk = blocks.chunk_channels >= channels;
-        const auto classes = static_cast<int64_t>(layout.h.classes.size() * layout.w.classes.size());
-        sums = parts.take<T>((one_chunk ? blocks.tile_rows : classes * rows) * line_sums);
-        bytes = parts.bytes();
-    }
-    int64_t plane;      // elements of a plane
-    int64_t line_sums;  // sums of one row of a band
-    T* planes;
-    T* sums;
+    Scratch(ScratchParts parts, int64_t tile, int64_t result_size)
+        : planes(parts.take<T>(tile)), result(parts.take<T>(result_size)), bytes(parts.bytes()) {}
+    T* planes;  // [channel][plane]
+    T* result;  // [output channel][class of columns][row][column], where dest does not take the sums as they come
     int64_t bytes;
 };
 
-template <class T>
-class Driver {
-public:
-    Driver(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks, const KernelSet<T>& kernels)
-        : sum_(sum), layout_(layout), blocks_(blocks), kernels_(kernels),
-          stager_(layout, strides_of(sum.source.stride), sum.pad(), kernels),
-          plane_(layout.plane_size(blocks.band_lines, kernels.lanes)),
-          bands_(ceil_div(layout.h.positions(), blocks.band_lines)) {}
+// The pixels of the result that have the same taps, and where these find their factors.
+struct Class {
+    const PhasedAxis::Class *h, *w;
+    std::vector<int64_t> sources;  // from the place of a pixel
+    std::vector<int64_t> weights;  // from the first weight of an output channel
+    int64_t taps_before;           // of the classes before, all channels
+};
 
-    // False, and nothing done, if a weight is infinite or NaN.
-    TaskPlan tasks() const {
-        return {sum_.batch * bands_, sum_.flops(), Shared<T>(ScratchParts(), layout_, sum_.rows, sum_.channels).bytes,
-                Scratch<T>(ScratchParts(), layout_, blocks_, sum_.rows, sum_.channels, kernels_.lanes).bytes};
+// Whether rows leave so many lanes of their last vector empty that a run over all of them is worth a copy of the
+// result: about 4 cycles a vector.
+bool fills_run(const PlaneLayout& layout, int64_t channels, int64_t lanes) {
+    const int64_t depth = channels * most_taps(layout);
+    return round_up(layout.w.positions(), lanes) * depth > layout.pitch * (depth + 4);
+}
+
+template <class T>
+class DirectSpatialDriver {
+public:
+    DirectSpatialDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
+        : sum_(sum), kernels_(kernels), layout_(spatial_layout(*sum.problem, sum.forward())),
+          channels_inside_(channels_adjacent(sum.dest)),
+          prefetches_((sum.source.size() + sum.dest.size()) * int64_t{sizeof(T)} > cached_bytes),
+          one_run_(fills_run(layout_, sum.channels, kernels.lanes)),
+          in_place_(!one_run_ && layout_.w.classes.size() == 1 && sum.dest.stride[3] == 1),
+          blocks_(plan_blocks(layout_, sum.batch, sum.groups, sum.channels, sum.rows, sizeof(T),
+                              channels_inside_ || channels_adjacent(sum.source), one_run_)),
+          padded_tile_(layout_, strides_of(sum.source.stride), sum.pad(), kernels),
+          plane_(layout_.plane_size(blocks_.rows, kernels.lanes)), panel_(even_part(sum.rows, grouped_panel)),
+          row_sums_(one_run_ ? layout_.pitch : layout_.w.positions()),
+          class_size_(in_place_ ? 0 : blocks_.rows * row_sums_) {
+        for (size_t i = 0; i < layout_.h.classes.size(); ++i)
+            for (size_t j = 0; j < layout_.w.classes.size(); ++j) classes_.push_back(find_class(i, j));
+        for (size_t k = 1; k < classes_.size(); ++k)
+            classes_[k].taps_before =
+                classes_[k - 1].taps_before + static_cast<int64_t>(classes_[k - 1].weights.size());
     }
 
-    bool run(const TaskPlan& plan) {
+    const SpatialBlocks& blocks() const { return blocks_; }
+    const PlaneLayout& layout() const { return layout_; }
+
+    TaskPlan tasks() const {
+        return {ceil_div(units(), blocks_.task_units), sum_.flops(), shared(ScratchParts()).bytes,
+                scratch(ScratchParts()).bytes};
+    }
+
+    void run() const {
+        const int64_t units = this->units();
+        const TaskPlan plan = tasks();
         const TaskRunner runner(plan);
-        const Shared<T> shared(ScratchParts(runner.shared()), layout_, sum_.rows, sum_.channels);
-        if (!pack(shared)) return false;
+        const Shared<T> shared = this->shared(ScratchParts(runner.shared()));
+        runner.run(sum_.groups, [&](int64_t group, ScratchParts) { pack_group(group, shared); });
         runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
-            run_band(task / bands_, task % bands_ * blocks_.band_lines,
-                     Scratch<T>(parts, layout_, blocks_, sum_.rows, sum_.channels, kernels_.lanes));
+            const Scratch<T> scratch = this->scratch(parts);
+            const int64_t last = std::min(units, (task + 1) * blocks_.task_units);
+            for (int64_t unit = task * blocks_.task_units; unit < last; ++unit)
+                run_unit(unit_of(unit), unit + 1 < units ? unit_of(unit + 1) : Unit{}, shared, scratch);
         });
-        return true;
     }
 
 private:
-    // One destination class: the taps that hit it.
-    struct Class {
-        const PhasedAxis::Class *h, *w;
-        int64_t taps;
-        std::vector<int32_t> offsets;  // of the taps of a chunk
-        const T* weights;
+    struct Unit {
+        int64_t n = 0, group = 0, groups = 0, first = 0, rows = 0;
     };
 
-    bool pack(const Shared<T>& shared) {
-        T* to = shared.weights;
-        for (size_t h = 0; h < layout_.h.classes.size(); ++h)
-            for (size_t w = 0; w < layout_.w.classes.size(); ++w) {
-                Class one{&layout_.h.classes[h], &layout_.w.classes[w], 0, {}, to};
-                one.taps = static_cast<int64_t>(one.h->taps.size() * one.w->taps.size());
-                one.offsets = layout_.offsets(h, w, std::min(blocks_.chunk_channels, sum_.channels), plane_);
-                for (int64_t row = 0; row < sum_.rows; row += blocks_.tile_rows)
-                    to = pack_panel(to, one, row, std::min(blocks_.tile_rows, sum_.rows - row));
-                classes_.push_back(std::move(one));
-            }
-        for (int64_t row = 0; sum_.bias && row < sum_.rows; ++row) shared.bias[row] = sum_.bias[row * sum_.bias_stride];
-        bias_ = sum_.bias ? shared.bias : nullptr;
-        return all_finite(shared.weights, to - shared.weights);
+    int64_t group_weights() const { return sum_.rows * sum_.channels * layout_.all_taps(); }
+    Shared<T> shared(ScratchParts parts) const {
+        return {parts, sum_.groups * group_weights(), sum_.groups * sum_.rows};
+    }
+    Scratch<T> scratch(ScratchParts parts) const {
+        return {parts, blocks_.groups * sum_.channels * layout_.planes() * plane_,
+                blocks_.groups * sum_.rows * channel_size() + kernels_.lanes};
     }
 
-    T* pack_panel(T* to, const Class& one, int64_t first_row, int64_t rows) const {
+    int64_t row_blocks() const { return ceil_div(layout_.h.positions(), blocks_.rows); }
+    int64_t units() const { return sum_.batch * ceil_div(sum_.groups, blocks_.groups) * row_blocks(); }
+    int64_t channel_size() const { return static_cast<int64_t>(layout_.w.classes.size()) * class_size_; }
+
+    Unit unit_of(int64_t unit) const {
+        const int64_t row_blocks = this->row_blocks(), group_blocks = ceil_div(sum_.groups, blocks_.groups);
+        const int64_t group = unit / row_blocks % group_blocks * blocks_.groups,
+                      first = unit % row_blocks * blocks_.rows;
+        return {unit / row_blocks / group_blocks, group, std::min(blocks_.groups, sum_.groups - group), first,
+                std::min(blocks_.rows, layout_.h.positions() - first)};
+    }
+
+    Class find_class(size_t i, size_t j) const {
+        const std::vector<int32_t> offsets = layout_.offsets(i, j, sum_.channels, plane_);
+        Class one{&layout_.h.classes[i], &layout_.w.classes[j], {offsets.begin(), offsets.end()}, {}, 0};
         for (int64_t c = 0; c < sum_.channels; ++c)
             for (const PhasedAxis::Tap& r : one.h->taps)
-                for (const PhasedAxis::Tap& s : one.w->taps) {
-                    const T* from = sum_.weight + first_row * sum_.weight_row + c * sum_.weight_channel +
-                                    r.kernel_index * sum_.weight_h + s.kernel_index * sum_.weight_w;
-                    for (int64_t row = 0; row < rows; ++row) *to++ = from[row * sum_.weight_row];
-                }
-        return to;
+                for (const PhasedAxis::Tap& s : one.w->taps)
+                    one.weights.push_back(c * sum_.weight_channel + r.kernel_index * sum_.weight_h +
+                                          s.kernel_index * sum_.weight_w);
+        return one;
     }
 
-    void run_band(int64_t n, int64_t first_line, const Scratch<T>& scratch) const {
-        const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
-        for (int64_t c = 0; c < sum_.channels; c += blocks_.chunk_channels) {
-            const int64_t channels = std::min(blocks_.chunk_channels, sum_.channels - c);
-            stager_.stage(scratch.planes, plane_, sum_.source.at(n, c, 0, 0), channels, first_line, lines);
-            ReadAhead<T> ahead = ahead_of(n, first_line, c + blocks_.chunk_channels, channels);
-            T* sums = scratch.sums;
-            for (const Class& one : classes_) {
-                const int64_t class_lines = std::min(lines, one.h->positions - first_line);
-                for (int64_t row = 0; row < sum_.rows && class_lines > 0; row += blocks_.tile_rows)
-                    run_panel(one, n, first_line, class_lines, row, c, channels, scratch.planes,
-                              sums + (one_chunk() ? 0 : row * scratch.line_sums), ahead);
-                if (!one_chunk()) sums += sum_.rows * scratch.line_sums;
+    const T* source_of(const Unit& unit) const { return sum_.source.at(unit.n, unit.group * sum_.channels, 0, 0); }
+
+    // `next` is what comes after it: the copy alone would wait for memory longer than it works.
+    void run_unit(const Unit& unit, const Unit& next, const Shared<T>& shared, const Scratch<T>& scratch) const {
+        padded_tile_.copy(scratch.planes, plane_, source_of(unit), unit.groups * sum_.channels, unit.first, unit.rows);
+        Prefetch<T> ahead;
+        if (next.rows > 0 && prefetches_) {
+            int64_t calls = 0;
+            for (const Class& one : classes_) calls += calls_of(unit.rows, one.w->positions);
+            ahead = padded_tile_.prefetch(source_of(next), next.groups * sum_.channels, next.first, next.rows,
+                                          calls * unit.groups * ceil_div(sum_.rows, panel_));
+        }
+        const size_t classes_w = layout_.w.classes.size();
+        for (size_t i = 0; i < classes_.size(); i += classes_w) {
+            const PhasedAxis::Class& h = *classes_[i].h;
+            const int64_t rows = std::min(unit.rows, h.positions - unit.first);
+            if (rows <= 0) continue;
+            for (int64_t group = 0; group < unit.groups; ++group) {
+                Prefetch<T> dest_ahead = prefetch_dest(unit, group, h, rows);
+                for (size_t j = 0; j < classes_w; ++j)
+                    run_class(unit, group, i + j, rows, shared, scratch, ahead, dest_ahead);
             }
+            if (!in_place_) store_result(unit, h, rows, scratch.result);
         }
     }
 
-    bool one_chunk() const { return blocks_.chunk_channels >= sum_.channels; }
+    // Between two shares of the prefetch: columns of a run, or rows that are whole tiles whatever their width is.
+    int64_t at_once(int64_t columns) const {
+        const int64_t tile = std::min<int64_t>(kernels_.tile_sums / panel_, 8);
+        if (one_run_) return tile * kernels_.lanes;
+        const int64_t vectors = ceil_div(columns, kernels_.lanes);
+        return tile / std::gcd(vectors, tile);
+    }
+    int64_t calls_of(int64_t rows, int64_t columns) const {
+        return ceil_div(one_run_ ? run_length(rows, columns) : rows, at_once(columns));
+    }
+    int64_t run_length(int64_t rows, int64_t columns) const { return (rows - 1) * layout_.pitch + columns; }
 
-    // Positions that are computed between two shares of what is read ahead: whole tiles, about 500 cycles, if reading
-    // weighs as much as writing rows; else a run.
-    int64_t piece(int64_t depth) const {
-        if (sum_.rows > sum_.channels) return blocks_.band_lines * layout_.pitch;
-        const int64_t vecs = std::min<int64_t>(kernels_.few_channels_limit / blocks_.tile_rows, 8);
-        return vecs * kernels_.lanes * std::max<int64_t>(1, 80 / std::max<int64_t>(depth, 1));
+    // The rows of the result that a group writes, where they are copied to adjacent columns.
+    Prefetch<T> prefetch_dest(const Unit& unit, int64_t group, const PhasedAxis::Class& h, int64_t rows) const {
+        const auto [of_image, of_channel, of_row, of_column] = sum_.dest.stride;
+        (void)of_image;
+        if (of_column != 1 || !one_run_ || !prefetches_) return {};
+        const int64_t calls = ceil_div(sum_.rows, panel_) * static_cast<int64_t>(layout_.w.classes.size()) *
+                              calls_of(rows, layout_.w.positions());
+        return {sum_.dest.at(unit.n, (unit.group + group) * sum_.rows, h.first + unit.first * h.step, 0),
+                sum_.rows,
+                of_channel,
+                rows,
+                h.step * of_row,
+                sum_.dest.shape[3],
+                calls};
     }
 
-    // The channels from c on, or the first ones of the next band.
-    ReadAhead<T> ahead_of(int64_t n, int64_t first_line, int64_t c, int64_t channels) const {
-        if (c >= sum_.channels) {
-            c = 0;
-            first_line += blocks_.band_lines;
-            if (first_line >= layout_.h.positions()) {
-                first_line = 0;
-                if (++n == sum_.batch) return {};
-            }
+    // One group's pixels of one class.
+    void run_class(const Unit& unit, int64_t group, size_t k, int64_t rows, const Shared<T>& shared,
+                   const Scratch<T>& scratch, Prefetch<T>& ahead, Prefetch<T>& dest_ahead) const {
+        const Class& one = classes_[k];
+        const int64_t channel = (unit.group + group) * sum_.rows;
+        GroupedTile<T> tile;
+        tile.source_row = layout_.row_step();
+        tile.offsets = one.sources.data();
+        tile.taps = static_cast<int64_t>(one.sources.size());
+        tile.relu = sum_.relu;
+        tile.rows = one_run_ ? 1 : rows;
+        tile.columns = one_run_ ? run_length(rows, one.w->positions) : one.w->positions;
+        const T* weights = shared.weights + (unit.group + group) * group_weights() + one.taps_before * sum_.rows;
+        T* dest;
+        if (in_place_) {
+            dest = sum_.dest.at(unit.n, channel, one.h->first + unit.first * one.h->step, 0);
+            tile.dest_channel = sum_.dest.stride[1];
+            tile.dest_row = one.h->step * sum_.dest.stride[2];
+        } else {
+            dest = scratch.result + group * sum_.rows * channel_size() +
+                   static_cast<int64_t>(k % layout_.w.classes.size()) * class_size_;
+            tile.dest_channel = channel_size();
+            tile.dest_row = row_sums_;
         }
-        const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
-        int64_t shares = 0;
-        for (const Class& one : classes_)
-            shares += ceil_div(sum_.rows, blocks_.tile_rows) * (blocks_.whole_band ? 1 : lines) *
-                      ceil_div(one.w->positions, piece(channels * one.taps));
-        return stager_.read_ahead(sum_.source.at(n, c, 0, 0), std::min(blocks_.chunk_channels, sum_.channels - c),
-                                  first_line, lines, shares);
+        for (int64_t panel = 0; panel < sum_.rows; panel += panel_) {
+            tile.channels = std::min(panel_, sum_.rows - panel);
+            tile.weights = weights + panel * tile.taps;
+            tile.bias = sum_.bias ? shared.bias + channel + panel : nullptr;
+            tile.source = scratch.planes + group * sum_.channels * layout_.planes() * plane_;
+            tile.dest = dest + panel * tile.dest_channel;
+            run_tile(tile, ahead, dest_ahead);
+        }
     }
 
-    void run(FewChannelsRun<T> job, ReadAhead<T>& ahead) const {
-        if (!ahead) return kernels_.few_channels_run(job);
-        const int64_t width = piece(job.depth);
-        for (int64_t left = job.count; left > 0; left -= width) {
-            job.count = std::min(width, left);
+    void run_tile(GroupedTile<T> tile, Prefetch<T>& ahead, Prefetch<T>& dest_ahead) const {
+        if (!ahead && !dest_ahead) return kernels_.grouped_tile(tile);
+        int64_t& size = one_run_ ? tile.columns : tile.rows;
+        const int64_t most = at_once(tile.columns), count = size;
+        for (int64_t first = 0; first < count; first += most) {
+            size = std::min(most, count - first);
             ahead.next();
-            kernels_.few_channels_run(job);
-            job.source += width;
-            job.dest += width;
+            dest_ahead.next();
+            kernels_.grouped_tile(tile);
+            tile.source += most * (one_run_ ? 1 : tile.source_row);
+            tile.dest += most * (one_run_ ? 1 : tile.dest_row);
         }
     }
 
-    void run_panel(const Class& one, int64_t n, int64_t first_line, int64_t lines, int64_t row, int64_t c,
-                   int64_t channels, const T* planes, T* sums, ReadAhead<T>& ahead) const {
-        const bool last = c + channels == sum_.channels;
-        const int64_t rows = std::min(blocks_.tile_rows, sum_.rows - row);
-        FewChannelsRun<T> job{};
-        job.source = planes;
-        job.offsets = one.offsets.data();
-        job.weights = one.weights + (row * sum_.channels + c * rows) * one.taps;
-        job.depth = channels * one.taps;
-        job.rows = static_cast<int>(rows);
-        job.accumulate = c > 0;
-        job.bias = last && bias_ ? bias_ + row : nullptr;
-        job.relu = last && sum_.relu;
-        const Strides to = strides_of(sum_.dest.stride);
-        T* dest = sum_.dest.data + n * to.n + row * to.c + (one.h->first + first_line * one.h->step) * to.h +
-                  one.w->first * to.w;
-        const int64_t line_step = one.h->step * to.h, step = one.w->step * to.w;
-        if (!blocks_.whole_band && step == 1) {
-            job.count = one.w->positions;
-            job.dest_stride = to.c;
-            for (int64_t line = 0; line < lines; ++line, job.source += layout_.pitch) {
-                job.dest = dest + line * line_step;
-                run(job, ahead);
+    void pack_group(int64_t group, const Shared<T>& shared) const {
+        T* to = shared.weights + group * group_weights();
+        const T* from = sum_.weight + group * sum_.weight_group;
+        for (const Class& one : classes_)
+            for (int64_t panel = 0; panel < sum_.rows; panel += panel_) {
+                const int64_t width = std::min(panel_, sum_.rows - panel);
+                for (const int64_t offset : one.weights)
+                    for (int64_t k = 0; k < width; ++k) *to++ = from[(panel + k) * sum_.weight_row + offset];
             }
+        for (int64_t k = group * sum_.rows; sum_.bias && k < (group + 1) * sum_.rows; ++k)
+            shared.bias[k] = sum_.bias[k * sum_.bias_stride];
+    }
+
+    // Rows of all classes of columns to their places in dest.
+    void store_result(const Unit& unit, const PhasedAxis::Class& h, int64_t rows, const T* result) const {
+        const int64_t channels = unit.groups * sum_.rows, step = sum_.dest.stride[3];
+        const std::vector<PhasedAxis::Class>& classes = layout_.w.classes;
+        if (step == 1 && classes.size() == 1) {
+            const LaneRun whole{0, static_cast<int32_t>(sum_.dest.shape[3]), 0};
+            T* to = sum_.dest.at(unit.n, unit.group * sum_.rows, h.first + unit.first * h.step, 0);
+            for (int64_t c = 0; c < channels; ++c, to += sum_.dest.stride[1], result += channel_size())
+                kernels_.pack_lanes(to, h.step * sum_.dest.stride[2], result, row_sums_, rows, &whole, 1, whole.count,
+                                    1, T(0));
             return;
         }
-        const int64_t row_sums = blocks_.band_lines * layout_.pitch;
-        job.dest_stride = row_sums;
-        job.dest = sums;
-        job.count = blocks_.whole_band ? (lines - 1) * layout_.pitch + one.w->positions : one.w->positions;
-        for (int64_t line = 0; line < (blocks_.whole_band ? 1 : lines); ++line) {
-            run(job, ahead);
-            job.source += layout_.pitch;
-            job.dest += layout_.pitch;
+        for (int64_t i = 0; i < rows; ++i, result += row_sums_) {
+            T* to = sum_.dest.at(unit.n, unit.group * sum_.rows, h.first + (unit.first + i) * h.step, 0);
+            if (channels_inside_) {
+                for (size_t j = 0; j < classes.size(); ++j)
+                    store_transposed(to + classes[j].first * step, classes[j].step * step,
+                                     result + static_cast<int64_t>(j) * class_size_, channels, classes[j].positions);
+                continue;
+            }
+            for (int64_t c = 0; c < channels; ++c, to += sum_.dest.stride[1]) {
+                const T* from = result + c * channel_size();
+                if (step == 1 && classes.size() == 2) {
+                    kernels_.join_row(to, from, from + class_size_, sum_.dest.shape[3]);
+                    continue;
+                }
+                for (size_t j = 0; j < classes.size(); ++j)
+                    for (int64_t x = 0; x < classes[j].positions; ++x)
+                        to[(classes[j].first + x * classes[j].step) * step] =
+                            from[static_cast<int64_t>(j) * class_size_ + x];
+            }
         }
-        if (!last) return;
-        for (int64_t line = 0; line < lines; ++line)
-            write_line(dest + line * line_step, step, sums + line * layout_.pitch, row_sums, rows, one.w->positions);
     }
 
-    void write_line(T* dest, int64_t step, const T* sums, int64_t row_sums, int64_t rows, int64_t count) const {
-        const int64_t to_row = sum_.dest.stride[1];
-        if (step != 1 && to_row == 1) {
-            const T* row[64];
-            for (int64_t i = 0; i < rows; ++i) row[i] = sums + i * row_sums;
-            return kernels_.pack_transposed(dest, step, row, static_cast<int>(rows), count);
-        }
-        for (int64_t i = 0; i < rows; ++i, dest += to_row, sums += row_sums) {
-            if (step == 1)
-                std::copy_n(sums, count, dest);
-            else
-                for (int64_t j = 0; j < count; ++j) dest[j * step] = sums[j];
+    void store_transposed(T* to, int64_t step, const T* from, int64_t channels, int64_t pixels) const {
+        constexpr int64_t at_once = 16;
+        const T* row[at_once];
+        for (int64_t c = 0; c < channels; c += at_once) {
+            const int64_t count = std::min(at_once, channels - c);
+            for (int64_t i = 0; i < count; ++i) row[i] = from + (c + i) * channel_size();
+            kernels_.pack_transposed(to + c, step, row, static_cast<int>(count), pixels);
         }
     }
 
     const WindowSum<T>& sum_;
-    const PlaneLayout& layout_;
-    const DirectBlocks& blocks_;
     const KernelSet<T>& kernels_;
-    const Stager<T> stager_;
-    const int64_t plane_, bands_;
+    const PlaneLayout layout_;
+    const bool channels_inside_;  // dest takes vectors of channels
+    const bool prefetches_;
+    const bool one_run_;   // of all rows of a unit
+    const bool in_place_;  // dest takes the sums as they come
+    const SpatialBlocks blocks_;
+    const PaddedTile<T> padded_tile_;
+    const int64_t plane_;                  // elements of a plane
+    const int64_t panel_;                  // output channels of a tile
+    const int64_t row_sums_, class_size_;  // of an output channel, where they are not in place
     std::vector<Class> classes_;
-    const T* bias_ = nullptr;
 };
 
 }  // namespace
 
 template <class T>
-TaskPlan direct_spatial_tasks(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                              const KernelSet<T>& kernels) {
-    return Driver<T>(sum, layout, blocks, kernels).tasks();
+TaskPlan direct_spatial_tasks(const WindowSum<T>& sum, const KernelSet<T>& kernels) {
+    return DirectSpatialDriver<T>(sum, kernels).tasks();
 }
 
 template <class T>
-bool run_direct_spatial(const WindowSum<T>& sum, const PlaneLayout& layout, const DirectBlocks& blocks,
-                        const TaskPlan& tasks, const KernelSet<T>& kernels) {
-    return Driver<T>(sum, layout, blocks, kernels).run(tasks);
+void run_direct_spatial(const WindowSum<T>& sum, const KernelSet<T>& kernels) {
+    DirectSpatialDriver<T>(sum, kernels).run();
 }
 
-template TaskPlan direct_spatial_tasks(const WindowSum<float>&, const PlaneLayout&, const DirectBlocks&,
-                                       const KernelSet<float>&);
-template TaskPlan direct_spatial_tasks(const WindowSum<double>&, const PlaneLayout&, const DirectBlocks&,
-                                       const KernelSet<double>&);
-template bool run_direct_spatial(const WindowSum<float>&, const PlaneLayout&, const DirectBlocks&, const TaskPlan&,
-                                 const KernelSet<float>&);
-template bool run_direct_spatial(const WindowSum<double>&, const PlaneLayout&, const DirectBlocks&, const TaskPlan&,
-                                 const KernelSet<double>&);
+struct DirectSpatialMethod : DirectMethod<DirectSpatialDriver> {
+    static constexpr const char* name = "direct-spatial";
+
+    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels&) { return suits_direct(problem, pass); }
+
+    template <class T>
+    static void describe(const WindowSum<T>& sum, const DirectSpatialDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        const PlaneLayout& layout = driver.layout();
+        const int64_t panel = std::min(sum.rows, grouped_panel);
+        text.tile = std::to_string(panel) + (panel == 1 ? " channel x " : " channels x ") +
+                    std::to_string(kernels.lanes) + " pixels";
+        text.block = rows_of_groups(driver.blocks()) + sums_of(sum.channels, layout);
+        text.reason =
+            is_depthwise(*sum.problem) ? "one channel a group, any window" : "too few channels for the GEMM's tiles";
+        text.reason +=
+            ": vectors over pixels of a padded tile" + phases_note(layout.h.classes.size() * layout.w.classes.size());
+    }
+};
+
+template <class T>
+void describe_direct_spatial(const WindowSum<T>& sum, const KernelSet<T>& kernels, PassPlan& text) {
+    DirectSpatialMethod::describe(sum, DirectSpatialDriver<T>(sum, kernels), kernels, text);
+}
+
+template const Method<WindowSum<float>>& method_row<DirectSpatialMethod, WindowSum<float>>();
+template const Method<WindowSum<double>>& method_row<DirectSpatialMethod, WindowSum<double>>();
+template TaskPlan direct_spatial_tasks(const WindowSum<float>&, const KernelSet<float>&);
+template TaskPlan direct_spatial_tasks(const WindowSum<double>&, const KernelSet<double>&);
+template void run_direct_spatial(const WindowSum<float>&, const KernelSet<float>&);
+template void run_direct_spatial(const WindowSum<double>&, const KernelSet<double>&);
+template void describe_direct_spatial(const WindowSum<float>&, const KernelSet<float>&, PassPlan&);
+template void describe_direct_spatial(const WindowSum<double>&, const KernelSet<double>&, PassPlan&);
 
 }  // namespace convx

@@ -1,11 +1,13 @@
-// Weight gradient for few input channels: direct sums over positions, with neither operand packed by taps.
+// Weight gradient of convolutions with few channels a group:
 //
-//   grad_weight[k, (c, r, s)] = sum over n, i, j of grad_output[n, k, i, j] * plane[c, (r, s)][i * pitch + j]
+//   grad_weight[k, c, r, s] = sum over n, p, q of grad_output[n, k, p, q] * input[n, c, h(r, p), w(s, q)]
 //
-// A task owns some of the bands of the batch. It stages the input lines of a band (staged_planes.h) and beside them
-// grad_output with the same pitch and zeros between its lines, so that a band is one run of positions. Lanes of a
-// vector are partial sums over positions; they are added up at the end of a band, bands in ascending order, and the
-// tasks' sums in order at the end. All cuts follow from the problem.
+// Vectors run over the columns q, one sum a lane. A task owns a few groups and a contiguous part of the rows (n, p);
+// block by block it copies the input into a padded tile (and grad_output, unless its columns are adjacent in memory)
+// and adds to its sums.
+// At the end lanes and parts are added in order. The parts follow from the problem alone.
+#include <algorithm>
+
 #include "common/rounding.h"
 #include "cpu/conv2d/direct.h"
 #include "cpu/runtime/split_sum.h"
@@ -14,171 +16,157 @@ namespace convx {
 
 namespace {
 
-int64_t band_length(const PlaneLayout& layout, int64_t lines, int64_t lanes) {
-    return round_up(lines * layout.pitch, lanes);
+SpatialBlocks plan_blocks(const ConvProblem& problem, const PlaneLayout& layout, bool channels_inside) {
+    SpatialBlocks blocks = spatial_blocks(layout, problem.groups, problem.group_in(), problem.group_out(),
+                                          item_size(problem.dtype), channels_inside, tile_bytes_l1);
+    // Lanes and parts are added at the end: no more parts than there is work for.
+    const int64_t most = std::min(problem.batch * problem.out_h(), problem.flops() / grouped_task_flops);
+    blocks.splits = std::clamp(grouped_wanted_tasks / problem.groups, int64_t{1}, std::max<int64_t>(most, 1));
+    const int64_t units = ceil_div(problem.groups, blocks.groups);
+    const int64_t unit_flops = std::max<int64_t>(problem.flops() / problem.groups * blocks.groups / blocks.splits, 1);
+    blocks.task_units =
+        std::clamp(grouped_task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / grouped_wanted_tasks, 1));
+    return blocks;
 }
 
 // What one worker works with.
 template <class T>
 struct Scratch {
-    Scratch(ScratchParts parts, const PlaneLayout& layout, const DirectSumBlocks& blocks, int64_t channels, int lanes)
-        : plane(layout.plane_size(blocks.band_lines, lanes)), length(band_length(layout, blocks.band_lines, lanes)),
-          planes(parts.take<T>(channels * layout.planes() * plane)), grad(parts.take<T>(blocks.block_rows * length)),
+    Scratch(ScratchParts parts, int64_t tile, int64_t grad_size, int64_t sums_size)
+        : planes(parts.take<T>(tile)), grad(parts.take<T>(grad_size)), sums(parts.take<T>(sums_size)),
           bytes(parts.bytes()) {}
-    int64_t plane;   // elements of a plane
-    int64_t length;  // of a row of grad_output
-    T* planes;
-    T* grad;
+    T* planes;  // [channel][plane]
+    T* grad;    // [output channel][plane], where grad_output has no vectors of columns
+    T* sums;    // [output channel][channel, tap][lane]
     int64_t bytes;
 };
 
 template <class T>
-class Driver {
+class DirectSpatialSumDriver {
 public:
-    Driver(const PixelSum<T>& sum, const PlaneLayout& layout, const DirectSumBlocks& blocks,
-           const KernelSet<T>& kernels)
-        : problem_(*sum.problem), grad_(sum.grad_output), input_(sum.input), kernels_(kernels), layout_(layout),
-          blocks_(blocks), rows_(problem_.out_channels), grad_stride_(strides_of(sum.grad_output.stride)),
-          stager_(layout, strides_of(sum.input.stride), sum.pad(), kernels),
-          offsets_(layout.offsets(0, 0, problem_.in_channels, layout.plane_size(blocks.band_lines, kernels.lanes))),
-          columns_(static_cast<int64_t>(offsets_.size())) {}
-
-    TaskPlan tasks() const {
-        return {blocks_.splits, problem_.flops(), SplitSum<T>::bytes(blocks_.splits, rows_ * columns_),
-                Scratch<T>(ScratchParts(), layout_, blocks_, problem_.in_channels, kernels_.lanes).bytes};
+    DirectSpatialSumDriver(const PixelSum<T>& sum, const KernelSet<T>& kernels)
+        : problem_(*sum.problem), kernels_(kernels), grad_(sum.grad_output), input_(sum.input),
+          channels_(problem_.group_in()), rows_(problem_.group_out()), columns_(channels_ * problem_.taps()),
+          layout_(spatial_layout(problem_, true)), grad_layout_(plain_layout(problem_.out_h(), problem_.out_w())),
+          blocks_(plan_blocks(problem_, layout_, channels_adjacent(input_) || channels_adjacent(grad_))),
+          tile_(layout_, strides_of(input_.stride), sum.pad(), kernels),
+          grad_tile_(grad_layout_, strides_of(grad_.stride), T(0), kernels),
+          plane_(layout_.plane_size(blocks_.rows, kernels.lanes)),
+          grad_plane_(grad_.stride[3] == 1 ? 0 : grad_layout_.plane_size(blocks_.rows, kernels.lanes)) {
+        for (const int32_t offset : layout_.offsets(0, 0, channels_, plane_)) offsets_.push_back(offset);
     }
 
-    void run(const TaskPlan& plan, T* grad_weight) const {
-        const int64_t bands = ceil_div(layout_.h.positions(), blocks_.band_lines), all_bands = problem_.batch * bands;
-        const int64_t weights = rows_ * columns_;
+    const SpatialBlocks& blocks() const { return blocks_; }
+
+    TaskPlan tasks() const {
+        return {group_tasks() * blocks_.splits, problem_.flops(), SplitSum<T>::bytes(blocks_.splits, weights()),
+                scratch(ScratchParts()).bytes};
+    }
+
+    void run(T* grad_weight) const {
+        const int64_t group_tasks = this->group_tasks();
+        const TaskPlan plan = tasks();
         const TaskRunner runner(plan);
-        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.splits, weights);
-        runner.run(blocks_.splits, [&](int64_t split, ScratchParts parts) {
-            const Scratch<T> own(parts, layout_, blocks_, problem_.in_channels, kernels_.lanes);
-            std::fill_n(sums.part(split), weights, T(0));
-            const int64_t last = (split + 1) * all_bands / blocks_.splits;
-            for (int64_t band = split * all_bands / blocks_.splits; band < last; ++band)
-                add_band(band / bands, band % bands * blocks_.band_lines, own, sums.part(split));
+        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.splits, weights());
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+            const Scratch<T> own = scratch(parts);
+            const int64_t split = task / group_tasks;
+            const int64_t first = task % group_tasks * blocks_.task_units * blocks_.groups;
+            const int64_t last = std::min(problem_.groups, first + blocks_.task_units * blocks_.groups);
+            for (int64_t group = first; group < last; group += blocks_.groups)
+                run_groups(group, std::min(blocks_.groups, last - group), split, sums.part(split), own);
         });
         sums.add();
     }
 
 private:
-    void add_band(int64_t n, int64_t first_line, const Scratch<T>& scratch, T* sums) const {
-        const int64_t lines = std::min(blocks_.band_lines, layout_.h.positions() - first_line);
-        stager_.stage(scratch.planes, scratch.plane, input_.at(n, 0, 0, 0), problem_.in_channels, first_line, lines);
-        FewChannelsDots<T> job{};
-        job.grad_stride = scratch.length;
-        job.source = scratch.planes;
-        job.count = band_length(layout_, lines, kernels_.lanes);
-        job.sums_stride = columns_;
-        for (int64_t block = 0; block < rows_; block += blocks_.block_rows) {
-            const int64_t rows = std::min(blocks_.block_rows, rows_ - block);
-            stage_grad(scratch, n, block, rows, first_line, lines);
-            ReadAhead<T> ahead = ahead_of(n, first_line, block + blocks_.block_rows);
-            for (int64_t row = 0; row < rows; row += blocks_.tile_rows) {
-                job.grad = scratch.grad + row * scratch.length;
-                job.rows = static_cast<int>(std::min(blocks_.tile_rows, rows - row));
-                for (int64_t column = 0; column < columns_; column += blocks_.tile_taps) {
-                    ahead.next();
-                    job.offsets = offsets_.data() + column;
-                    job.taps = static_cast<int>(std::min(blocks_.tile_taps, columns_ - column));
-                    job.sums = sums + (block + row) * columns_ + column;
-                    kernels_.few_channels_dots(job);
-                }
-            }
+    int64_t group_tasks() const { return ceil_div(problem_.groups, blocks_.groups * blocks_.task_units); }
+    int64_t weights() const { return problem_.groups * rows_ * columns_; }
+    Scratch<T> scratch(ScratchParts parts) const {
+        return {parts, blocks_.groups * channels_ * layout_.planes() * plane_, blocks_.groups * rows_ * grad_plane_,
+                blocks_.groups * rows_ * columns_ * kernels_.lanes};
+    }
+
+    void run_groups(int64_t first_group, int64_t groups, int64_t split, T* partial, const Scratch<T>& scratch) const {
+        std::fill_n(scratch.sums, groups * rows_ * columns_ * kernels_.lanes, T(0));
+        const int64_t height = problem_.out_h(), all_rows = problem_.batch * height;
+        const int64_t last = (split + 1) * all_rows / blocks_.splits;
+        for (int64_t row = split * all_rows / blocks_.splits; row < last;) {
+            const int64_t n = row / height, p = row % height;
+            const int64_t rows = std::min({blocks_.rows, height - p, last - row});
+            add_block(n, first_group, groups, p, rows, scratch);
+            row += rows;
+        }
+        // The lanes in pairs, pairs of pairs, ...: shorter chains than one after the other.
+        T* to = partial + first_group * rows_ * columns_;
+        for (int64_t i = 0; i < groups * rows_ * columns_; ++i) {
+            T* lanes = scratch.sums + i * kernels_.lanes;
+            for (int64_t width = kernels_.lanes / 2; width > 0; width /= 2)
+                for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+            to[i] = lanes[0];
         }
     }
 
-    // The gradient of the rows from `block` on, or of the first ones of the next band.
-    ReadAhead<T> ahead_of(int64_t n, int64_t first_line, int64_t block) const {
-        if (grad_stride_.w != 1) return {};
-        if (block >= rows_) {
-            block = 0;
-            first_line += blocks_.band_lines;
-            if (first_line >= layout_.h.positions()) {
-                first_line = 0;
-                if (++n == problem_.batch) return {};
-            }
+    void add_block(int64_t n, int64_t first_group, int64_t groups, int64_t p, int64_t rows,
+                   const Scratch<T>& scratch) const {
+        tile_.copy(scratch.planes, plane_, input_.at(n, first_group * channels_, 0, 0), groups * channels_, p, rows);
+        GroupedGradWeight<T> job;
+        job.grad = grad_.at(n, first_group * rows_, p, 0);
+        job.grad_channel = grad_.stride[1];
+        job.grad_row = grad_.stride[2];
+        if (grad_plane_ > 0) {
+            grad_tile_.copy(scratch.grad, grad_plane_, grad_.at(n, first_group * rows_, 0, 0), groups * rows_, p, rows);
+            job.grad = scratch.grad;
+            job.grad_channel = grad_plane_;
+            job.grad_row = grad_layout_.pitch;
         }
-        const int64_t rows = std::min(blocks_.block_rows, rows_ - block);
-        return {grad_.data + n * grad_stride_.n + block * grad_stride_.c + first_line * grad_stride_.h,
-                rows,
-                grad_stride_.c,
-                std::min(blocks_.band_lines, layout_.h.positions() - first_line),
-                grad_stride_.h,
-                layout_.w.positions(),
-                ceil_div(rows, blocks_.tile_rows) * ceil_div(columns_, blocks_.tile_taps)};
-    }
-
-    // [row][line * pitch + column], with zeros behind every line.
-    void stage_grad(const Scratch<T>& scratch, int64_t n, int64_t first_row, int64_t rows, int64_t first_line,
-                    int64_t lines) const {
-        const int64_t count = layout_.w.positions(), pitch = layout_.pitch;
-        const T* source = grad_.data + n * grad_stride_.n + first_row * grad_stride_.c + first_line * grad_stride_.h;
-        T* to = scratch.grad;
-        const int64_t rest = band_length(layout_, lines, kernels_.lanes) - lines * pitch;
-        if (grad_stride_.c == 1 && grad_stride_.w != 1) {
-            for (int64_t line = 0; line < lines; ++line)
-                transpose_line(to + line * pitch, scratch.length, source + line * grad_stride_.h, rows);
-            for (int64_t row = 0; row < rows; ++row, to += scratch.length) {
-                for (int64_t line = 0; line < lines; ++line)
-                    std::fill(to + line * pitch + count, to + (line + 1) * pitch, T(0));
-                std::fill_n(to + lines * pitch, rest, T(0));
-            }
-            return;
-        }
-        // All lines of a row before the next row: one stretch of memory at a time.
-        const LaneRun whole{0, static_cast<int32_t>(count), 0};
-        for (int64_t row = 0; row < rows; ++row, to += scratch.length, source += grad_stride_.c) {
-            kernels_.pack_lanes(to, pitch, source, grad_stride_.h, lines, &whole, 1, static_cast<int>(pitch),
-                                grad_stride_.w, T(0));
-            std::fill_n(to + lines * pitch, rest, T(0));
-        }
-    }
-
-    void transpose_line(T* to, int64_t to_row, const T* source, int64_t rows) const {
-        const T* pixel[64];
-        for (int64_t j = 0; j < layout_.w.positions(); j += 64) {
-            const int64_t count = std::min<int64_t>(64, layout_.w.positions() - j);
-            for (int64_t i = 0; i < count; ++i) pixel[i] = source + (j + i) * grad_stride_.w;
-            kernels_.pack_transposed(to + j, to_row, pixel, static_cast<int>(count), rows);
+        job.source_row = layout_.row_step();
+        job.offsets = offsets_.data();
+        job.taps = columns_;
+        job.channels = rows_;
+        job.rows = rows;
+        job.columns = problem_.out_w();
+        for (int64_t group = 0; group < groups; ++group) {
+            job.source = scratch.planes + group * channels_ * layout_.planes() * plane_;
+            job.sums = scratch.sums + group * rows_ * columns_ * kernels_.lanes;
+            kernels_.grouped_grad_weight(job);
+            job.grad += rows_ * job.grad_channel;
         }
     }
 
     const ConvProblem& problem_;
-    const TensorView<const T> grad_, input_;
     const KernelSet<T>& kernels_;
-    const PlaneLayout& layout_;
-    const DirectSumBlocks& blocks_;
-    const int64_t rows_;
-    const Strides grad_stride_;
-    const Stager<T> stager_;
-    const std::vector<int32_t> offsets_;
-    const int64_t columns_;
+    const TensorView<const T> grad_, input_;
+    const int64_t channels_, rows_, columns_;  // of a group: columns are channels and taps
+    const PlaneLayout layout_, grad_layout_;
+    const SpatialBlocks blocks_;
+    const PaddedTile<T> tile_, grad_tile_;
+    const int64_t plane_, grad_plane_;  // elements of a plane
+    std::vector<int64_t> offsets_;
 };
 
 }  // namespace
 
-template <class T>
-TaskPlan direct_spatial_tasks(const PixelSum<T>& sum, const PlaneLayout& layout, const DirectSumBlocks& blocks,
-                              const KernelSet<T>& kernels) {
-    return Driver<T>(sum, layout, blocks, kernels).tasks();
-}
+struct DirectSpatialSumMethod : SumMethod<DirectSpatialSumDriver> {
+    static constexpr const char* name = "direct-spatial";
 
-template <class T>
-void run_direct_spatial(const PixelSum<T>& sum, const PlaneLayout& layout, const DirectSumBlocks& blocks,
-                        const TaskPlan& tasks, const KernelSet<T>& kernels) {
-    Driver<T>(sum, layout, blocks, kernels).run(tasks, sum.grad_weight.data);
-}
+    static Verdict supports(const ConvProblem& problem, ConvPass) { return supports_groups(problem); }
+    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels&) { return suits_direct(problem, pass); }
 
-template TaskPlan direct_spatial_tasks(const PixelSum<float>&, const PlaneLayout&, const DirectSumBlocks&,
-                                       const KernelSet<float>&);
-template TaskPlan direct_spatial_tasks(const PixelSum<double>&, const PlaneLayout&, const DirectSumBlocks&,
-                                       const KernelSet<double>&);
-template void run_direct_spatial(const PixelSum<float>&, const PlaneLayout&, const DirectSumBlocks&, const TaskPlan&,
-                                 const KernelSet<float>&);
-template void run_direct_spatial(const PixelSum<double>&, const PlaneLayout&, const DirectSumBlocks&, const TaskPlan&,
-                                 const KernelSet<double>&);
+    template <class T>
+    static void describe(const PixelSum<T>& sum, const DirectSpatialSumDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        const SpatialBlocks& blocks = driver.blocks();
+        text.tile = std::to_string(std::min(sum.problem->group_out(), grouped_panel)) + " output channels x " +
+                    std::to_string(kernels.lanes) + " pixels";
+        text.block =
+            rows_of_groups(blocks) + ", " + std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");
+        text.reason = "few weights a group: sums over vectors of pixels stay in registers";
+        if (blocks.splits > 1) text.reason += "; too few groups for all tasks, so the rows are split";
+    }
+};
+
+template const Method<PixelSum<float>>& method_row<DirectSpatialSumMethod, PixelSum<float>>();
+template const Method<PixelSum<double>>& method_row<DirectSpatialSumMethod, PixelSum<double>>();
 
 }  // namespace convx

@@ -11,9 +11,7 @@
 // Where rows and columns give too few tasks the pixel sum is split-K: its slices are added in order. The cuts
 // follow from the problem alone.
 #include "common/rounding.h"
-#include "cpu/conv2d/even_blocks.h"
 #include "cpu/conv2d/method_row.h"
-#include "cpu/conv2d/pixels.h"
 #include "cpu/runtime/split_sum.h"
 
 namespace convx {

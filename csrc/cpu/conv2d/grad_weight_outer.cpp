@@ -1,9 +1,7 @@
 // The weight gradient of 1x1 convolutions in NHWC: rank-1 updates pixel by pixel, vectors over channels, which lie
 // adjacent in both operands. Panels are copied without transposes.
 #include "common/rounding.h"
-#include "cpu/conv2d/even_blocks.h"
 #include "cpu/conv2d/method_row.h"
-#include "cpu/conv2d/pixels.h"
 #include "cpu/runtime/split_sum.h"
 
 namespace convx {

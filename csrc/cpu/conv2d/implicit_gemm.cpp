@@ -10,8 +10,8 @@
 // thread count, batch and memory layout.
 #include "cpu/conv2d/implicit_gemm.h"
 
+#include "common/rounding.h"
 #include "common/small_vector.h"
-#include "cpu/conv2d/even_blocks.h"
 #include "cpu/conv2d/method_row.h"
 
 namespace convx {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu/conv2d/conv2d.h"
-#include "cpu/conv2d/pixel_sum.h"
 #include "cpu/conv2d/window_sum.h"
 #include "cpu/pass_plan.h"
 #include "cpu/runtime/run_tasks.h"
@@ -34,7 +33,7 @@ struct Method : MethodInfo {
     using T = typename Sum::Element;
 
     // False, and nothing of use is written, where the sum has to skip an operand over the border that is not finite:
-    // reference.h computes it then.
+    // reference.cpp computes it then.
     bool (*run)(const Sum&, const KernelSet<T>&);
     void (*describe)(const Sum&, const KernelSet<T>&, int threads, PassPlan&);
     // The weight in the form in which `run` reads it; null where there is none.

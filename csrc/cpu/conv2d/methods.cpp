@@ -25,19 +25,16 @@ using WindowMethods = MethodList<  // forward and grad_input
     struct WinogradChannelsMethod,
     struct WinogradTilesMethod,
     struct DepthwiseMethod,
-    struct DirectMethod,
-    struct GroupedChannelsMethod,
-    struct GroupedPixelsMethod,
-    struct GroupedStagedMethod,
+    struct DirectChannelsMethod,
+    struct DirectSpatialMethod,
     struct ImplicitGemmMethod>;
 
 using PixelMethods = MethodList<  // grad_weight
     struct WinogradSumMethod,
     struct DepthwisePixelsSumMethod,
     struct DepthwisePlanesSumMethod,
-    struct DirectMethod,
-    struct GroupedChannelsSumMethod,
-    struct GroupedStagedSumMethod,
+    struct DirectChannelsSumMethod,
+    struct DirectSpatialSumMethod,
     struct OuterSumMethod,
     struct DotSumMethod>;
 // clang-format on

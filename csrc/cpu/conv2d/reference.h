@@ -6,7 +6,6 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cpu/conv2d/pixel_sum.h"
 #include "cpu/conv2d/window_sum.h"
 
 namespace convx {

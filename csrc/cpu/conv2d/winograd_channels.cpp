@@ -7,7 +7,7 @@
 // An axis is cut into long tiles of 4 outputs and short ones of 3 (7 = 4 + 3, 14 = 4 + 4 + 3 + 3). A short tile is a
 // long one whose last output is not wanted: that output alone needs the last frequency, which is left out. At 7 x 7 and
 // 14 x 14 a sixth of the products falls away. Tiles are sorted so that every frequency works on adjacent ones.
-#include "cpu/conv2d/even_blocks.h"
+#include "common/rounding.h"
 #include "cpu/conv2d/method_row.h"
 #include "cpu/conv2d/winograd_parts.h"
 #include "cpu/runtime/run_tasks.h"

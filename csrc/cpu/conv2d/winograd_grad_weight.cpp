@@ -9,9 +9,8 @@
 //
 // An inf or NaN smears over what it is multiplied with, as does an overflow in a transform; where the result has one,
 // the direct method computes it again.
-#include "cpu/conv2d/even_blocks.h"
+#include "common/rounding.h"
 #include "cpu/conv2d/method_row.h"
-#include "cpu/conv2d/pixels.h"
 #include "cpu/conv2d/winograd_parts.h"
 
 namespace convx {

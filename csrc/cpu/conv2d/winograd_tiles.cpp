@@ -1,5 +1,5 @@
 // Winograd's method with vectors over tiles (winograd_parts.h): for planes of more than a few tiles, and for groups.
-#include "cpu/conv2d/even_blocks.h"
+#include "common/rounding.h"
 #include "cpu/conv2d/method_row.h"
 #include "cpu/conv2d/winograd_parts.h"
 #include "cpu/runtime/run_tasks.h"

@@ -1,9 +1,9 @@
 // Convolution of a few channels at a time over staged rows: vectors of pixels, broadcast weights.
 //
-// A tile is `channels` x `vecs` sums; per tap it takes vecs loads, `channels` broadcasts and channels * vecs FMA, so
-// four channels are bound by FMA and one channel by its loads (nine for eight FMA). Every sum runs over the taps in
-// their order, alone in its lane, so that nothing depends on where in a tile a pixel lies. The last vector of a row
-// overlaps the one before it: its sums are taken twice, which costs less than a masked store.
+// A tile is `channels` x `vecs` sums, `limit` at most; per tap it takes vecs loads, `channels` broadcasts and channels
+// * vecs FMA, so four channels are bound by FMA and one channel by its loads (nine for eight FMA). Every sum runs over
+// the taps in their order, alone in its lane, so that nothing depends on where in a tile a pixel lies. The last vector
+// of a row overlaps the one before it: its sums are taken twice, which costs less than a masked store.
 #pragma once
 
 namespace {
@@ -21,7 +21,7 @@ inline void grouped_sums(const convx::GroupedTile<T>& job, const T* weights, con
     for (int v = 0; v < vecs; ++v) at[v] = pixels[v];
     for (int64_t t = 0; t < job.taps; ++t, weights += channels) {
         const int64_t offset = job.offsets[t];
-        // Twelve sums, three vectors and one weight fill the sixteen registers of AVX2.
+        // On AVX2 twelve sums, three vectors and one weight fill the sixteen registers.
         Vec<T> x[vecs];
 #pragma GCC unroll 8
         for (int v = 0; v < vecs; ++v) x[v] = load(at[v] + offset);
@@ -81,18 +81,21 @@ void grouped_panel_of(const convx::GroupedTile<T>& job, int64_t first_channel) {
     if (count > 0) grouped_pick<T, channels, vecs>(count, job, weights, pixels, to, lanes_used, bias);
 }
 
-template <class T>
+// More than 8 vectors would not have their addresses in registers.
+constexpr int grouped_vecs(int channels, int limit) { return limit / channels < 8 ? limit / channels : 8; }
+
+template <class T, int limit>
 void grouped_tile(const convx::GroupedTile<T>& job) {
     for (int64_t channel = 0; channel < job.channels; channel += convx::grouped_panel) {
         const int64_t channels = job.channels - channel;
         if (channels == 1)
-            grouped_panel_of<T, 1, 8>(job, channel);
+            grouped_panel_of<T, 1, grouped_vecs(1, limit)>(job, channel);
         else if (channels == 2)
-            grouped_panel_of<T, 2, 6>(job, channel);
+            grouped_panel_of<T, 2, grouped_vecs(2, limit)>(job, channel);
         else if (channels == 3)
-            grouped_panel_of<T, 3, 4>(job, channel);
+            grouped_panel_of<T, 3, grouped_vecs(3, limit)>(job, channel);
         else
-            grouped_panel_of<T, 4, 3>(job, channel);
+            grouped_panel_of<T, 4, grouped_vecs(4, limit)>(job, channel);
     }
 }
 

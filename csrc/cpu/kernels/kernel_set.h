@@ -30,37 +30,6 @@ struct PlacedPixels {
     const int32_t* offsets;
 };
 
-// A run of adjacent positions of a direct convolution (kernels/few_channels.inl.h): for each row i < rows and each
-// position x < count  dest = relu([dest +] sum over d < depth of weights[d * rows + i] * source[x + offsets[d]] +
-// bias).
-template <class T>
-struct FewChannelsRun {
-    const T* source;  // readable up to the last whole vector
-    const int32_t* offsets;
-    const T* weights;
-    int64_t depth;
-    int64_t count;
-    int rows;
-    T* dest;
-    int64_t dest_stride;  // between rows; positions are adjacent
-    bool accumulate;
-    const T* bias;  // one value per row, or null
-    bool relu;
-};
-
-// sums[i * sums_stride + t] += sum over p < count of grad[i * grad_stride + p] * source[p + offsets[t]].
-template <class T>
-struct FewChannelsDots {
-    const T* grad;
-    int64_t grad_stride;
-    const T* source;
-    const int32_t* offsets;
-    int64_t count;  // a multiple of lanes
-    int rows, taps;
-    T* sums;
-    int64_t sums_stride;
-};
-
 // sums[r * sums_row + i] += sum over j < count of grads[j] * source[places[j] + offsets[r] + i], for r < rows and i <
 // vectors * lanes, all of which can be read and written.
 template <class T>
@@ -97,12 +66,6 @@ struct KernelSet {
     int dot_rows, dot_columns;
     void (*dot_tile)(int rows, int columns, int64_t depth, const T* const* a, const T* const* b,
                      const TileOutput<T>& out);
-
-    // Direct convolution with few channels. Tiles of few_channels_limit accumulators: of rows r <= mr, limit / r
-    // vectors and 8 at most; of rows r <= 5 and taps, limit / r and 10 - r at most.
-    int few_channels_limit;
-    void (*few_channels_run)(const FewChannelsRun<T>& job);
-    void (*few_channels_dots)(const FewChannelsDots<T>& job);
 
     // The weight gradient of pixels that max-pooling has selected.
     void (*selected_products)(const SelectedProductsArgs<T>& args);
@@ -145,11 +108,10 @@ struct KernelSet {
     void (*depthwise_pixels)(const DepthwisePixels<T>& job);
     void (*depthwise_pixel_products)(const DepthwisePixelProducts<T>& job);
 
-    // Convolutions of few channels a group (grouped_jobs.h).
+    // Direct convolutions (grouped_jobs.h), in tiles of tile_sums accumulators.
+    int tile_sums;
     void (*grouped_tile)(const GroupedTile<T>& job);
     void (*grouped_grad_weight)(const GroupedGradWeight<T>& job);
-    void (*grouped_channels)(const GroupedChannels<T>& job);
-    void (*grouped_channel_sums)(const GroupedChannelSums<T>& job);
 
     // A row of `count` elements taken apart into even and odd ones, and put together again.
     void (*split_row)(T* even, T* odd, const T* source, int64_t count);

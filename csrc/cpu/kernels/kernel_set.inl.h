@@ -10,10 +10,8 @@
 #include "cpu/kernels/depthwise_plane_adjoint.inl.h"
 #include "cpu/kernels/depthwise_plane_grad_weight.inl.h"
 #include "cpu/kernels/dot_tile.inl.h"
-#include "cpu/kernels/few_channels.inl.h"
 #include "cpu/kernels/gemm_tile.inl.h"
 #include "cpu/kernels/grouped.inl.h"
-#include "cpu/kernels/grouped_channels.inl.h"
 #include "cpu/kernels/grouped_grad_weight.inl.h"
 #include "cpu/kernels/max_pool2d.inl.h"
 #include "cpu/kernels/max_pool2d_backward.inl.h"
@@ -40,9 +38,6 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.dot_rows = dot_rows;
     set.dot_columns = dot_columns;
     set.dot_tile = dot_tile<T, dot_rows, dot_columns>;
-    set.few_channels_limit = mr * vecs;
-    set.few_channels_run = few_channels_run<T, mr, mr * vecs>;
-    set.few_channels_dots = few_channels_dots<T, mr * vecs>;
     set.selected_products = selected_products<T, mr * vecs>;
     set.pack_lanes = pack_lanes<T>;
     set.pack_transposed = pack_transposed<T>;
@@ -62,10 +57,9 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.depthwise_planes = depthwise_planes<T>;
     set.depthwise_planes_adjoint = depthwise_planes_adjoint<T>;
     set.depthwise_grad_weight = depthwise_grad_weight<T>;
-    set.grouped_tile = grouped_tile<T>;
+    set.tile_sums = mr * vecs;
+    set.grouped_tile = grouped_tile<T, mr * vecs>;
     set.grouped_grad_weight = grouped_grad_weight<T>;
-    set.grouped_channels = grouped_channels<T, mr * vecs>;
-    set.grouped_channel_sums = grouped_channel_sums<T, mr * vecs>;
     set.split_row = split_row<T>;
     set.join_row = join_row<T>;
     set.winograd_input_tiles = winograd_input_tiles<T, vecs>;

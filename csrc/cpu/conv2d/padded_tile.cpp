@@ -1,74 +1,11 @@
-#include "cpu/conv2d/staged_planes.h"
+#include "cpu/conv2d/padded_tile.h"
 
 #include <algorithm>
 
 namespace convx {
 
-int64_t PhasedAxis::reach() const {
-    int64_t most = 0;
-    for (const Class& one : classes)
-        for (const Tap& tap : one.taps) most = std::max(most, tap.offset);
-    return most;
-}
-
-int64_t PhasedAxis::all_taps() const {
-    size_t count = 0;
-    for (const Class& one : classes) count += one.taps.size();
-    return static_cast<int64_t>(count);
-}
-
-PhasedAxis phases_of_forward(const Axis& axis) {
-    const AxisTable table = forward_table(axis);
-    PhasedAxis staged;
-    staged.step = axis.stride;
-    staged.classes.push_back({0, 1, table.positions, {}});
-    std::vector<int64_t> residues;  // those that a tap falls on
-    for (const AxisTable::Tap& tap : table.taps) {
-        const int64_t distance = tap.kernel_index * axis.dilation;
-        const auto found = std::find(residues.begin(), residues.end(), distance % axis.stride);
-        const int64_t phase = found - residues.begin();
-        if (found == residues.end()) residues.push_back(distance % axis.stride);
-        staged.classes[0].taps.push_back({tap.kernel_index, phase, distance / axis.stride});
-    }
-    staged.phases = static_cast<int64_t>(residues.size());
-    staged.cells = staged.reach() + table.positions;
-    staged.source.assign(static_cast<size_t>(staged.phases * staged.cells), AxisTable::outside);
-    for (size_t t = 0; t < table.taps.size(); ++t) {
-        const PhasedAxis::Tap& tap = staged.classes[0].taps[t];
-        for (int64_t i = 0; i < table.positions; ++i)
-            staged.source[static_cast<size_t>(tap.phase * staged.cells + i + tap.offset)] =
-                table.at(static_cast<int64_t>(t), i);
-    }
-    return staged;
-}
-
-PhasedAxis phases_of_adjoint(const Axis& axis) {
-    PhasedAxis staged;
-    const PhaseTables tables(axis, false);
-    int64_t least = 0, outputs = axis.output();
-    for (size_t residue = 0; residue < tables.size(); ++residue) {
-        const AxisTable& table = tables[residue];
-        PhasedAxis::Class one{static_cast<int64_t>(residue), axis.stride, table.positions, {}};
-        for (size_t t = 0; t < table.taps.size(); ++t) {
-            const AxisTable::Tap& tap = table.taps[t];
-            if (tap.begin == tap.end) continue;  // finds nothing but the border
-            one.taps.push_back({tap.kernel_index, 0, table.at(static_cast<int64_t>(t), tap.begin) - tap.begin});
-            least = std::min(least, one.taps.back().offset);
-        }
-        staged.classes.push_back(std::move(one));
-    }
-    for (PhasedAxis::Class& one : staged.classes)
-        for (PhasedAxis::Tap& tap : one.taps) tap.offset -= least;
-    staged.cells = staged.reach() + staged.positions();
-    for (int64_t cell = 0; cell < staged.cells; ++cell) {
-        const int64_t source = cell + least;
-        staged.source.push_back(source >= 0 && source < outputs ? source : AxisTable::outside);
-    }
-    return staged;
-}
-
-PlaneLayout::PlaneLayout(PhasedAxis lines, PhasedAxis columns)
-    : h(std::move(lines)), w(std::move(columns)), reach(h.reach()) {
+PlaneLayout::PlaneLayout(PhasedAxis rows, PhasedAxis columns)
+    : h(std::move(rows)), w(std::move(columns)), reach(h.reach()) {
     // Cells outside the source at both ends of every phase, which two lines can share.
     int64_t shared = w.cells;
     for (int64_t phase = 0; phase < w.phases; ++phase) {
@@ -92,7 +29,7 @@ std::vector<int32_t> PlaneLayout::offsets(size_t class_h, size_t class_w, int64_
 }
 
 template <class T>
-Stager<T>::Stager(const PlaneLayout& layout, const Strides& source_stride, T pad, const KernelSet<T>& kernels)
+PaddedTile<T>::PaddedTile(const PlaneLayout& layout, const Strides& source_stride, T pad, const KernelSet<T>& kernels)
     : layout_(layout), stride_(source_stride), pad_(pad), kernels_(kernels) {
     const PhasedAxis& w = layout.w;
     for (int64_t phase = 0; phase < w.phases; ++phase) {
@@ -118,26 +55,26 @@ Stager<T>::Stager(const PlaneLayout& layout, const Strides& source_stride, T pad
 }
 
 template <class T>
-void Stager<T>::stage(T* planes, int64_t plane, const T* source, int64_t channels, int64_t first_line,
-                      int64_t lines) const {
+void PaddedTile<T>::copy(T* planes, int64_t plane, const T* source, int64_t channels, int64_t first,
+                         int64_t count) const {
     const PhasedAxis& h = layout_.h;
-    const int64_t all_lines = lines + layout_.reach;
+    const int64_t first_line = first * h.advance, all_lines = layout_.rows_of(count);
     for (int64_t phase = 0; phase < h.phases; ++phase) {
         T* to = planes + phase * layout_.w.phases * plane;
         for (int64_t line = 0; line < all_lines;) {
             // Lines that are evenly spaced in the source go together.
             const int64_t row = h.at(phase, first_line + line);
-            int64_t count = 1;
-            while (line + count < all_lines) {
-                const int64_t next = h.at(phase, first_line + line + count);
-                if (row == AxisTable::outside ? next != row : next != row + count * h.step) break;
-                ++count;
+            int64_t run = 1;
+            while (line + run < all_lines) {
+                const int64_t next = h.at(phase, first_line + line + run);
+                if (row == AxisTable::outside ? next != row : next != row + run * h.step) break;
+                ++run;
             }
             if (row == AxisTable::outside)
-                stage_border(to + line * layout_.pitch, plane, channels, count);
+                fill_border(to + line * layout_.pitch, plane, channels, run);
             else
-                stage_lines(to + line * layout_.pitch, plane, source + row * stride_.h, channels, count);
-            line += count;
+                copy_rows(to + line * layout_.pitch, plane, source + row * stride_.h, channels, run);
+            line += run;
         }
     }
     // Read by the last vectors, and dropped: numbers, since denormal leftovers would be slow.
@@ -147,12 +84,13 @@ void Stager<T>::stage(T* planes, int64_t plane, const T* source, int64_t channel
 }
 
 template <class T>
-ReadAhead<T> Stager<T>::read_ahead(const T* source, int64_t channels, int64_t first_line, int64_t lines,
-                                   int64_t shares) const {
+Prefetch<T> PaddedTile<T>::prefetch(const T* source, int64_t channels, int64_t first_position, int64_t count,
+                                    int64_t shares) const {
     if (stride_.w != 1) return {};
+    const int64_t first_line = first_position * layout_.h.advance;
     int64_t first = INT64_MAX, last = -1, width = 0;
     for (int64_t phase = 0; phase < layout_.h.phases; ++phase)
-        for (int64_t line = first_line; line < first_line + lines + layout_.reach; ++line) {
+        for (int64_t line = first_line; line < first_line + layout_.rows_of(count); ++line) {
             const int64_t row = layout_.h.at(phase, line);
             if (row == AxisTable::outside) continue;
             first = std::min(first, row);
@@ -164,19 +102,19 @@ ReadAhead<T> Stager<T>::read_ahead(const T* source, int64_t channels, int64_t fi
 }
 
 template <class T>
-void Stager<T>::stage_border(T* to, int64_t plane, int64_t channels, int64_t lines) const {
+void PaddedTile<T>::fill_border(T* to, int64_t plane, int64_t channels, int64_t lines) const {
     for (int64_t c = 0; c < channels; ++c, to += layout_.planes() * plane)
         for (int64_t phase = 0; phase < layout_.w.phases; ++phase)
             std::fill_n(to + phase * plane, (lines - 1) * layout_.pitch + layout_.width, pad_);
 }
 
 template <class T>
-void Stager<T>::stage_lines(T* to, int64_t plane, const T* source, int64_t channels, int64_t lines) const {
+void PaddedTile<T>::copy_rows(T* to, int64_t plane, const T* source, int64_t channels, int64_t lines) const {
     const int64_t step = layout_.w.step * stride_.w, line_step = layout_.h.step * stride_.h;
     const int64_t channel_step = layout_.planes() * plane;
     // All lines of a channel before the next channel: one stretch of memory at a time. Where channels are adjacent,
     // they are transposed instead.
-    if (stride_.c == 1 && step != 1 && channels >= kernels_.lanes) {
+    if (stride_.c == 1 && step != 1 && 2 * channels >= kernels_.lanes) {
         for (int64_t line = 0; line < lines; ++line, to += layout_.pitch, source += line_step)
             for (int64_t phase = 0; phase < layout_.w.phases; ++phase)
                 transpose_line(to + phase * plane, channel_step, source, channels, phase);
@@ -194,7 +132,7 @@ void Stager<T>::stage_lines(T* to, int64_t plane, const T* source, int64_t chann
 
 // Every line is read once for both phases.
 template <class T>
-void Stager<T>::split_lines(T* to, int64_t plane, const T* source, int64_t lines) const {
+void PaddedTile<T>::split_lines(T* to, int64_t plane, const T* source, int64_t lines) const {
     const LaneRun& even = runs_[static_cast<size_t>(even_phase_)][0];
     const LaneRun& odd = runs_[static_cast<size_t>(1 - even_phase_)][0];
     T* const even_line = to + even_phase_ * plane;
@@ -214,7 +152,8 @@ void Stager<T>::split_lines(T* to, int64_t plane, const T* source, int64_t lines
 }
 
 template <class T>
-void Stager<T>::transpose_line(T* to, int64_t channel_step, const T* source, int64_t channels, int64_t phase) const {
+void PaddedTile<T>::transpose_line(T* to, int64_t channel_step, const T* source, int64_t channels,
+                                   int64_t phase) const {
     const int64_t step = layout_.w.step * stride_.w;
     int64_t filled = 0;
     const auto pad_until = [&](int64_t cell) {
@@ -234,7 +173,7 @@ void Stager<T>::transpose_line(T* to, int64_t channel_step, const T* source, int
     pad_until(layout_.width);
 }
 
-template class Stager<float>;
-template class Stager<double>;
+template class PaddedTile<float>;
+template class PaddedTile<double>;
 
 }  // namespace convx

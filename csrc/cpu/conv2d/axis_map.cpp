@@ -1,4 +1,4 @@
-#include "cpu/conv2d/axis_table.h"
+#include "cpu/conv2d/axis_map.h"
 
 #include <algorithm>
 
@@ -78,6 +78,86 @@ bool PhaseTables::has_empty() const {
     for (size_t i = 0; i < size(); ++i)
         if ((*this)[i].taps.empty()) return true;
     return false;
+}
+
+int64_t PhasedAxis::reach() const {
+    int64_t most = 0;
+    for (const Class& one : classes)
+        for (const Tap& tap : one.taps) most = std::max(most, tap.offset);
+    return most;
+}
+
+int64_t PhasedAxis::all_taps() const {
+    size_t count = 0;
+    for (const Class& one : classes) count += one.taps.size();
+    return static_cast<int64_t>(count);
+}
+
+PhasedAxis phases_of_forward(const Axis& axis) {
+    const AxisTable table = forward_table(axis);
+    PhasedAxis phased;
+    phased.step = axis.stride;
+    phased.classes.push_back({0, 1, table.positions, {}});
+    std::vector<int64_t> residues;  // those that a tap falls on
+    for (const AxisTable::Tap& tap : table.taps) {
+        const int64_t distance = tap.kernel_index * axis.dilation;
+        const auto found = std::find(residues.begin(), residues.end(), distance % axis.stride);
+        const int64_t phase = found - residues.begin();
+        if (found == residues.end()) residues.push_back(distance % axis.stride);
+        phased.classes[0].taps.push_back({tap.kernel_index, phase, distance / axis.stride});
+    }
+    phased.phases = static_cast<int64_t>(residues.size());
+    phased.cells = phased.reach() + table.positions;
+    phased.source.assign(static_cast<size_t>(phased.phases * phased.cells), AxisTable::outside);
+    for (size_t t = 0; t < table.taps.size(); ++t) {
+        const PhasedAxis::Tap& tap = phased.classes[0].taps[t];
+        for (int64_t i = 0; i < table.positions; ++i)
+            phased.source[static_cast<size_t>(tap.phase * phased.cells + i + tap.offset)] =
+                table.at(static_cast<int64_t>(t), i);
+    }
+    return phased;
+}
+
+PhasedAxis pixels_of_forward(const Axis& axis) {
+    if (axis.kernel < axis.stride) return phases_of_forward(axis);
+    Axis cells = axis;
+    cells.stride = 1;
+    PhasedAxis pixels = phases_of_forward(cells);
+    pixels.advance = axis.stride;
+    pixels.classes[0].positions = axis.output();
+    return pixels;
+}
+
+PhasedAxis phases_of_adjoint(const Axis& axis) {
+    PhasedAxis phased;
+    const PhaseTables tables(axis, false);
+    int64_t least = 0, outputs = axis.output();
+    for (size_t residue = 0; residue < tables.size(); ++residue) {
+        const AxisTable& table = tables[residue];
+        PhasedAxis::Class one{static_cast<int64_t>(residue), axis.stride, table.positions, {}};
+        for (size_t t = 0; t < table.taps.size(); ++t) {
+            const AxisTable::Tap& tap = table.taps[t];
+            if (tap.begin == tap.end) continue;  // finds nothing but the border
+            one.taps.push_back({tap.kernel_index, 0, table.at(static_cast<int64_t>(t), tap.begin) - tap.begin});
+            least = std::min(least, one.taps.back().offset);
+        }
+        phased.classes.push_back(std::move(one));
+    }
+    for (PhasedAxis::Class& one : phased.classes)
+        for (PhasedAxis::Tap& tap : one.taps) tap.offset -= least;
+    phased.cells = phased.reach() + phased.positions();
+    for (int64_t cell = 0; cell < phased.cells; ++cell) {
+        const int64_t source = cell + least;
+        phased.source.push_back(source >= 0 && source < outputs ? source : AxisTable::outside);
+    }
+    return phased;
+}
+
+PhasedAxis by_offset(PhasedAxis axis) {
+    for (PhasedAxis::Class& one : axis.classes)
+        std::sort(one.taps.begin(), one.taps.end(),
+                  [](const PhasedAxis::Tap& a, const PhasedAxis::Tap& b) { return a.offset < b.offset; });
+    return axis;
 }
 
 Border forward_border(const ConvProblem& problem) {
