@@ -75,8 +75,7 @@ def call(case: Case, layout: str, given: Sequence[np.ndarray], method: str) -> A
     return lambda: convx.conv2d_backward(g, x, w, output_mask=mask, **options)
 
 
-def candidates(case: Case, layout: str, algorithm: str) -> tuple[str, list[str]]:
-    """The chosen method, and the names of all supported ones."""
+def plan_of(case: Case, layout: str, algorithm: str) -> Any:
     import convx
 
     problem: Any = case.problem
@@ -90,6 +89,12 @@ def candidates(case: Case, layout: str, algorithm: str) -> tuple[str, list[str]]
         )
         if plan.name == case.passname
     ]  # fmt: skip
+    return plan
+
+
+def candidates(case: Case, layout: str, algorithm: str) -> tuple[str, list[str]]:
+    """The chosen method, and all that can compute the case."""
+    plan = plan_of(case, layout, algorithm)
     return plan.algorithm, [each.name for each in plan.candidates if each.supported]
 
 
@@ -121,7 +126,10 @@ def judged(cases: Sequence[Case], layouts: Sequence[str], algorithm: str, path: 
             if case.passname not in PASSES or (case.key, layout) not in saved:
                 continue
             chosen, _ = candidates(case, layout, algorithm)
-            yield Choice(case.key, case.kind, layout, chosen, saved[case.key, layout])
+            seconds = saved[case.key, layout]
+            if chosen not in seconds:  # it was out of the question in the first turn
+                seconds[chosen] = HOPELESS * min(seconds.values())
+            yield Choice(case.key, case.kind, layout, chosen, seconds)
 
 
 def run(

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import cases as catalogue
-from benchmarks import choices, floor, machine, plots, report, training
+from benchmarks import choices, floor, machine, plots, prices, report, training
 from benchmarks.cases import Case
 from benchmarks.display import LiveDisplay
 from benchmarks.results import FOLDER, Results, file_name
@@ -130,6 +130,9 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--rounds", type=int, default=3, help="turns of all methods (default: 3)")
     chosen.add_argument("--output", type=Path, help="the JSON file of the results (default: none)")
     chosen.add_argument("--judge", type=Path, metavar="FILE", help="no timing: judge this build by the times of FILE")
+    chosen.add_argument(
+        "--fit", type=Path, nargs="+", metavar="FILE", help="no timing: prices.cpp by the times of FILEs"
+    )
     again = commands.add_parser("report", help="tables and plots of a result file")
     again.add_argument("file", type=Path)
     compare = commands.add_parser("compare", help="the changes from one result file to another")
@@ -237,6 +240,9 @@ def measure_choices(options: argparse.Namespace, console: Console) -> None:
     batches = options.batch or list(catalogue.NETWORK_BATCHES)
     lists, passes = options.lists or LISTS["layers"], options.passes or choices.PASSES
     cases = catalogue.layer_cases("conv2d", lists, batches, passes, chosen_dtypes(options))
+    if options.fit:
+        print(prices.source(options.fit, cases), end="")
+        return
     if options.judge:
         found = list(choices.judged(cases, options.layouts, options.algorithm, options.judge))
     else:

@@ -15,10 +15,10 @@ import convx
 from convx import nn
 from support import assert_same_bits
 
-SHAPES = (2, 20, 24, 24), (18, 20, 3, 3)
+SHAPES = (2, 68, 24, 24), (66, 68, 3, 3)
 RNG = np.random.default_rng(0)
 X, W = (RNG.standard_normal(shape).astype("float32") for shape in SHAPES)
-G = RNG.standard_normal((2, 18, 24, 24)).astype("float32")
+G = RNG.standard_normal((2, 66, 24, 24)).astype("float32")
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def same_algorithm() -> Iterator[None]:
 
 def calls(**options):
     """Every function with an `algorithm`, and the fused operation, which has no such argument."""
-    layer = nn.Conv2d(20, 18, 3, padding=1, bias=False, **options)
+    layer = nn.Conv2d(68, 66, 3, padding=1, bias=False, **options)
     layer.weight.value[...] = W
     forward = convx.conv2d(X, W, padding=1, **options)
     backward = convx.conv2d_backward(G, X, W, padding=1, **options)[:2]

@@ -159,7 +159,8 @@ def test_it_keeps_what_it_was_given():
 
 
 def test_description():
-    ready = prepare(PROBLEM, arrays(PROBLEM)[1])
+    w = arrays(PROBLEM)[1]
+    ready = convx.prepare_weight(w, PROBLEM.input_shape, **PROBLEM.options, algorithm="implicit-gemm")
     assert (ready.shape, ready.dtype) == (PROBLEM.weight_shape, np.dtype("float32"))
     assert ready.nbytes >= 2 * ready.weight.nbytes
     assert repr(ready).startswith("PreparedWeight(float32(192, 16, 3, 3) for ")

@@ -80,8 +80,11 @@ PassPlan CpuPlans::pool_behind(const FusedProblem& problem, const std::array<boo
 py::dict CpuPlans::dict(const PassPlan& plan) const {
     using namespace py::literals;
     py::list candidates;
-    for (const Candidate& each : plan.candidates)
-        candidates.append(py::make_tuple(each.name, each.supported, each.reason));
+    for (const Candidate& each : plan.candidates) {
+        py::dict work;
+        for (const auto& [kind, count] : each.work) work[kind.c_str()] = count;
+        candidates.append(py::make_tuple(each.name, each.supported, each.reason, each.microseconds, work));
+    }
     return py::dict("pass"_a = plan.pass, "algorithm"_a = plan.algorithm, "isa"_a = plan.isa, "tile"_a = plan.tile,
                     "block"_a = plan.block, "tasks"_a = plan.tasks, "threads"_a = plan.threads,
                     "scratch_bytes"_a = plan.scratch_bytes, "flops"_a = plan.flops, "bytes"_a = plan.bytes,

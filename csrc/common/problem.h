@@ -66,6 +66,11 @@ struct Axis {
         padded_axis.mode = PaddingMode::zeros;
         return padded_axis;
     }
+    bool operator==(const Axis& other) const {
+        return input == other.input && kernel == other.kernel && stride == other.stride && dilation == other.dilation &&
+               pad_before == other.pad_before && pad_after == other.pad_after && mode == other.mode &&
+               ceil_mode == other.ceil_mode;
+    }
 };
 
 struct ConvProblem {
@@ -97,6 +102,12 @@ struct ConvProblem {
     }
     std::array<int64_t, 4> weight_shape() const { return {out_channels, group_in(), h.kernel, w.kernel}; }
     std::array<int64_t, 4> output_shape() const { return {batch, out_channels, out_h(), out_w()}; }
+    // The same for one image.
+    bool same_image(const ConvProblem& other) const {
+        return dtype == other.dtype && in_channels == other.in_channels && out_channels == other.out_channels &&
+               groups == other.groups && h == other.h && w == other.w && padding_value == other.padding_value &&
+               relu == other.relu && algorithm == other.algorithm && channels_last == other.channels_last;
+    }
 };
 
 // A transposed convolution: the input gradient of a convolution, with a bias. The convolution writes its input and

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace convx {
@@ -17,7 +18,9 @@ struct Verdict {
 struct Candidate {
     std::string name;
     bool supported;
-    std::string reason;  // why it was chosen, or why not
+    std::string reason;       // why it was chosen, or why not
+    double microseconds = 0;  // predicted for one image on one thread; 0 where it is not supported or has no rival
+    std::vector<std::pair<std::string, double>> work;  // of what that is the sum (conv2d/cost.h)
 };
 
 struct PassPlan {

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -246,6 +246,11 @@ class Candidate:
         Whether it can compute the problem.
     reason : str
         ``"chosen"``, or why it was not.
+    microseconds : float
+        Predicted for one image on one thread; 0 where the method is not supported.
+    work : dict of str to float
+        What the method does for one image, by kind (``csrc/cpu/conv2d/cost.h``): the prediction is the sum of these
+        counts, each times its price.
 
     Examples
     --------
@@ -258,6 +263,8 @@ class Candidate:
     name: str
     supported: bool
     reason: str
+    microseconds: float = 0.0
+    work: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -492,7 +499,7 @@ def explain(
     return Explanation(CudaPlan(name=plan.pop("pass"), **plan) for plan in plans)
 
 
-def _plan(candidates: list[tuple[str, bool, str]], **plan: Any) -> Plan:
+def _plan(candidates: list[tuple[str, bool, str, float, dict[str, float]]], **plan: Any) -> Plan:
     return Plan(name=plan.pop("pass"), **plan, candidates=tuple(Candidate(*each) for each in candidates))
 
 

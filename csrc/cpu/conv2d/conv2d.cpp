@@ -41,8 +41,8 @@ template <class Sum>
 void run_direct_method(const Sum& sum) {
     const Kernels& kernels = active_kernels();
     const Method<Sum>& method = choose_method(sum, kernels);
-    const bool spoilt = multiplies_zeros(method.traits, sum) && !is_factor_finite(sum);
-    if (spoilt || !method.run(sum, kernel_set<typename Sum::Element>(kernels))) run_reference(sum);
+    if (multiplies_zeros(method.traits, sum) && !is_factor_finite(sum)) return run_reference(sum);
+    method.run(sum, kernel_set<typename Sum::Element>(kernels));
 }
 
 // The input index that each cell of the unfolded axis shows.
@@ -104,7 +104,7 @@ void compute(const WindowSum<T>& sum) {
     const bool few_weights = sum.channels * sum.problem->taps() <= sum.dest.shape[2] * sum.dest.shape[3];
     const bool checks = multiplies_zeros(method.traits, sum);
     if (checks && few_weights && !is_factor_finite(own)) return run_reference(own);
-    if (!method.run(own, kernel_set<T>(kernels))) return run_reference(own);
+    method.run(own, kernel_set<T>(kernels));
     if (!checks || few_weights) return;
     for (int64_t n = 0; n < sum.batch; ++n) {
         if (!has_nan<T>(sum.dest.images(n, 1))) continue;
@@ -120,7 +120,7 @@ void compute(const PixelSum<T>& sum) {
     if (sum.border.mixed) return run_reference(sum);
     const Kernels& kernels = active_kernels();
     const Method<PixelSum<T>>& method = choose_method(sum, kernels);
-    if (!method.run(sum, kernel_set<T>(kernels))) return run_reference(sum);
+    method.run(sum, kernel_set<T>(kernels));
     if (!multiplies_zeros(method.traits, sum) || !has_nan(sum.grad_weight.data, sum.weights())) return;
     if (!is_factor_finite(sum)) run_reference(sum);
 }

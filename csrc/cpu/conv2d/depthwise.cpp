@@ -255,7 +255,19 @@ struct DepthwiseMethod {
         if (!is_depthwise(problem)) return {"needs one channel a group"};
         return supports_groups(problem);
     }
-    static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const bool planes = depthwise_planes_take(sizes.problem) && !sizes.source_last;
+        sizes.for_phases([&](double count, double height, double width, double taps) {
+            const double vectors = planes || !sizes.channels_last ? sizes.groups * height * sizes.vectors(width)
+                                                                  : height * width * sizes.vectors(sizes.groups);
+            work[WorkKind::cycles] += count * vectors * taps / 2;
+            work[WorkKind::tiles] += count * vectors;
+        });
+        work[WorkKind::runs] = sizes.groups * sizes.h.dest;
+        if (!planes && !sizes.channels_last) sizes.add_padded_tile(work);
+        return work;
+    }
 
     template <class T>
     static Plan plan(const WindowSum<T>& sum, const KernelSet<T>& kernels) {

@@ -17,12 +17,7 @@ namespace convx {
 
 // Windows that fit L2, and no borders that their adjoint would have to fold.
 Verdict supports_groups(const ConvProblem& problem);
-// Fewer than 64 channels a group, or one channel in all.
-bool has_few_channels(const ConvProblem& problem);
 inline bool is_depthwise(const ConvProblem& problem) { return problem.group_in() == 1 && problem.group_out() == 1; }
-// Whether a direct method is faster than the implicit GEMM, and of the two the one with vectors over channels.
-bool suits_direct(const ConvProblem& problem, ConvPass pass);
-bool suits_channels(const ConvProblem& problem, ConvPass pass, const Kernels& kernels);
 
 // About 20 us of work.
 constexpr int64_t grouped_task_flops = 1'000'000;

@@ -335,8 +335,16 @@ private:
 struct DirectChannelsMethod : DirectMethod<DirectChannelsDriver> {
     static constexpr const char* name = "direct-channels";
 
-    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels& kernels) {
-        return suits_channels(problem, pass, kernels);
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        sizes.for_phases([&](double count, double height, double width, double taps) {
+            const TileGrid grid(height * width, sizes.tile.mr, sizes.vectors(sizes.rows), sizes.tile.nr_vectors);
+            work[WorkKind::cycles] += count * sizes.groups * sizes.channels * taps * grid.cycles;
+            work[WorkKind::tiles] += count * sizes.groups * grid.tiles;
+        });
+        sizes.add_padded_tile(work);
+        sizes.add_result(work, true);
+        return work;
     }
 
     template <class T>

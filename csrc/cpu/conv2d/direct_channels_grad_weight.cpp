@@ -205,8 +205,16 @@ struct DirectChannelsSumMethod : SumMethod<DirectChannelsSumDriver> {
     static constexpr const char* name = "direct-channels";
 
     static Verdict supports(const ConvProblem& problem, ConvPass) { return supports_groups(problem); }
-    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels& kernels) {
-        return suits_channels(problem, pass, kernels);
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const double pixels = sizes.h.dest * sizes.w.dest;
+        const TileGrid grid(sizes.channels * sizes.taps, sizes.tile.mr, sizes.vectors(sizes.rows),
+                            sizes.tile.nr_vectors);
+        work[WorkKind::cycles] = sizes.groups * pixels * grid.cycles;
+        work[WorkKind::tiles] = sizes.groups * grid.tiles * std::ceil(pixels / most_pixels);
+        sizes.add_padded_tile(work);
+        sizes.add_result(work, true);
+        return work;
     }
 
     template <class T>

@@ -376,7 +376,20 @@ void run_direct_spatial(const WindowSum<T>& sum, const KernelSet<T>& kernels) {
 struct DirectSpatialMethod : DirectMethod<DirectSpatialDriver> {
     static constexpr const char* name = "direct-spatial";
 
-    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels&) { return suits_direct(problem, pass); }
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const double rows = std::min(double(grouped_panel), sizes.rows);
+        const double vectors = std::min(std::floor(sizes.tile.sums / rows), 8.0);
+        sizes.for_phases([&](double count, double height, double width, double taps) {
+            const double run = sizes.vectors(height * (width + sizes.taps_w() - 1));
+            const TileGrid grid(sizes.rows, rows, std::min(run, height * sizes.vectors(width)), vectors);
+            work[WorkKind::cycles] += count * sizes.groups * sizes.channels * taps * grid.cycles;
+            work[WorkKind::tiles] += count * sizes.groups * grid.tiles;
+        });
+        sizes.add_padded_tile(work);
+        sizes.add_result(work, false);
+        return work;
+    }
 
     template <class T>
     static void describe(const WindowSum<T>& sum, const DirectSpatialDriver<T>& driver, const KernelSet<T>& kernels,

@@ -151,7 +151,15 @@ struct DirectSpatialSumMethod : SumMethod<DirectSpatialSumDriver> {
     static constexpr const char* name = "direct-spatial";
 
     static Verdict supports(const ConvProblem& problem, ConvPass) { return supports_groups(problem); }
-    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels&) { return suits_direct(problem, pass); }
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const TileGrid grid(sizes.rows, double(grouped_panel), sizes.channels * sizes.taps, 3);
+        work[WorkKind::cycles] = sizes.groups * sizes.h.dest * sizes.vectors(sizes.w.dest) * grid.cycles;
+        work[WorkKind::tiles] = sizes.groups * sizes.h.dest * grid.tiles;
+        sizes.add_padded_tile(work);
+        sizes.add_result(work, false);
+        return work;
+    }
 
     template <class T>
     static void describe(const PixelSum<T>& sum, const DirectSpatialSumDriver<T>& driver, const KernelSet<T>& kernels,

@@ -288,7 +288,23 @@ struct DotSumMethod : SumMethod<DotDriver> {
     static constexpr const char* name = "implicit-gemm";
 
     static Verdict supports(const ConvProblem&, ConvPass) { return {}; }
-    static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const TileSizes& tile = sizes.tile;
+        const double pixels = sizes.h.dest * sizes.w.dest, columns = sizes.channels * sizes.taps;
+        const TileGrid grid(sizes.rows, tile.dot_rows, columns, tile.dot_columns);
+        work[WorkKind::cycles] = sizes.groups * sizes.vectors(pixels) * grid.cycles;
+        work[WorkKind::tiles] = sizes.groups * grid.tiles * std::ceil(pixels * item_size(sizes.problem.dtype) / 2048);
+        if (sizes.channels_last)
+            work[WorkKind::transposes] = sizes.groups * (columns + sizes.rows) * pixels;
+        else if (sizes.strided)
+            work[WorkKind::transposes] = sizes.groups * columns * pixels;
+        else if (sizes.taps > 1)
+            work[WorkKind::copies] = sizes.groups * columns * sizes.vectors(pixels);
+        if (sizes.taps > 1 || sizes.strided)
+            work[WorkKind::runs] = sizes.groups * (sizes.channels_last ? sizes.taps * pixels : columns * sizes.h.dest);
+        return work;
+    }
 
     template <class T>
     static void describe(const PixelSum<T>& sum, const DotDriver<T>& driver, const KernelSet<T>& kernels,

@@ -172,7 +172,19 @@ struct OuterSumMethod : SumMethod<OuterDriver> {
     static Verdict supports(const ConvProblem& problem, ConvPass) {
         return {problem.taps() == 1 ? nullptr : "needs a window of one tap"};
     }
-    static bool suits(const ConvProblem& problem, ConvPass, const Kernels&) { return problem.channels_last; }
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const double pixels = sizes.h.dest * sizes.w.dest, columns = sizes.channels * sizes.taps;
+        const TileGrid grid(sizes.rows, sizes.tile.mr, sizes.vectors(columns), sizes.tile.nr_vectors);
+        work[WorkKind::cycles] = sizes.groups * pixels * grid.cycles;
+        work[WorkKind::tiles] = sizes.groups * grid.tiles * std::ceil(pixels * item_size(sizes.problem.dtype) / 768);
+        if (sizes.channels_last)
+            work[WorkKind::copies] = sizes.groups * pixels * (sizes.vectors(columns) + sizes.vectors(sizes.rows));
+        else
+            work[WorkKind::transposes] = sizes.groups * pixels * (columns + sizes.rows);
+        work[WorkKind::runs] = sizes.groups * pixels;
+        return work;
+    }
 
     template <class T>
     static void describe(const PixelSum<T>& sum, const OuterDriver<T>& driver, const KernelSet<T>& kernels,

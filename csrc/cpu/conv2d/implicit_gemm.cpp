@@ -348,7 +348,27 @@ struct ImplicitGemmMethod {
     static constexpr Traits traits{};
 
     static Verdict supports(const ConvProblem&, ConvPass) { return {}; }
-    static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const TileSizes& tile = sizes.tile;
+        sizes.for_phases([&](double count, double height, double width, double taps) {
+            const double pixels = height * width, packed = sizes.groups * sizes.channels * taps * pixels;
+            const TileGrid grid = sizes.channels_last
+                                      ? TileGrid(pixels, tile.mr, sizes.vectors(sizes.rows), tile.nr_vectors)
+                                      : TileGrid(sizes.rows, tile.mr, sizes.vectors(pixels), tile.nr_vectors);
+            const double depth = sizes.channels * taps;
+            work[WorkKind::cycles] += count * sizes.groups * depth * grid.cycles;
+            work[WorkKind::tiles] += count * sizes.groups * grid.tiles * std::ceil(depth / 384);
+            if (!sizes.channels_last && !sizes.strided) {
+                work[WorkKind::copies] += packed / tile.lanes;
+                if (taps > 1) work[WorkKind::runs] += packed / width;
+            } else if (!sizes.channels_last || taps > 1) {
+                work[WorkKind::transposes] += count * packed;
+                work[WorkKind::runs] += count * (sizes.channels_last ? taps * pixels : packed / width);
+            }
+        });
+        return work;
+    }
 
     template <class T>
     static Plan plan(const WindowSum<T>& sum, const KernelSet<T>& kernels) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/cost.h"
 #include "cpu/conv2d/window_sum.h"
 #include "cpu/pass_plan.h"
 #include "cpu/runtime/run_tasks.h"
@@ -22,9 +23,7 @@ struct MethodInfo {
     const char* name;
     Traits traits;
     Verdict (*supports)(const ConvProblem&, ConvPass);
-    // Whether it is the first choice among the methods of its family behind it in the list: a matter of the problem of
-    // one image and the kernels, never of the batch, the threads or the strides of arrays.
-    bool (*suits)(const ConvProblem&, ConvPass, const Kernels&);
+    Work (*work)(const WorkSizes&);  // for one image: cost.h
 };
 
 // `Sum` is WindowSum<T> or PixelSum<T>.
@@ -32,9 +31,7 @@ template <class Sum>
 struct Method : MethodInfo {
     using T = typename Sum::Element;
 
-    // False, and nothing of use is written, where the sum has to skip an operand over the border that is not finite:
-    // reference.cpp computes it then.
-    bool (*run)(const Sum&, const KernelSet<T>&);
+    void (*run)(const Sum&, const KernelSet<T>&);
     void (*describe)(const Sum&, const KernelSet<T>&, int threads, PassPlan&);
     // The weight in the form in which `run` reads it; null where there is none.
     void (*pack)(const Sum&, const KernelSet<T>&, PackedWeight<T>&);

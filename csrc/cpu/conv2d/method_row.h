@@ -4,7 +4,7 @@
 //       static constexpr const char* name = "example";
 //       static constexpr Traits traits{};
 //       static Verdict supports(const ConvProblem&, ConvPass);                       // correctness alone
-//       static bool suits(const ConvProblem&, ConvPass, const Kernels&);             // speed alone
+//       static Work work(const WorkSizes&);                                          // what an image costs
 //       template <class T> static Plan<T> plan(const WindowSum<T>&, const KernelSet<T>&);  // has tasks()
 //       template <class T> static void run(const WindowSum<T>&, const Plan<T>&, const KernelSet<T>&);
 //       template <class T> static void describe(const WindowSum<T>&, const Plan<T>&, const KernelSet<T>&, PassPlan&);
@@ -42,13 +42,10 @@ const Method<Sum>& method_row() {
         made.name = M::name;
         made.traits = M::traits;
         made.supports = &M::supports;
-        made.suits = &M::suits;
+        made.work = &M::work;
         made.run = [](const Sum& sum, const KernelSet<T>& kernels) {
             auto own = M::plan(sum, kernels);
-            if constexpr (std::is_void_v<decltype(M::run(sum, own, kernels))>)
-                return M::run(sum, own, kernels), true;
-            else
-                return M::run(sum, own, kernels);
+            M::run(sum, own, kernels);
         };
         made.describe = [](const Sum& sum, const KernelSet<T>& kernels, int threads, PassPlan& plan) {
             const auto own = M::plan(sum, kernels);

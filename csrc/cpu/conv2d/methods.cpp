@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <string>
 
 #include "common/check.h"
@@ -10,7 +11,7 @@
 
 namespace convx {
 
-// In order: the first one that supports a problem and suits it is chosen. A method is one file and one line here.
+// The method of least predicted time is chosen (cost.h), the first of equals. A method is one file and one line here.
 template <class... M>
 struct MethodList {
     template <class Sum>
@@ -41,26 +42,6 @@ using PixelMethods = MethodList<  // grad_weight
 
 namespace {
 
-// Against the direct methods on Zen 3, one thread: 2.3 to 3.3 times as fast at 28 x 28 and above, 1.9 to 3 at 14 x 14;
-// at 7 x 7 with 512 channels 2.5 times for a batch of 8, 1.3 for a single image, whose few tiles hardly pay for the
-// transformed weights; weight gradients 1.9 times for one image of 7 x 7, 2.2 of 14 x 14. Planes that fill few of their
-// tiles' outputs, or few channels, lose the gain. Never in float64: whoever asks for it wants the digits that the
-// transforms take (errors 10 times those of the direct sum at 64 channels).
-bool prefers_winograd(const ConvProblem& problem, ConvPass pass) {
-    if (problem.dtype == DType::float64) return false;
-    const bool forward = pass != ConvPass::grad_input;
-    const int64_t height = forward ? problem.out_h() : problem.h.input;
-    const int64_t width = forward ? problem.out_w() : problem.w.input;
-    const auto in_tiles = [](int64_t size) {
-        return (size + winograd_outputs - 1) / winograd_outputs * winograd_outputs;
-    };
-    // In groups of few channels the direct sums are faster, on 4 threads up to 5 times, since each group is a task.
-    if (pass == ConvPass::grad_weight && problem.groups > 1 && problem.group_in() < 64 && problem.group_out() < 64)
-        return false;
-    return std::min(problem.group_in(), problem.group_out()) >= 16 && height * width >= 49 &&
-           5 * in_tiles(height) * in_tiles(width) <= 9 * height * width;
-}
-
 template <class Rows>
 auto* find_named(const Rows& rows, Algorithm algorithm) {
     const std::string_view name = algorithm_names()[static_cast<size_t>(algorithm)];
@@ -75,23 +56,66 @@ Algorithm family_of(Algorithm algorithm) {
     return find_named(PixelMethods::rows<PixelSum<float>>(), algorithm)->traits.family;
 }
 
+// Whether a method may be chosen by its time. Winograd's transforms take digits (errors 10 times those of the direct
+// sum at 64 channels), which whoever asks for float64 wants: "auto" leaves them out there.
+bool may_choose(const MethodInfo& method, const ConvProblem& problem, Algorithm family) {
+    if (family == Algorithm::automatic)
+        return method.traits.family == Algorithm::direct || problem.dtype == DType::float32;
+    return method.traits.family == family;
+}
+
+// The supported method of least predicted time. "winograd" is a wish, which few problems can meet; "direct" an order.
+template <class Rows>
+auto find_cheapest(const Rows& rows, const ConvProblem& problem, ConvPass pass, const Kernels& kernels,
+                   Algorithm family) {
+    const WorkSizes sizes(problem, pass, kernels);
+    const auto cheapest = [&](Algorithm among) {
+        typename Rows::value_type best = nullptr;
+        double least = 0;
+        for (const auto* row : rows) {
+            if (!may_choose(*row, problem, among) || !row->supports(problem, pass)) continue;
+            const double time = predicted_time(row->name, pass, row->work(sizes), kernels);
+            if (best && time >= least) continue;
+            best = row;
+            least = time;
+        }
+        return best;
+    };
+    const auto found = cheapest(family);
+    return found ? found : cheapest(Algorithm::direct);
+}
+
+// The last choices of this thread: to predict the times of all methods takes as long as a tiny convolution.
+template <class Row>
+struct Choices {
+    struct Entry {
+        ConvProblem problem;
+        ConvPass pass;
+        const Kernels* kernels = nullptr;
+        Row row;
+    };
+    std::array<Entry, 32> entries;
+
+    Entry& at(const ConvProblem& problem, ConvPass pass) {
+        const auto mix = static_cast<uint64_t>(problem.in_channels + 31 * problem.out_channels + 7 * problem.h.input +
+                                               3 * problem.h.kernel + 5 * problem.h.stride + 13 * problem.groups) +
+                         static_cast<uint64_t>(pass) + 2 * problem.channels_last;
+        return entries[mix * 0x9E3779B97F4A7C15u >> 59];
+    }
+};
+
 template <class Rows>
 auto& choose_among(const Rows& rows, const ConvProblem& problem, ConvPass pass, const Kernels& kernels) {
-    Algorithm algorithm = problem.algorithm;
-    if (names_method(algorithm)) {
-        if (const auto* named = find_named(rows, algorithm)) return *named;
-        algorithm = family_of(algorithm);
+    Algorithm family = problem.algorithm;
+    if (names_method(family)) {
+        if (const auto* named = find_named(rows, family)) return *named;
+        family = family_of(family);
     }
-    const auto takes = [&](const MethodInfo& method, bool winograd) {
-        return (method.traits.family == Algorithm::winograd) == winograd && method.supports(problem, pass) &&
-               method.suits(problem, pass, kernels);
-    };
-    const bool winograd =
-        algorithm == Algorithm::winograd || (algorithm == Algorithm::automatic && prefers_winograd(problem, pass));
-    for (const bool family : {true, false})
-        for (const auto* row : rows)
-            if ((winograd || !family) && takes(*row, family)) return *row;
-    return *rows.back();
+    static thread_local Choices<typename Rows::value_type> choices;
+    auto& entry = choices.at(problem, pass);
+    if (entry.kernels != &kernels || entry.pass != pass || !entry.problem.same_image(problem))
+        entry = {problem, pass, &kernels, find_cheapest(rows, problem, pass, kernels, family)};
+    return *entry.row;
 }
 
 // The input gradient as methods see it: without borders that fold.
@@ -118,25 +142,42 @@ std::string family_name(const MethodInfo& method) {
     return algorithm_names()[static_cast<size_t>(method.traits.family)];
 }
 
+std::string ratio_text(double ratio) {
+    char text[32];
+    std::snprintf(text, sizeof text, ratio < 10 ? "%.2g" : "%.0f", ratio);
+    return text;
+}
+
 // Every method of the pass, and why it is the chosen one or not.
 template <class Rows>
 void list_candidates(PassPlan& plan, const Rows& rows, const MethodInfo& chosen, const ConvProblem& problem,
                      ConvPass pass, const Kernels& kernels) {
-    bool behind = false;
+    const WorkSizes sizes(problem, pass, kernels);
+    const auto time = [&](const MethodInfo& method) {
+        return predicted_time(method.name, pass, method.work(sizes), kernels);
+    };
     for (const MethodInfo* row : rows) {
         const Verdict verdict = row->supports(problem, pass);
-        std::string reason = "chosen";
+        Candidate candidate{row->name, static_cast<bool>(verdict), "chosen", 0, {}};
+        if (verdict) {
+            candidate.microseconds = time(*row) / 1000;
+            const Work work = row->work(sizes);
+            for (size_t kind = 0; kind < work_kinds; ++kind)
+                candidate.work.emplace_back(work_names[kind], work.count[kind]);
+        }
         if (!verdict)
-            reason = verdict.refusal;
+            candidate.reason = verdict.refusal;
         else if (row != &chosen && names_method(problem.algorithm))
-            reason = std::string("algorithm is \"") + chosen.name + '"';
-        else if (row != &chosen && row->traits.family != chosen.traits.family)
-            reason = problem.algorithm == Algorithm::automatic ? std::string(chosen.name) + " is preferred"
-                                                               : "algorithm is \"" + family_name(chosen) + '"';
+            candidate.reason = std::string("algorithm is \"") + chosen.name + '"';
+        else if (row != &chosen && problem.algorithm != Algorithm::automatic &&
+                 row->traits.family != chosen.traits.family)
+            candidate.reason = "algorithm is \"" + family_name(chosen) + '"';
+        else if (row != &chosen && !may_choose(*row, problem, problem.algorithm))
+            candidate.reason = "less exact, and the dtype is float64";
         else if (row != &chosen)
-            reason = behind || !row->suits(problem, pass, kernels) ? std::string(chosen.name) + " is preferred" : "";
-        behind |= row == &chosen;
-        plan.candidates.push_back({row->name, static_cast<bool>(verdict), reason});
+            candidate.reason =
+                "predicted " + ratio_text(time(*row) / time(chosen)) + " times as long as " + chosen.name;
+        plan.candidates.push_back(candidate);
     }
 }
 

@@ -5,9 +5,9 @@
 
 namespace convx {
 
-// The method that computes a pass of a problem: the one that the problem names, else the first that supports it and
-// suits it. Depends on nothing but the problem of one image and the instruction set: never on the batch, the threads or
-// the strides of arrays.
+// The method that computes a pass of a problem: the one that the problem names, else the supported one of least
+// predicted time (cost.h). Depends on nothing but the problem of one image and the instruction set: never on the batch,
+// the threads or the strides of arrays.
 const MethodInfo& choose_method(const ConvProblem& problem, ConvPass pass, const Kernels& kernels);
 
 // The names of all methods, each once.

@@ -17,6 +17,8 @@ namespace convx {
 namespace {
 
 constexpr int64_t chunk_target = 64;  // channels; with 16 rows 144 KiB of transformed weights
+// Of a plane: its tasks are few, since they cut the output channels alone.
+constexpr int64_t most_tiles = 64;
 constexpr int64_t most_panels = 2;
 
 struct Blocks {
@@ -27,6 +29,8 @@ struct Blocks {
     int64_t nc_panels = 1;     // of nr output channels, of one task
     int64_t source_pixels = 1, dest_pixels = 1;
 };
+
+int64_t count_tiles(int64_t positions) { return ceil_div(positions, winograd_outputs); }
 
 template <class T>
 Blocks plan_blocks(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels) {
@@ -331,8 +335,23 @@ private:
 struct WinogradChannelsMethod : WinogradMethod<ChannelDriver> {
     static constexpr const char* name = "winograd-channels";
 
-    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels&) {
-        return has_few_tiles(problem, pass);
+    static Verdict supports(const ConvProblem& problem, ConvPass pass) {
+        const Axis &h = problem.h, &w = problem.w;
+        const bool forward = pass == ConvPass::forward;
+        if (count_tiles(forward ? h.output() : h.input) * count_tiles(forward ? w.output() : w.input) > most_tiles)
+            return {"needs a plane of at most 64 tiles of 4 x 4: all tasks share its transformed inputs"};
+        return supports_winograd(problem, pass);
+    }
+
+    static Work work(const WorkSizes& sizes) {
+        const double tiles = winograd_tile_count(sizes), lanes = sizes.tile.lanes;
+        const TileGrid grid(tiles, sizes.tile.mr, sizes.vectors(sizes.rows), sizes.tile.nr_vectors);
+        Work work = sizes.common();
+        work[WorkKind::cycles] = winograd_frequencies * sizes.groups * sizes.channels * grid.cycles;
+        work[WorkKind::runs] = winograd_frequencies * sizes.groups;
+        work[WorkKind::tiles] = winograd_frequencies * sizes.groups * grid.tiles * std::ceil(sizes.channels / 128);
+        work[WorkKind::transforms] = sizes.groups * (sizes.channels + sizes.rows) * tiles / lanes;
+        return work;
     }
 
     template <class T>
@@ -344,7 +363,7 @@ struct WinogradChannelsMethod : WinogradMethod<ChannelDriver> {
                      std::to_string(std::min(blocks.nc_panels * kernels.nr, sum.rows)) + " channels, sums of " +
                      std::to_string(blocks.kc) + " channels";
         text.reason =
-            "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144; few tiles, so vectors over channels, and a "
+            "F(4x4, 3x3): 36 multiplications for 16 outputs instead of 144; few tiles, so vectors over channels; a "
             "task makes the transformed weights that it needs in L2; images with inf, NaN or an overflow by a direct "
             "method";
     }

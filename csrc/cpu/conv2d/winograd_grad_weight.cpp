@@ -255,7 +255,19 @@ struct WinogradSumMethod : DriverMethod<WinogradSumDriver> {
     static constexpr Traits traits = winograd_traits;
 
     static Verdict supports(const ConvProblem& problem, ConvPass pass) { return supports_winograd(problem, pass); }
-    static bool suits(const ConvProblem&, ConvPass, const Kernels&) { return true; }
+    static Work work(const WorkSizes& sizes) {
+        const double tiles = winograd_tile_count(sizes);
+        const TileGrid grid(sizes.rows, sizes.tile.mr, sizes.vectors(sizes.channels), sizes.tile.nr_vectors);
+        Work work = sizes.common();
+        work[WorkKind::cycles] = winograd_frequencies * sizes.groups * tiles * grid.cycles;
+        work[WorkKind::runs] = winograd_frequencies * sizes.groups;
+        work[WorkKind::tiles] = winograd_frequencies * sizes.groups * grid.tiles * std::ceil(tiles / 128);
+        work[WorkKind::transforms] = sizes.groups * tiles * (sizes.vectors(sizes.channels) + sizes.vectors(sizes.rows));
+        // Groups go one after the other: where one is a single task, a second thread has nothing to do.
+        if (sizes.rows <= 24 && sizes.channels <= 32)
+            for (double& each : work.count) each *= 2;
+        return work;
+    }
 
     template <class T>
     static void run(const PixelSum<T>& sum, WinogradSumDriver<T>& driver, const KernelSet<T>&) {

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "common/rounding.h"
+#include "cpu/conv2d/cost.h"
 #include "cpu/conv2d/implicit_gemm.h"
 #include "cpu/conv2d/method.h"
 
@@ -39,13 +40,9 @@ inline Verdict supports_winograd(const ConvProblem& problem, ConvPass) {
     return {};
 }
 
-// Whether an image of this output (grad_input: input) size has so few tiles that vectors had better run over channels
-// (winograd_channels.cpp; its tasks lie within one group, so groups go the other way).
-inline bool has_few_tiles(const ConvProblem& problem, ConvPass pass) {
-    const bool forward = pass == ConvPass::forward;
-    const int64_t height = forward ? problem.out_h() : problem.h.input;
-    const int64_t width = forward ? problem.out_w() : problem.w.input;
-    return problem.groups == 1 && ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs) <= 16;
+// Of a channel of one image.
+inline double winograd_tile_count(const WorkSizes& sizes) {
+    return std::ceil(sizes.h.dest / winograd_outputs) * std::ceil(sizes.w.dest / winograd_outputs);
 }
 
 // Marks an image that has to be computed again.

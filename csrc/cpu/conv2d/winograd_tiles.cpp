@@ -381,8 +381,15 @@ private:
 struct WinogradTilesMethod : WinogradMethod<TileDriver> {
     static constexpr const char* name = "winograd-tiles";
 
-    static bool suits(const ConvProblem& problem, ConvPass pass, const Kernels&) {
-        return !has_few_tiles(problem, pass);
+    static Work work(const WorkSizes& sizes) {
+        const double tiles = winograd_tile_count(sizes);
+        const TileGrid grid(sizes.rows, sizes.tile.mr, sizes.vectors(tiles), sizes.tile.nr_vectors);
+        Work work = sizes.common();
+        work[WorkKind::cycles] = winograd_frequencies * sizes.groups * sizes.channels * grid.cycles;
+        work[WorkKind::runs] = winograd_frequencies * sizes.groups;
+        work[WorkKind::tiles] = winograd_frequencies * sizes.groups * grid.tiles * std::ceil(sizes.channels / 128);
+        work[WorkKind::transforms] = sizes.groups * (sizes.channels + sizes.rows) * sizes.vectors(tiles);
+        return work;
     }
 
     template <class T>

@@ -81,10 +81,11 @@ void describe(PassPlan& plan, const Pass& pass, const Kernels& isa, int threads)
     for (size_t i = 0; i < methods.size(); ++i) {
         const Verdict verdict = methods[i]->supports(pass, kernels);
         const std::string preferred = std::string(plan.algorithm) + " is preferred";
-        plan.candidates.push_back({methods[i]->name, static_cast<bool>(verdict),
-                                   i == chosen ? "chosen"
-                                   : verdict   ? preferred
-                                               : verdict.refusal});
+        Candidate candidate;
+        candidate.name = methods[i]->name;
+        candidate.supported = static_cast<bool>(verdict);
+        candidate.reason = i == chosen ? "chosen" : verdict ? preferred : verdict.refusal;
+        plan.candidates.push_back(candidate);
     }
 }
 
