@@ -192,12 +192,12 @@ class TestLayers:
                 )
 
     def test_algorithm(self):
-        x = torch.randn(1, 16, 12, 12)
+        x = torch.randn(1, 64, 12, 12)
         for kind, function in ((convx.torch.Conv2d, convx.torch.conv2d), (convx.torch.ConvTranspose2d, None)):
             results = []
             for word in ("auto", "direct", "winograd", "implicit-gemm"):
                 torch.manual_seed(1)
-                layer = kind(16, 16, 3, padding=1, algorithm=word)
+                layer = kind(64, 64, 3, padding=1, algorithm=word)
                 assert ("algorithm" in repr(layer)) == (word != "auto")
                 assert repr(layer).endswith(f", algorithm={word})") == (word != "auto")
                 for again in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):

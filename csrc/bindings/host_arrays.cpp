@@ -38,23 +38,20 @@ bool is_addressable(const py::array& array) {
     return true;
 }
 
-template <int64_t item>
-Shape strides_in_elements(const py::array& array) {
-    int64_t strides[Shape::most_axes];
-    const auto axes = static_cast<size_t>(array.ndim());
-    for (size_t axis = 0; axis < axes; ++axis) strides[axis] = array.strides()[axis] / item;
-    return {strides, strides + axes};
-}
-
 PyArray described(const char* name, DType dtype, int64_t item_bytes, py::array array) {
     PyArray result;
-    result.info = {name, dtype, {array.shape(), array.shape() + array.ndim()}};
+    result.info.name = name;
+    result.info.dtype = dtype;
     result.item_bytes = item_bytes;
-    // Divisions by constants: others would take longer than all other lines.
-    const int64_t item = result.item();
-    result.stride = item == 4   ? strides_in_elements<4>(array)
-                    : item == 8 ? strides_in_elements<8>(array)
-                                : strides_in_elements<1>(array);
+    // Shifts and sizes in place: divisions and copies would take longer than all other lines.
+    const int shift = result.item() == 8 ? 3 : result.item() == 4 ? 2 : 0;
+    const auto axes = static_cast<size_t>(array.ndim());
+    result.info.shape.resize(axes);
+    result.stride.resize(axes);
+    for (size_t axis = 0; axis < axes; ++axis) {
+        result.info.shape[axis] = array.shape()[axis];
+        result.stride[axis] = array.strides()[axis] >> shift;
+    }
     result.data = const_cast<void*>(array.data());
     result.object = std::move(array);
     return result;

@@ -26,7 +26,9 @@ public:
     }
 
     size_t size() const { return count_; }
+    void resize(size_t count) { count_ = count; }  // new sizes are not set
     int64_t operator[](size_t axis) const { return sizes_[axis]; }
+    int64_t& operator[](size_t axis) { return sizes_[axis]; }
     const int64_t* begin() const { return sizes_; }
     const int64_t* end() const { return sizes_ + count_; }
 
