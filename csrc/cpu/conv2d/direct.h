@@ -28,6 +28,16 @@ constexpr int64_t grouped_wanted_tasks = 48;
 int64_t unit_rows(const PlaneLayout& layout, int64_t images, int64_t row_flops);
 int64_t units_of_a_task(int64_t units, int64_t unit_flops);
 
+// What all workers of a driver share.
+template <class T>
+struct DirectShared {
+    DirectShared(ScratchParts parts, int64_t weights_count, int64_t bias_count)
+        : weights(parts.take<T>(weights_count)), bias(parts.take<T>(bias_count)), bytes(parts.bytes()) {}
+    T* weights;
+    T* bias;  // [group][output channel]
+    int64_t bytes;
+};
+
 // Forward and grad_input by drivers that multiply the border of zeros.
 template <template <class> class Driver>
 struct DirectMethod : DriverMethod<Driver> {

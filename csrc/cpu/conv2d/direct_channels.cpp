@@ -48,16 +48,6 @@ Blocks plan_blocks(const PlaneLayout& layout, int64_t batch, int64_t groups, int
     return blocks;
 }
 
-// What all workers share.
-template <class T>
-struct Shared {
-    Shared(ScratchParts parts, int64_t weights_count, int64_t bias_count)
-        : weights(parts.take<T>(weights_count)), bias(parts.take<T>(bias_count)), bytes(parts.bytes()) {}
-    T* weights;  // [group][panel][class][channel, tap][output channel]
-    T* bias;     // [group][output channel]
-    int64_t bytes;
-};
-
 // What one worker works with.
 template <class T>
 struct Scratch {
@@ -115,7 +105,7 @@ public:
         const int64_t units = this->units();
         const TaskPlan plan = tasks();
         const TaskRunner runner(plan);
-        const Shared<T> shared = this->shared(ScratchParts(runner.shared()));
+        const DirectShared<T> shared = this->shared(ScratchParts(runner.shared()));
         runner.run(sum_.groups * panels_, [&](int64_t panel, ScratchParts parts) {
             pack_panel(panel / panels_, panel % panels_, shared, scratch(parts).taps);
         });
@@ -138,7 +128,8 @@ private:
         const T* planes;  // of its first row
     };
 
-    Shared<T> shared(ScratchParts parts) const {
+    // Weights: [group][panel][class][channel, tap][output channel].
+    DirectShared<T> shared(ScratchParts parts) const {
         return {parts, sum_.groups * panels_ * nr_ * sum_.channels * layout_.all_taps(), sum_.groups * sum_.rows};
     }
     Scratch<T> scratch(ScratchParts parts) const {
@@ -162,12 +153,12 @@ private:
     }
 
     const T* source_of(const Unit& unit) const { return sum_.source.at(unit.n, unit.group * sum_.channels, 0, 0); }
-    T* weights_of(const Shared<T>& shared, int64_t group, int64_t panel) const {
+    T* weights_of(const DirectShared<T>& shared, int64_t group, int64_t panel) const {
         return shared.weights + (group * panels_ + panel) * nr_ * sum_.channels * layout_.all_taps();
     }
     int64_t width_of(int64_t panel) const { return std::min(nr_, sum_.rows - panel * nr_); }
 
-    void pack_panel(int64_t group, int64_t panel, const Shared<T>& shared, T* taps) const {
+    void pack_panel(int64_t group, int64_t panel, const DirectShared<T>& shared, T* taps) const {
         const int64_t width = width_of(panel), first = panel * nr_;
         if (width < nr_) std::fill_n(taps, sum_.problem->taps() * nr_, T(0));
         T* to = weights_of(shared, group, panel);
@@ -200,7 +191,7 @@ private:
     }
 
     // `next` is what comes after it: the copy alone would wait for memory longer than it works.
-    void run_unit(const Unit& unit, const Unit& next, const Shared<T>& shared, const Scratch<T>& scratch) const {
+    void run_unit(const Unit& unit, const Unit& next, const DirectShared<T>& shared, const Scratch<T>& scratch) const {
         padded_tile_.copy(scratch.planes, plane_, source_of(unit), sum_.channels, unit.first, unit.rows);
         int64_t tiles = 0;
         for (const Class& one : classes_) tiles += ceil_div(unit.rows * one.w->positions, kernels_.mr);
@@ -242,7 +233,7 @@ private:
     }
 
     void run_tile(const Class& one, const T* const* pixels, int64_t count, int64_t group, int64_t panel,
-                  const Shared<T>& shared, T* to, int64_t step) const {
+                  const DirectShared<T>& shared, T* to, int64_t step) const {
         const T* bias = sum_.bias ? shared.bias + group * sum_.rows + panel * nr_ : nullptr;
         kernels_.gemm_tile_pixels(static_cast<int>(count), static_cast<int>(width_of(panel)), sum_.channels * one.taps,
                                   {pixels, one.offsets.data()},
@@ -251,7 +242,7 @@ private:
     }
 
     // Written as it comes, pixel by pixel in one stream.
-    void run_adjacent(const Class& one, const RowBlock& block, const T* const* pixels, const Shared<T>& shared,
+    void run_adjacent(const Class& one, const RowBlock& block, const T* const* pixels, const DirectShared<T>& shared,
                       Prefetch<T>& ahead) const {
         const int64_t rows = rows_of(*one.h, block), columns = one.w->positions;
         const int64_t step = one.w->step * sum_.dest.stride[3], row_step = one.h->step * sum_.dest.stride[2];
@@ -269,7 +260,7 @@ private:
     }
 
     // Panel by panel through sums that are transposed.
-    void run_planes(const RowBlock& block, const Shared<T>& shared, const Scratch<T>& scratch,
+    void run_planes(const RowBlock& block, const DirectShared<T>& shared, const Scratch<T>& scratch,
                     Prefetch<T>& ahead) const {
         for (int64_t panel = 0; panel < panels_; ++panel) {
             for (size_t k = 0; k < classes_.size(); ++k) {

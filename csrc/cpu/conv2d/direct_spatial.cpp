@@ -71,16 +71,6 @@ SpatialBlocks plan_blocks(const PlaneLayout& layout, int64_t batch, int64_t grou
     return blocks;
 }
 
-// What all workers share.
-template <class T>
-struct Shared {
-    Shared(ScratchParts parts, int64_t weights_count, int64_t bias_count)
-        : weights(parts.take<T>(weights_count)), bias(parts.take<T>(bias_count)), bytes(parts.bytes()) {}
-    T* weights;  // [group][class][panel][channel, tap][output channel]
-    T* bias;     // [group][output channel]
-    int64_t bytes;
-};
-
 // What one worker works with.
 template <class T>
 struct Scratch {
@@ -140,7 +130,7 @@ public:
         const int64_t units = this->units();
         const TaskPlan plan = tasks();
         const TaskRunner runner(plan);
-        const Shared<T> shared = this->shared(ScratchParts(runner.shared()));
+        const DirectShared<T> shared = this->shared(ScratchParts(runner.shared()));
         runner.run(sum_.groups, [&](int64_t group, ScratchParts) { pack_group(group, shared); });
         runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
             const Scratch<T> scratch = this->scratch(parts);
@@ -156,7 +146,8 @@ private:
     };
 
     int64_t group_weights() const { return sum_.rows * sum_.channels * layout_.all_taps(); }
-    Shared<T> shared(ScratchParts parts) const {
+    // Weights: [group][class][panel][channel, tap][output channel].
+    DirectShared<T> shared(ScratchParts parts) const {
         return {parts, sum_.groups * group_weights(), sum_.groups * sum_.rows};
     }
     Scratch<T> scratch(ScratchParts parts) const {
@@ -190,7 +181,7 @@ private:
     const T* source_of(const Unit& unit) const { return sum_.source.at(unit.n, unit.group * sum_.channels, 0, 0); }
 
     // `next` is what comes after it: the copy alone would wait for memory longer than it works.
-    void run_unit(const Unit& unit, const Unit& next, const Shared<T>& shared, const Scratch<T>& scratch) const {
+    void run_unit(const Unit& unit, const Unit& next, const DirectShared<T>& shared, const Scratch<T>& scratch) const {
         padded_tile_.copy(scratch.planes, plane_, source_of(unit), unit.groups * sum_.channels, unit.first, unit.rows);
         Prefetch<T> ahead;
         if (next.rows > 0 && prefetches_) {
@@ -242,7 +233,7 @@ private:
     }
 
     // One group's pixels of one class.
-    void run_class(const Unit& unit, int64_t group, size_t k, int64_t rows, const Shared<T>& shared,
+    void run_class(const Unit& unit, int64_t group, size_t k, int64_t rows, const DirectShared<T>& shared,
                    const Scratch<T>& scratch, Prefetch<T>& ahead, Prefetch<T>& dest_ahead) const {
         const Class& one = classes_[k];
         const int64_t channel = (unit.group + group) * sum_.rows;
@@ -289,7 +280,7 @@ private:
         }
     }
 
-    void pack_group(int64_t group, const Shared<T>& shared) const {
+    void pack_group(int64_t group, const DirectShared<T>& shared) const {
         T* to = shared.weights + group * group_weights();
         const T* from = sum_.weight + group * sum_.weight_group;
         for (const Class& one : classes_)

@@ -153,15 +153,15 @@ template <class Rows>
 void list_candidates(PassPlan& plan, const Rows& rows, const MethodInfo& chosen, const ConvProblem& problem,
                      ConvPass pass, const Kernels& kernels) {
     const WorkSizes sizes(problem, pass, kernels);
-    const auto time = [&](const MethodInfo& method) {
-        return predicted_time(method.name, pass, method.work(sizes), kernels);
-    };
+    const double least = predicted_time(chosen.name, pass, chosen.work(sizes), kernels);
     for (const MethodInfo* row : rows) {
         const Verdict verdict = row->supports(problem, pass);
         Candidate candidate{row->name, static_cast<bool>(verdict), "chosen", 0, {}};
+        double time = 0;
         if (verdict) {
-            candidate.microseconds = time(*row) / 1000;
             const Work work = row->work(sizes);
+            time = predicted_time(row->name, pass, work, kernels);
+            candidate.microseconds = time / 1000;
             for (size_t kind = 0; kind < work_kinds; ++kind)
                 candidate.work.emplace_back(work_names[kind], work.count[kind]);
         }
@@ -175,8 +175,7 @@ void list_candidates(PassPlan& plan, const Rows& rows, const MethodInfo& chosen,
         else if (row != &chosen && !may_choose(*row, problem, problem.algorithm))
             candidate.reason = "less exact, and the dtype is float64";
         else if (row != &chosen)
-            candidate.reason =
-                "predicted " + ratio_text(time(*row) / time(chosen)) + " times as long as " + chosen.name;
+            candidate.reason = "predicted " + ratio_text(time / least) + " times as long as " + chosen.name;
         plan.candidates.push_back(candidate);
     }
 }

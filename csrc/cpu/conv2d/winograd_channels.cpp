@@ -30,15 +30,13 @@ struct Blocks {
     int64_t source_pixels = 1, dest_pixels = 1;
 };
 
-int64_t count_tiles(int64_t positions) { return ceil_div(positions, winograd_outputs); }
-
 template <class T>
 Blocks plan_blocks(const ImplicitGemm<T>& gemm, const KernelSet<T>& kernels) {
     Blocks blocks;
     const int64_t channels = std::max<int64_t>(gemm.channels, 1), height = gemm.h->positions, width = gemm.w->positions;
     blocks.kc = round_up(even_part(channels, chunk_target), kernels.lanes);
     blocks.chunks = ceil_div(channels, blocks.kc);
-    blocks.tiles = std::max<int64_t>(ceil_div(height, winograd_outputs) * ceil_div(width, winograd_outputs), 1);
+    blocks.tiles = std::max<int64_t>(winograd_tiles(height) * winograd_tiles(width), 1);
     blocks.block_images = std::clamp<int64_t>(winograd_few_tiles / blocks.tiles, 1, std::max<int64_t>(gemm.batch, 1));
     blocks.nc_panels = ceil_div(gemm.rows, kernels.nr) >= winograd_tasks * most_panels ? most_panels : 1;
     blocks.source_pixels = (height + 2) * (width + 2);
@@ -51,7 +49,7 @@ struct TileAxis {
     int64_t positions, tiles, longs;
 
     explicit TileAxis(int64_t size)
-        : positions(size), tiles(ceil_div(size, winograd_outputs)),
+        : positions(size), tiles(winograd_tiles(size)),
           longs(std::max<int64_t>(size - (winograd_outputs - 1) * tiles, 0)) {}
     int64_t start(int64_t tile) const { return winograd_outputs * tile - std::max<int64_t>(tile - longs, 0); }
     int64_t outputs(int64_t tile) const {
@@ -338,7 +336,8 @@ struct WinogradChannelsMethod : WinogradMethod<ChannelDriver> {
     static Verdict supports(const ConvProblem& problem, ConvPass pass) {
         const Axis &h = problem.h, &w = problem.w;
         const bool forward = pass == ConvPass::forward;
-        if (count_tiles(forward ? h.output() : h.input) * count_tiles(forward ? w.output() : w.input) > most_tiles)
+        if (winograd_tiles(forward ? h.output() : h.input) * winograd_tiles(forward ? w.output() : w.input) >
+            most_tiles)
             return {"needs a plane of at most 64 tiles of 4 x 4: all tasks share its transformed inputs"};
         return supports_winograd(problem, pass);
     }

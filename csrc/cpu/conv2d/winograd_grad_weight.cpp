@@ -102,7 +102,7 @@ public:
     WinogradSumDriver(const PixelSum<T>& sum, const KernelSet<T>& kernels)
         : problem_(*sum.problem), kernels_(kernels), grad_(sum.grad_output), input_(sum.input),
           h_(forward_table(problem_.h)), w_(forward_table(problem_.w)), pad_(sum.pad()),
-          tile_rows_(ceil_div(h_.positions, winograd_outputs)), tile_columns_(ceil_div(w_.positions, winograd_outputs)),
+          tile_rows_(winograd_tiles(h_.positions)), tile_columns_(winograd_tiles(w_.positions)),
           tiles_(problem_.batch * tile_rows_ * tile_columns_), rows_(problem_.group_out()),
           columns_(problem_.group_in()), blocks_(plan_blocks(tiles_, problem_.groups, rows_, columns_, kernels)),
           input_row_(winograd_read_order(h_, false, tile_rows_ * winograd_outputs + 2)),

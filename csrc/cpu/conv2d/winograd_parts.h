@@ -40,6 +40,8 @@ inline Verdict supports_winograd(const ConvProblem& problem, ConvPass) {
     return {};
 }
 
+// Along an axis.
+inline int64_t winograd_tiles(int64_t positions) { return ceil_div(positions, winograd_outputs); }
 // Of a channel of one image.
 inline double winograd_tile_count(const WorkSizes& sizes) {
     return std::ceil(sizes.h.dest / winograd_outputs) * std::ceil(sizes.w.dest / winograd_outputs);

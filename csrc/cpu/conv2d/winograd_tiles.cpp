@@ -162,7 +162,7 @@ private:
           tile_rows_(tiles_of(gemm.h)), tile_columns_(tiles_of(gemm.w)),
           tiles_(gemm.batch * tile_rows_ * tile_columns_), blocks_(blocks) {}
 
-    static int64_t tiles_of(const AxisTable* axis) { return ceil_div(axis->positions, winograd_outputs); }
+    static int64_t tiles_of(const AxisTable* axis) { return winograd_tiles(axis->positions); }
 
     Scratch<T> scratch_of(ScratchParts parts) const { return Scratch<T>(parts, blocks_, gemm_.channels, kernels_); }
 
