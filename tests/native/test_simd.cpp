@@ -1,4 +1,4 @@
-// The vector vocabulary, function by function, against scalar definitions; vec_portable.h says what they mean.
+// The vector primitives, function by function, against scalar definitions; vec_portable.h says what they mean.
 //
 // One program per instruction set: -DVEC_HEADER='"cpu/simd/vec_avx2.h"' with that set's compiler options. Exit status:
 // 0 all right, 1 something is wrong (and printed), 77 this processor lacks the instructions.

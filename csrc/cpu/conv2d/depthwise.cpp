@@ -46,13 +46,11 @@ Blocks plan_blocks(int64_t kernel, int64_t stride, int64_t planes, int64_t rows,
                    int64_t source_columns, int64_t item_bytes) {
     Blocks blocks;
     const int64_t fit = std::max<int64_t>((depthwise_rows_bytes / (source_columns * item_bytes) - kernel) / stride, 4);
-    const int64_t wanted = std::max(ceil_div(grouped_wanted_tasks, std::max<int64_t>(planes, 1)), ceil_div(rows, fit));
+    const int64_t wanted = std::max(ceil_div(wanted_tasks, std::max<int64_t>(planes, 1)), ceil_div(rows, fit));
     const int64_t parts = std::clamp(wanted, int64_t{1}, std::max<int64_t>(ceil_div(rows, 4), 1));
     blocks.block_rows = std::min(round_up(ceil_div(rows, parts), 4), std::max<int64_t>(rows, 1));
     const int64_t units = planes * ceil_div(rows, blocks.block_rows);
-    const int64_t unit_flops = std::max<int64_t>(2 * kernel * kernel * columns * blocks.block_rows, 1);
-    blocks.task_units =
-        std::clamp(grouped_task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / grouped_wanted_tasks, 1));
+    blocks.task_units = units_of_a_task(units, 2 * kernel * kernel * columns * blocks.block_rows);
     return blocks;
 }
 
@@ -83,38 +81,38 @@ public:
         std::fill_n(zeros, source_width, T(0));
         const int64_t last_tap = window_.flipped ? window_.kernel - 1 : 0, step = window_.flipped ? -1 : 1;
         runner.run(plan.tasks, [&, channels = channels, height = height, width = width](int64_t task, ScratchParts) {
-            DepthwisePlanes<T> job;
-            job.source_plane = sum_.source.stride[1];
-            job.source_row = sum_.source.stride[2];
-            job.height = sum_.source.shape[2];
-            job.width = source_width;
-            job.pad_top = window_.pad_top;
-            job.pad_left = window_.pad_left;
-            job.zeros = zeros;
-            job.weights_plane = sum_.weight_group;
-            job.weights_row = step * sum_.weight_h;
-            job.weights_column = step * sum_.weight_w;
-            job.bias_plane = sum_.bias_stride;
-            job.relu = sum_.relu;
-            job.dest_plane = sum_.dest.stride[1];
-            job.dest_row = sum_.dest.stride[2];
-            job.columns = width;
+            DepthwisePlanesArgs<T> args;
+            args.source_plane = sum_.source.stride[1];
+            args.source_row = sum_.source.stride[2];
+            args.height = sum_.source.shape[2];
+            args.width = source_width;
+            args.pad_top = window_.pad_top;
+            args.pad_left = window_.pad_left;
+            args.zeros = zeros;
+            args.weights_plane = sum_.weight_group;
+            args.weights_row = step * sum_.weight_h;
+            args.weights_column = step * sum_.weight_w;
+            args.bias_plane = sum_.bias_stride;
+            args.relu = sum_.relu;
+            args.dest_plane = sum_.dest.stride[1];
+            args.dest_row = sum_.dest.stride[2];
+            args.columns = width;
             const int64_t last = std::min(units, (task + 1) * blocks_.task_units);
             for (int64_t unit = task * blocks_.task_units; unit < last;) {
                 const int64_t plane = unit / row_blocks, n = plane / channels, c = plane % channels;
                 // Whole planes of an image go together.
-                job.planes = row_blocks == 1 ? std::min(last - unit, channels - c) : 1;
-                job.first_row = unit % row_blocks * blocks_.block_rows;
-                job.rows = std::min(blocks_.block_rows, height - job.first_row);
-                job.source = sum_.source.at(n, c, 0, 0);
-                job.weights = sum_.weight + c * sum_.weight_group + last_tap * (sum_.weight_h + sum_.weight_w);
-                job.bias = sum_.bias ? sum_.bias + c * sum_.bias_stride : nullptr;
-                job.dest = sum_.dest.at(n, c, 0, 0);
+                args.planes = row_blocks == 1 ? std::min(last - unit, channels - c) : 1;
+                args.first_row = unit % row_blocks * blocks_.block_rows;
+                args.rows = std::min(blocks_.block_rows, height - args.first_row);
+                args.source = sum_.source.at(n, c, 0, 0);
+                args.weights = sum_.weight + c * sum_.weight_group + last_tap * (sum_.weight_h + sum_.weight_w);
+                args.bias = sum_.bias ? sum_.bias + c * sum_.bias_stride : nullptr;
+                args.dest = sum_.dest.at(n, c, 0, 0);
                 if (window_.adjoint)
-                    kernels_.depthwise_planes_adjoint(static_cast<int>(window_.kernel), job);
+                    kernels_.depthwise_planes_adjoint(static_cast<int>(window_.kernel), args);
                 else
-                    kernels_.depthwise_planes(static_cast<int>(window_.kernel), static_cast<int>(window_.stride), job);
-                unit += job.planes;
+                    kernels_.depthwise_planes(static_cast<int>(window_.kernel), static_cast<int>(window_.stride), args);
+                unit += args.planes;
             }
         });
     }
@@ -148,11 +146,7 @@ public:
     PixelDriver(const WindowSum<T>& sum, const PhasedAxis& h, const PhasedAxis& w, const KernelSet<T>& kernels)
         : sum_(sum), h_(h), w_(w), kernels_(kernels), channels_(sum.groups), taps_(h.all_taps() * w.all_taps()) {}
 
-    int64_t task_rows() const {
-        const int64_t row_flops = 2 * taps_ * w_.positions() * channels_;
-        return std::clamp(grouped_task_flops / std::max<int64_t>(row_flops, 1), int64_t{1},
-                          std::max<int64_t>(rows() / grouped_wanted_tasks, 1));
-    }
+    int64_t task_rows() const { return units_of_a_task(rows(), 2 * taps_ * w_.positions() * channels_); }
 
     TaskPlan tasks() const {
         return {ceil_div(rows(), task_rows()), depthwise_work(sum_.flops(), sum_.source.size() + sum_.dest.size()),
@@ -196,18 +190,18 @@ private:
             for (const PhasedAxis::Class& w : w_.classes) {
                 const int64_t taps = static_cast<int64_t>(h.taps.size() * w.taps.size());
                 for (int64_t j = 0; i < h.positions && j < w.positions; j += depthwise_pixels) {
-                    DepthwisePixels<T> job;
-                    job.pixels = static_cast<int>(std::min<int64_t>(depthwise_pixels, w.positions - j));
-                    find_sources(n, h, w, i, j, job.pixels, scratch.border, sources);
-                    job.taps = taps;
-                    job.sources = sources;
-                    job.weights = weights;
-                    job.channels = channels_;
-                    job.bias = sum_.bias ? scratch.bias : nullptr;
-                    job.relu = sum_.relu;
-                    job.dest = sum_.dest.at(n, 0, h.first + i * h.step, w.first + j * w.step);
-                    job.dest_pixel = w.step * sum_.dest.stride[3];
-                    kernels_.depthwise_pixels(job);
+                    DepthwisePixelsArgs<T> args;
+                    args.pixels = static_cast<int>(std::min<int64_t>(depthwise_pixels, w.positions - j));
+                    find_sources(n, h, w, i, j, args.pixels, scratch.border, sources);
+                    args.taps = taps;
+                    args.sources = sources;
+                    args.weights = weights;
+                    args.channels = channels_;
+                    args.bias = sum_.bias ? scratch.bias : nullptr;
+                    args.relu = sum_.relu;
+                    args.dest = sum_.dest.at(n, 0, h.first + i * h.step, w.first + j * w.step);
+                    args.dest_pixel = w.step * sum_.dest.stride[3];
+                    kernels_.depthwise_pixels(args);
                 }
                 weights += taps * channels_;
             }

@@ -40,10 +40,8 @@ PlaneBlocks plan_plane_blocks(const ConvProblem& problem) {
     const int64_t row_bytes = item_size(problem.dtype) * (stride * problem.w.input + problem.out_w());
     const int64_t fit = std::max<int64_t>(depthwise_rows_bytes / row_bytes, 4);
     blocks.block_rows = std::min(rows, round_up(ceil_div(rows, ceil_div(rows, fit)), 4));
-    blocks.splits = std::clamp(grouped_wanted_tasks / channels, int64_t{1}, std::max<int64_t>(problem.batch * rows, 1));
-    const int64_t channel_flops = std::max<int64_t>(problem.flops() / channels / blocks.splits, 1);
-    blocks.task_channels = std::clamp(grouped_task_flops / channel_flops, int64_t{1},
-                                      std::max<int64_t>(channels / grouped_wanted_tasks, 1));
+    blocks.splits = std::clamp(wanted_tasks / channels, int64_t{1}, std::max<int64_t>(problem.batch * rows, 1));
+    blocks.task_channels = units_of_a_task(channels, problem.flops() / channels / blocks.splits);
     return blocks;
 }
 
@@ -122,42 +120,43 @@ private:
 
     void add_block(int64_t n, int64_t channel, int64_t channels, int64_t p, int64_t rows,
                    const PlaneScratch<T>& scratch, T* sums) const {
-        DepthwiseGradWeight<T> job;
-        job.planes = channels;
-        job.height = problem_.h.input;
-        job.width = problem_.w.input;
-        job.pad_top = problem_.h.pad_before;
-        job.pad_left = problem_.w.pad_before;
-        job.zeros = scratch.zeros();
-        job.first_row = p;
-        job.rows = rows;
-        job.columns = problem_.out_w();
-        job.sums = sums;
-        job.source = input_.at(n, channel, 0, 0);
-        job.source_plane = input_.stride[1];
-        job.source_row = input_.stride[2];
-        job.grad = grad_.at(n, channel, 0, 0);
-        job.grad_plane = grad_.stride[1];
-        job.grad_row = grad_.stride[2];
-        if (gathers_) gather(n, channel, job, scratch);
-        kernels_.depthwise_grad_weight(static_cast<int>(problem_.h.kernel), static_cast<int>(problem_.h.stride), job);
+        DepthwiseGradWeightArgs<T> args;
+        args.planes = channels;
+        args.height = problem_.h.input;
+        args.width = problem_.w.input;
+        args.pad_top = problem_.h.pad_before;
+        args.pad_left = problem_.w.pad_before;
+        args.zeros = scratch.zeros();
+        args.first_row = p;
+        args.rows = rows;
+        args.columns = problem_.out_w();
+        args.sums = sums;
+        args.source = input_.at(n, channel, 0, 0);
+        args.source_plane = input_.stride[1];
+        args.source_row = input_.stride[2];
+        args.grad = grad_.at(n, channel, 0, 0);
+        args.grad_plane = grad_.stride[1];
+        args.grad_row = grad_.stride[2];
+        if (gathers_) gather(n, channel, args, scratch);
+        kernels_.depthwise_grad_weight(static_cast<int>(problem_.h.kernel), static_cast<int>(problem_.h.stride), args);
     }
 
-    // Copies of what the job reads.
-    void gather(int64_t n, int64_t channel, DepthwiseGradWeight<T>& job, const PlaneScratch<T>& scratch) const {
+    // Copies of what the args reads.
+    void gather(int64_t n, int64_t channel, DepthwiseGradWeightArgs<T>& args, const PlaneScratch<T>& scratch) const {
         const Axis& h = problem_.h;
-        const int64_t first = std::clamp<int64_t>(job.first_row * h.stride - h.pad_before, 0, h.input);
+        const int64_t first = std::clamp<int64_t>(args.first_row * h.stride - h.pad_before, 0, h.input);
         const int64_t last =
-            std::clamp<int64_t>(h.position(job.first_row + job.rows - 1, h.kernel - 1) + 1, first, h.input);
-        job.source_row = job.width;
-        job.source_plane = input_layout_.plane_size(last - first, kernels_.lanes);
-        job.source = scratch.source - first * job.width;
-        job.grad_row = job.columns;
-        job.grad_plane = grad_layout_.plane_size(job.rows, kernels_.lanes);
-        job.grad = scratch.grad - job.first_row * job.columns;
-        input_tile_.copy(scratch.source, job.source_plane, input_.at(n, channel, 0, 0), job.planes, first,
+            std::clamp<int64_t>(h.position(args.first_row + args.rows - 1, h.kernel - 1) + 1, first, h.input);
+        args.source_row = args.width;
+        args.source_plane = input_layout_.plane_size(last - first, kernels_.lanes);
+        args.source = scratch.source - first * args.width;
+        args.grad_row = args.columns;
+        args.grad_plane = grad_layout_.plane_size(args.rows, kernels_.lanes);
+        args.grad = scratch.grad - args.first_row * args.columns;
+        input_tile_.copy(scratch.source, args.source_plane, input_.at(n, channel, 0, 0), args.planes, first,
                          last - first);
-        grad_tile_.copy(scratch.grad, job.grad_plane, grad_.at(n, channel, 0, 0), job.planes, job.first_row, job.rows);
+        grad_tile_.copy(scratch.grad, args.grad_plane, grad_.at(n, channel, 0, 0), args.planes, args.first_row,
+                        args.rows);
     }
 
     void add_lanes(const T* sums, int64_t count, T* to) const {
@@ -211,7 +210,7 @@ PixelBlocks plan_pixel_blocks(const ConvProblem& problem) {
         std::min(problem.groups, round_up(ceil_div(problem.groups, ceil_div(problem.groups, most)), 64 / item_bytes));
     const int64_t channel_tasks = ceil_div(problem.groups, blocks.task_channels);
     const int64_t wanted =
-        std::min(ceil_div(grouped_wanted_tasks, channel_tasks), problem.flops() / channel_tasks / grouped_task_flops);
+        std::min(ceil_div(wanted_tasks, channel_tasks), problem.flops() / channel_tasks / task_flops);
     blocks.splits = std::clamp(wanted, int64_t{1}, std::max<int64_t>(rows, 1));
     blocks.stretch = std::max<int64_t>(stretch_bytes / (blocks.task_channels * item_bytes), 1);
     return blocks;
@@ -329,31 +328,31 @@ private:
     void add_pixels(const PixelRow<T>& source, const PixelRow<T>& grad, size_t r, int64_t begin, int64_t end,
                     int64_t count, const PixelScratch<T>& scratch) const {
         if (!source.data && border_.skips) return;
-        DepthwisePixelProducts<T> job;
-        job.source_pixel = source.pixel * w_.step;
-        job.grad_pixel = grad.pixel;
-        job.channels = count;
-        job.sums_tap = count;
+        DepthwisePixelProductsArgs<T> args;
+        args.source_pixel = source.pixel * w_.step;
+        args.grad_pixel = grad.pixel;
+        args.channels = count;
+        args.sums_tap = count;
         T* const sums = scratch.sums + static_cast<int64_t>(r) * problem_.w.kernel * count;
         SmallVector<const T*, 8> room;
         room.reserve(w_.taps.size());
         const T** const sources = room.data();
         for (int64_t q = begin; q < end;) {
             const bool inside = source.data && q >= first_inside_ && q < last_inside_;
-            job.pixels = inside ? std::min(end, last_inside_) - q : 1;
-            job.grad = grad.at(q);
-            job.sources = sources;
-            job.sums = sums;
-            job.taps = 0;
+            args.pixels = inside ? std::min(end, last_inside_) - q : 1;
+            args.grad = grad.at(q);
+            args.sources = sources;
+            args.sums = sums;
+            args.taps = 0;
             // At the border the taps that read something follow each other.
             for (int64_t s = 0; s < problem_.w.kernel; ++s) {
                 const int64_t column = source.data ? w_.at(s, q) : AxisTable::outside;
                 if (column == AxisTable::outside && border_.skips) continue;
-                if (job.taps == 0) job.sums = sums + s * count;
-                sources[job.taps++] = column == AxisTable::outside ? scratch.border : source.at(column);
+                if (args.taps == 0) args.sums = sums + s * count;
+                sources[args.taps++] = column == AxisTable::outside ? scratch.border : source.at(column);
             }
-            kernels_.depthwise_pixel_products(job);
-            q += job.pixels;
+            kernels_.depthwise_pixel_products(args);
+            q += args.pixels;
         }
     }
 

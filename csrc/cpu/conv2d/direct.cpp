@@ -18,14 +18,9 @@ Verdict supports_groups(const ConvProblem& problem) {
 
 int64_t unit_rows(const PlaneLayout& layout, int64_t images, int64_t row_flops) {
     const int64_t height = layout.h.positions();
-    const int64_t wanted = ceil_div(height, ceil_div(grouped_wanted_tasks, std::max<int64_t>(images, 1)));
-    return std::min(
-        height, std::max({wanted, 4 * layout.reach, ceil_div(grouped_task_flops, std::max<int64_t>(row_flops, 1))}));
-}
-
-int64_t units_of_a_task(int64_t units, int64_t unit_flops) {
-    return std::clamp(grouped_task_flops / std::max<int64_t>(unit_flops, 1), int64_t{1},
-                      std::max<int64_t>(units / grouped_wanted_tasks, 1));
+    const int64_t wanted = ceil_div(height, ceil_div(wanted_tasks, std::max<int64_t>(images, 1)));
+    return std::min(height,
+                    std::max({wanted, 4 * layout.reach, ceil_div(task_flops, std::max<int64_t>(row_flops, 1))}));
 }
 
 std::string lines_of_a_group(int64_t lines) {

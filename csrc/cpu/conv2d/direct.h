@@ -19,14 +19,9 @@ namespace convx {
 Verdict supports_groups(const ConvProblem& problem);
 inline bool is_depthwise(const ConvProblem& problem) { return problem.group_in() == 1 && problem.group_out() == 1; }
 
-// About 20 us of work.
-constexpr int64_t grouped_task_flops = 1'000'000;
-constexpr int64_t grouped_wanted_tasks = 48;
-
 // Rows of the largest phase in a unit, of which there are `images` with one unit each: as many units as tasks are
 // wanted, unless they have too little work or would copy too many rows twice.
 int64_t unit_rows(const PlaneLayout& layout, int64_t images, int64_t row_flops);
-int64_t units_of_a_task(int64_t units, int64_t unit_flops);
 
 // What all workers of a driver share.
 template <class T>

@@ -108,7 +108,7 @@ public:
           blocks_(plan_blocks(layout_, sum.batch, sum.groups, sum.channels, sum.rows, sizeof(T),
                               channels_inside_ || channels_adjacent(sum.source), one_run_)),
           padded_tile_(layout_, strides_of(sum.source.stride), sum.pad(), kernels),
-          plane_(layout_.plane_size(blocks_.rows, kernels.lanes)), panel_(even_part(sum.rows, grouped_panel)),
+          plane_(layout_.plane_size(blocks_.rows, kernels.lanes)), panel_(even_part(sum.rows, direct_panel)),
           row_sums_(one_run_ ? layout_.pitch : layout_.w.positions()),
           class_size_(in_place_ ? 0 : blocks_.rows * row_sums_) {
         for (size_t i = 0; i < layout_.h.classes.size(); ++i)
@@ -237,7 +237,7 @@ private:
                    const Scratch<T>& scratch, Prefetch<T>& ahead, Prefetch<T>& dest_ahead) const {
         const Class& one = classes_[k];
         const int64_t channel = (unit.group + group) * sum_.rows;
-        GroupedTile<T> tile;
+        DirectTileArgs<T> tile;
         tile.source_row = layout_.row_step();
         tile.offsets = one.sources.data();
         tile.taps = static_cast<int64_t>(one.sources.size());
@@ -266,15 +266,15 @@ private:
         }
     }
 
-    void run_tile(GroupedTile<T> tile, Prefetch<T>& ahead, Prefetch<T>& dest_ahead) const {
-        if (!ahead && !dest_ahead) return kernels_.grouped_tile(tile);
+    void run_tile(DirectTileArgs<T> tile, Prefetch<T>& ahead, Prefetch<T>& dest_ahead) const {
+        if (!ahead && !dest_ahead) return kernels_.direct_tile(tile);
         int64_t& size = one_run_ ? tile.columns : tile.rows;
         const int64_t most = at_once(tile.columns), count = size;
         for (int64_t first = 0; first < count; first += most) {
             size = std::min(most, count - first);
             ahead.next();
             dest_ahead.next();
-            kernels_.grouped_tile(tile);
+            kernels_.direct_tile(tile);
             tile.source += most * (one_run_ ? 1 : tile.source_row);
             tile.dest += most * (one_run_ ? 1 : tile.dest_row);
         }
@@ -369,7 +369,7 @@ struct DirectSpatialMethod : DirectMethod<DirectSpatialDriver> {
 
     static Work work(const WorkSizes& sizes) {
         Work work = sizes.common();
-        const double rows = std::min(double(grouped_panel), sizes.rows);
+        const double rows = std::min(double(direct_panel), sizes.rows);
         const double vectors = std::min(std::floor(sizes.tile.sums / rows), 8.0);
         sizes.for_phases([&](double count, double height, double width, double taps) {
             const double run = sizes.vectors(height * (width + sizes.taps_w() - 1));
@@ -386,7 +386,7 @@ struct DirectSpatialMethod : DirectMethod<DirectSpatialDriver> {
     static void describe(const WindowSum<T>& sum, const DirectSpatialDriver<T>& driver, const KernelSet<T>& kernels,
                          PassPlan& text) {
         const PlaneLayout& layout = driver.layout();
-        const int64_t panel = std::min(sum.rows, grouped_panel);
+        const int64_t panel = std::min(sum.rows, direct_panel);
         text.tile = std::to_string(panel) + (panel == 1 ? " channel x " : " channels x ") +
                     std::to_string(kernels.lanes) + " pixels";
         text.block = rows_of_groups(driver.blocks()) + sums_of(sum.channels, layout);

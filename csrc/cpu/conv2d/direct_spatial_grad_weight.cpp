@@ -20,12 +20,10 @@ SpatialBlocks plan_blocks(const ConvProblem& problem, const PlaneLayout& layout,
     SpatialBlocks blocks = spatial_blocks(layout, problem.groups, problem.group_in(), problem.group_out(),
                                           item_size(problem.dtype), channels_inside, tile_bytes_l1);
     // Lanes and parts are added at the end: no more parts than there is work for.
-    const int64_t most = std::min(problem.batch * problem.out_h(), problem.flops() / grouped_task_flops);
-    blocks.splits = std::clamp(grouped_wanted_tasks / problem.groups, int64_t{1}, std::max<int64_t>(most, 1));
+    const int64_t most = std::min(problem.batch * problem.out_h(), problem.flops() / task_flops);
+    blocks.splits = std::clamp(wanted_tasks / problem.groups, int64_t{1}, std::max<int64_t>(most, 1));
     const int64_t units = ceil_div(problem.groups, blocks.groups);
-    const int64_t unit_flops = std::max<int64_t>(problem.flops() / problem.groups * blocks.groups / blocks.splits, 1);
-    blocks.task_units =
-        std::clamp(grouped_task_flops / unit_flops, int64_t{1}, std::max<int64_t>(units / grouped_wanted_tasks, 1));
+    blocks.task_units = units_of_a_task(units, problem.flops() / problem.groups * blocks.groups / blocks.splits);
     return blocks;
 }
 
@@ -110,27 +108,27 @@ private:
     void add_block(int64_t n, int64_t first_group, int64_t groups, int64_t p, int64_t rows,
                    const Scratch<T>& scratch) const {
         tile_.copy(scratch.planes, plane_, input_.at(n, first_group * channels_, 0, 0), groups * channels_, p, rows);
-        GroupedGradWeight<T> job;
-        job.grad = grad_.at(n, first_group * rows_, p, 0);
-        job.grad_channel = grad_.stride[1];
-        job.grad_row = grad_.stride[2];
+        DirectGradWeightArgs<T> args;
+        args.grad = grad_.at(n, first_group * rows_, p, 0);
+        args.grad_channel = grad_.stride[1];
+        args.grad_row = grad_.stride[2];
         if (grad_plane_ > 0) {
             grad_tile_.copy(scratch.grad, grad_plane_, grad_.at(n, first_group * rows_, 0, 0), groups * rows_, p, rows);
-            job.grad = scratch.grad;
-            job.grad_channel = grad_plane_;
-            job.grad_row = grad_layout_.pitch;
+            args.grad = scratch.grad;
+            args.grad_channel = grad_plane_;
+            args.grad_row = grad_layout_.pitch;
         }
-        job.source_row = layout_.row_step();
-        job.offsets = offsets_.data();
-        job.taps = columns_;
-        job.channels = rows_;
-        job.rows = rows;
-        job.columns = problem_.out_w();
+        args.source_row = layout_.row_step();
+        args.offsets = offsets_.data();
+        args.taps = columns_;
+        args.channels = rows_;
+        args.rows = rows;
+        args.columns = problem_.out_w();
         for (int64_t group = 0; group < groups; ++group) {
-            job.source = scratch.planes + group * channels_ * layout_.planes() * plane_;
-            job.sums = scratch.sums + group * rows_ * columns_ * kernels_.lanes;
-            kernels_.grouped_grad_weight(job);
-            job.grad += rows_ * job.grad_channel;
+            args.source = scratch.planes + group * channels_ * layout_.planes() * plane_;
+            args.sums = scratch.sums + group * rows_ * columns_ * kernels_.lanes;
+            kernels_.direct_grad_weight(args);
+            args.grad += rows_ * args.grad_channel;
         }
     }
 
@@ -153,7 +151,7 @@ struct DirectSpatialSumMethod : SumMethod<DirectSpatialSumDriver> {
     static Verdict supports(const ConvProblem& problem, ConvPass) { return supports_groups(problem); }
     static Work work(const WorkSizes& sizes) {
         Work work = sizes.common();
-        const TileGrid grid(sizes.rows, double(grouped_panel), sizes.channels * sizes.taps, 3);
+        const TileGrid grid(sizes.rows, double(direct_panel), sizes.channels * sizes.taps, 3);
         work[WorkKind::cycles] = sizes.groups * sizes.h.dest * sizes.vectors(sizes.w.dest) * grid.cycles;
         work[WorkKind::tiles] = sizes.groups * sizes.h.dest * grid.tiles;
         sizes.add_padded_tile(work);
@@ -165,7 +163,7 @@ struct DirectSpatialSumMethod : SumMethod<DirectSpatialSumDriver> {
     static void describe(const PixelSum<T>& sum, const DirectSpatialSumDriver<T>& driver, const KernelSet<T>& kernels,
                          PassPlan& text) {
         const SpatialBlocks& blocks = driver.blocks();
-        text.tile = std::to_string(std::min(sum.problem->group_out(), grouped_panel)) + " output channels x " +
+        text.tile = std::to_string(std::min(sum.problem->group_out(), direct_panel)) + " output channels x " +
                     std::to_string(kernels.lanes) + " pixels";
         text.block =
             rows_of_groups(blocks) + ", " + std::to_string(blocks.splits) + (blocks.splits == 1 ? " part" : " parts");

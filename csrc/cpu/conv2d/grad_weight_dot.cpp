@@ -4,7 +4,7 @@
 //
 // Pixels are the fastest axis of both operands in NCHW, so the tile is one of dot products, with vectors over pixels
 // (dot_tile.inl.h): a 1x1 convolution reads both arrays in place, other columns are staged as lines of pixels, and
-// nothing is transposed. Against packing both operands for the tile of gemm_tile.inl.h, which took 20 to 25 % of the
+// nothing is transposed. Against packing both operands for the tile of micro_kernel.inl.h, which took 20 to 25 % of the
 // time, 1x1 layers gain 5 to 15 %.
 //
 // A task owns a block of rows (k), a block of columns (c, r, s) and a contiguous part of the pixels, chunk by chunk.
@@ -17,9 +17,6 @@
 namespace convx {
 
 namespace {
-
-// Enough tasks that the last round of 4 to 16 threads wastes little; the number follows from the problem alone.
-constexpr int64_t wanted_tasks = 48;
 
 // Pixels [first, first + count) of the batch, one plane behind the other.
 struct PixelChunk {

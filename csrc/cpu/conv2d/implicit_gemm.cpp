@@ -22,8 +22,6 @@ namespace {
 constexpr int64_t target_depth = 256;
 // Packed pixels of one task, in L2 (512 KiB and more) beside the weights that stream through.
 constexpr int64_t pixel_block_bytes = 192 * 1024;
-// Enough tasks that the last round of 4 to 16 threads wastes little; the number follows from the problem alone.
-constexpr int64_t wanted_tasks = 48;
 
 struct GemmBlocks {
     int64_t pixel_width = 1, row_width = 1;  // of the operands' panels: mr and nr, or nr and mr
@@ -293,7 +291,7 @@ private:
                 in_place[i] = pixel == scratch.pad ? pixel : pixel + group * gemm_.channels + first_channel;
             }
         }
-        const auto run_tile = [&](const TileOutput<T>& out) {
+        const auto run_tile = [&](const Epilogue<T>& out) {
             if (pixels_in_place()) return kernels_.gemm_tile_rows(count, rows, depth, in_place, weights, out);
             if (blocks_.pixels_in_rows) return kernels_.gemm_tile(count, rows, depth, pixels, weights, out);
             return kernels_.gemm_tile(rows, count, depth, weights, pixels, out);

@@ -181,7 +181,7 @@ void for_each_run_of_dest(const ImplicitGemm<T>& gemm, int64_t first, int64_t co
                      [&](const PixelSegment& s) { visit(s.lane, s.count, s.n * to.n + s.i * to.h + s.j * to.w); });
 }
 
-// The epilogue (gemm_tile.inl.h) for pixels that a tile cannot store itself.
+// The epilogue (micro_kernel.inl.h) for pixels that a tile cannot store itself.
 template <class T>
 void scatter(const T* tile, int64_t tile_step, T* c, int64_t step, int64_t count, bool accumulate, const T* bias,
              bool relu) {

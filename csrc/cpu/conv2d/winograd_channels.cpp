@@ -278,26 +278,27 @@ private:
         const int64_t channel = group * gemm_.rows + panel * nr;
         T* dest = gemm_.dest + n * to.n + channel * to.c;
         const bool direct = to.c == 1;
-        WinogradPixelOutput<T> job{};
-        job.source_frequency = scratch.product_frequency;
-        job.rows = direct ? rows : nr;
-        job.dest_row = direct ? to.h : w_.positions * nr;
-        job.dest_pixel = direct ? to.w : nr;
+        WinogradPixelOutputArgs<T> args{};
+        args.source_frequency = scratch.product_frequency;
+        args.rows = direct ? rows : nr;
+        args.dest_row = direct ? to.h : w_.positions * nr;
+        args.dest_pixel = direct ? to.w : nr;
         if (gemm_.bias) {
             std::fill(scratch.bias, scratch.bias + nr, T(0));
             for (int64_t i = 0; i < rows; ++i) scratch.bias[i] = gemm_.bias[(channel + i) * gemm_.bias_stride];
-            job.bias = scratch.bias;
+            args.bias = scratch.bias;
         }
-        job.relu = gemm_.relu;
-        job.faults = scratch.faults;
+        args.relu = gemm_.relu;
+        args.faults = scratch.faults;
         std::fill(scratch.faults, scratch.faults + kernels_.lanes, T(0));
         for (int64_t i = 0; i < h_.tiles; ++i)
             for (int64_t j = 0; j < w_.tiles; ++j) {
-                job.source = products + order.index(image, i, j) * nr;
-                job.height = static_cast<int>(h_.outputs(i));
-                job.width = static_cast<int>(w_.outputs(j));
-                job.dest = (direct ? dest : scratch.stage) + h_.start(i) * job.dest_row + w_.start(j) * job.dest_pixel;
-                kernels_.winograd_output_pixels(job);
+                args.source = products + order.index(image, i, j) * nr;
+                args.height = static_cast<int>(h_.outputs(i));
+                args.width = static_cast<int>(w_.outputs(j));
+                args.dest =
+                    (direct ? dest : scratch.stage) + h_.start(i) * args.dest_row + w_.start(j) * args.dest_pixel;
+                kernels_.winograd_output_pixels(args);
             }
         if (!direct) scatter(dest, rows, scratch);
         if (has_fault(scratch.faults, kernels_.lanes)) faulty_[n] = true;

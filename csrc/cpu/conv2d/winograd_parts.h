@@ -83,13 +83,13 @@ void for_each_stretch(const int64_t* order, int64_t count, const Visit& visit) {
 
 // The GEMMs of all frequencies, at these distances from each other.
 template <class T>
-void multiply_frequencies(WinogradProducts<T> job, int64_t weights, int64_t inputs, int64_t products,
+void multiply_frequencies(WinogradProductsArgs<T> args, int64_t weights, int64_t inputs, int64_t products,
                           const KernelSet<T>& kernels) {
     for (int64_t f = 0; f < winograd_frequencies; ++f) {
-        kernels.winograd_products(job);
-        job.weights += weights;
-        job.inputs += inputs;
-        job.products += products;
+        kernels.winograd_products(args);
+        args.weights += weights;
+        args.inputs += inputs;
+        args.products += products;
     }
 }
 
@@ -142,12 +142,12 @@ protected:
                            int64_t dest_frequency) const {
         const int64_t width = weight_layout_.width, channels = chunk_channels(chunk);
         pack_weight_panel(gemm_, {group, panel * width, chunk * weight_layout_.kc, channels}, width, kernels_, taps);
-        WinogradWeights<T> job{taps, 9 * width, {}, channels, dest, dest_frequency};
-        for (int64_t tap = 0; tap < 9; ++tap) job.tap[tap] = (mirrored_ ? 8 - tap : tap) * width;
+        WinogradWeightsArgs<T> args{taps, 9 * width, {}, channels, dest, dest_frequency};
+        for (int64_t tap = 0; tap < 9; ++tap) args.tap[tap] = (mirrored_ ? 8 - tap : tap) * width;
         if (width == kernels_.mr)
-            kernels_.winograd_weights(job);
+            kernels_.winograd_weights(args);
         else
-            kernels_.winograd_wide_weights(job);
+            kernels_.winograd_wide_weights(args);
     }
 
     void transform_all_weights(T* dest, const TaskRunner& runner) const {

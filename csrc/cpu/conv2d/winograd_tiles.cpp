@@ -316,30 +316,30 @@ private:
         std::fill(scratch.faults, scratch.faults + kernels_.nr, T(0));
         const int64_t channel = group * gemm_.rows + first_row;
         const T* bias = gemm_.bias ? bias_.data() + channel : nullptr;
-        WinogradOutput<T> job{products,
-                              scratch.product_frequency,
-                              scratch.product_row,
-                              rows,
-                              gemm_.dest + channel * to.c,
-                              scratch.places,
-                              to.c,
-                              to.h,
-                              bias,
-                              gemm_.relu,
-                              scratch.faults};
+        WinogradOutputArgs<T> args{products,
+                                   scratch.product_frequency,
+                                   scratch.product_row,
+                                   rows,
+                                   gemm_.dest + channel * to.c,
+                                   scratch.places,
+                                   to.c,
+                                   to.h,
+                                   bias,
+                                   gemm_.relu,
+                                   scratch.faults};
         if (complete) {
-            kernels_.winograd_output(job);
+            kernels_.winograd_output(args);
         } else {
-            job.dest = scratch.stage;
-            job.dest_line = winograd_outputs * kernels_.nr;
-            job.dest_row = winograd_outputs * job.dest_line;
+            args.dest = scratch.stage;
+            args.dest_line = winograd_outputs * kernels_.nr;
+            args.dest_row = winograd_outputs * args.dest_line;
             for (int64_t t = 0; t < kernels_.nr; ++t) scratch.places[t] = winograd_outputs * t;
             for (int64_t row = 0; row < rows; row += stored_rows) {
-                job.rows = std::min(stored_rows, rows - row);
-                kernels_.winograd_output(job);
-                scatter(job, first, count, gemm_.dest + (channel + row) * to.c);
-                job.source += job.rows * job.source_row;
-                if (bias) job.bias += job.rows;
+                args.rows = std::min(stored_rows, rows - row);
+                kernels_.winograd_output(args);
+                scatter(args, first, count, gemm_.dest + (channel + row) * to.c);
+                args.source += args.rows * args.source_row;
+                if (bias) args.bias += args.rows;
             }
         }
         for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
@@ -349,22 +349,22 @@ private:
     }
 
     // Staged rows of tiles, without what lies behind the last position.
-    void scatter(const WinogradOutput<T>& job, int64_t first, int64_t count, T* dest) const {
+    void scatter(const WinogradOutputArgs<T>& args, int64_t first, int64_t count, T* dest) const {
         const Strides& to = gemm_.dest_stride;
         for_each_segment(tile_rows_, tile_columns_, first, count, [&](const PixelSegment& s) {
             const int64_t h = winograd_outputs * s.i, w = winograd_outputs * s.j;
             const int64_t columns = std::min(winograd_outputs * s.count, gemm_.w->positions - w);
             for (int64_t i = 0; i < std::min<int64_t>(winograd_outputs, gemm_.h->positions - h); ++i) {
-                const T* from = job.dest + i * job.dest_line + winograd_outputs * s.lane;
+                const T* from = args.dest + i * args.dest_line + winograd_outputs * s.lane;
                 T* line = dest + s.n * to.n + (h + i) * to.h + w * to.w;
                 if (to.c == 1) {
                     const T* row[stored_rows];
-                    for (int64_t k = 0; k < job.rows; ++k) row[k] = from + k * job.dest_row;
-                    kernels_.pack_transposed(line, to.w, row, static_cast<int>(job.rows), columns);
+                    for (int64_t k = 0; k < args.rows; ++k) row[k] = from + k * args.dest_row;
+                    kernels_.pack_transposed(line, to.w, row, static_cast<int>(args.rows), columns);
                     continue;
                 }
-                for (int64_t k = 0; k < job.rows; ++k)
-                    for (int64_t j = 0; j < columns; ++j) line[k * to.c + j * to.w] = from[k * job.dest_row + j];
+                for (int64_t k = 0; k < args.rows; ++k)
+                    for (int64_t j = 0; j < columns; ++j) line[k * to.c + j * to.w] = from[k * args.dest_row + j];
             }
         });
     }

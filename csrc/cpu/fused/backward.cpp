@@ -39,7 +39,7 @@ public:
             images_ = blocks_.size() > 1 ? 1 : images_of_task(problem);
         }
         units_ = ceil_div(batch, images_) * static_cast<int64_t>(blocks_.size());
-        tasks_ = one_task ? 1 : std::min(units_, wanted_tasks);
+        tasks_ = one_task ? 1 : std::min(units_, fused_tasks);
         int64_t rows = 0;
         for (const BackwardBlock& block : blocks_) rows = std::max(rows, last_row(block) - first_row(block));
         buffer_.shape = {images_, problem.conv.out_channels, rows, problem.conv.out_w()};

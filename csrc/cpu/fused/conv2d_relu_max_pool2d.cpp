@@ -57,7 +57,7 @@ public:
         const int64_t groups = ceil_div(batch, block_.images);
         // Stretches compute the rows around their cuts twice, so that there are no more than tasks need.
         const int64_t blocks = ceil_div(conv_rows_, block_.rows);
-        const int64_t stretches = std::min(blocks, ceil_div(wanted_tasks / 2, std::min(groups, wanted_tasks / 2)));
+        const int64_t stretches = std::min(blocks, ceil_div(fused_tasks / 2, std::min(groups, fused_tasks / 2)));
         const int64_t tasks = groups * stretches;
         const bool in_turn = traits_of(problem_.conv, ConvPass::forward).own_parallelism;
         const TaskRunner runner(

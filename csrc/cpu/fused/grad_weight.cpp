@@ -105,7 +105,7 @@ public:
         block_sums_ = window_.chunks * window_.lines * sums_row_;
         const int64_t all_sums = conv_.out_channels * block_sums_ * int64_t{sizeof(T)};
         parts_ =
-            std::clamp<int64_t>(most_sum_bytes / all_sums, 1, std::min(units_, ceil_div(wanted_tasks, row_blocks_)));
+            std::clamp<int64_t>(most_sum_bytes / all_sums, 1, std::min(units_, ceil_div(fused_tasks, row_blocks_)));
         if (!grad_weight.data) block_sums_ = 0;
     }
 

@@ -18,7 +18,7 @@ constexpr int64_t row_block_bytes = int64_t{1} << 20;
 constexpr int64_t row_alignment = 4;
 
 // Enough tasks that the last round of a few threads wastes little.
-constexpr int64_t wanted_tasks = 16;
+constexpr int64_t fused_tasks = 16;
 
 // Work of the block for the choice of threads: pooling takes as long as two thirds of a small convolution.
 inline int64_t fused_flops(const FusedProblem& problem) { return 3 * problem.conv.flops(); }
@@ -36,7 +36,7 @@ inline int64_t images_of_task(const FusedProblem& problem) {
     const int64_t batch = std::max<int64_t>(problem.conv.batch, 1);
     const int64_t fit = row_block_bytes / std::max<int64_t>(conv_image_bytes(problem), 1);
     const int64_t least = least_task_flops * batch / std::max<int64_t>(problem.conv.flops(), 1);
-    return std::clamp<int64_t>(std::min(fit, std::max(ceil_div(batch, wanted_tasks), least)), 1, batch);
+    return std::clamp<int64_t>(std::min(fit, std::max(ceil_div(batch, fused_tasks), least)), 1, batch);
 }
 
 // Winograd transforms its weights in every call, which costs as much as some 50 tiles: so that it gets at least

@@ -9,7 +9,7 @@
 namespace {
 
 template <class T, int pixels, int vecs>
-inline void pixel_sums(const convx::DepthwisePixels<T>& job, int64_t c, int lanes_used) {
+inline void pixel_sums(const convx::DepthwisePixelsArgs<T>& args, int64_t c, int lanes_used) {
     constexpr int lanes = VecOf<T>::lanes;
     const auto read = [lanes_used](const T* p) { return lanes_used == lanes ? load(p) : load(p, lanes_used); };
     Vec<T> acc[pixels][vecs];
@@ -17,9 +17,9 @@ inline void pixel_sums(const convx::DepthwisePixels<T>& job, int64_t c, int lane
     for (int i = 0; i < pixels; ++i)
 #pragma GCC unroll 2
         for (int v = 0; v < vecs; ++v) acc[i][v] = broadcast(T(0));
-    const T* weights = job.weights + c;
-    const T* const* sources = job.sources;
-    for (int64_t t = 0; t < job.taps; ++t, weights += job.channels, sources += convx::depthwise_pixels) {
+    const T* weights = args.weights + c;
+    const T* const* sources = args.sources;
+    for (int64_t t = 0; t < args.taps; ++t, weights += args.channels, sources += convx::depthwise_pixels) {
         Vec<T> weight[vecs];
 #pragma GCC unroll 2
         for (int v = 0; v < vecs; ++v) weight[v] = read(weights + v * lanes);
@@ -35,9 +35,9 @@ inline void pixel_sums(const convx::DepthwisePixels<T>& job, int64_t c, int lane
 #pragma GCC unroll 2
         for (int v = 0; v < vecs; ++v) {
             Vec<T> sum = acc[i][v];
-            if (job.bias) sum = add(sum, read(job.bias + c + v * lanes));
-            if (job.relu) sum = relu(sum);
-            T* to = job.dest + i * job.dest_pixel + c + v * lanes;
+            if (args.bias) sum = add(sum, read(args.bias + c + v * lanes));
+            if (args.relu) sum = relu(sum);
+            T* to = args.dest + i * args.dest_pixel + c + v * lanes;
             if (lanes_used == lanes)
                 store(to, sum);
             else
@@ -46,20 +46,20 @@ inline void pixel_sums(const convx::DepthwisePixels<T>& job, int64_t c, int lane
 }
 
 template <class T, int pixels>
-void depthwise_pixels_sized(const convx::DepthwisePixels<T>& job) {
+void depthwise_pixels_sized(const convx::DepthwisePixelsArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
     int64_t c = 0;
-    for (; c + 2 * lanes <= job.channels; c += 2 * lanes) pixel_sums<T, pixels, 2>(job, c, lanes);
-    for (; c + lanes <= job.channels; c += lanes) pixel_sums<T, pixels, 1>(job, c, lanes);
-    if (c < job.channels) pixel_sums<T, pixels, 1>(job, c, static_cast<int>(job.channels - c));
+    for (; c + 2 * lanes <= args.channels; c += 2 * lanes) pixel_sums<T, pixels, 2>(args, c, lanes);
+    for (; c + lanes <= args.channels; c += lanes) pixel_sums<T, pixels, 1>(args, c, lanes);
+    if (c < args.channels) pixel_sums<T, pixels, 1>(args, c, static_cast<int>(args.channels - c));
 }
 
 template <class T>
-void depthwise_pixels(const convx::DepthwisePixels<T>& job) {
-    if (job.pixels == 4) return depthwise_pixels_sized<T, 4>(job);
-    if (job.pixels == 3) return depthwise_pixels_sized<T, 3>(job);
-    if (job.pixels == 2) return depthwise_pixels_sized<T, 2>(job);
-    depthwise_pixels_sized<T, 1>(job);
+void depthwise_pixels(const convx::DepthwisePixelsArgs<T>& args) {
+    if (args.pixels == 4) return depthwise_pixels_sized<T, 4>(args);
+    if (args.pixels == 3) return depthwise_pixels_sized<T, 3>(args);
+    if (args.pixels == 2) return depthwise_pixels_sized<T, 2>(args);
+    depthwise_pixels_sized<T, 1>(args);
 }
 
 }  // namespace

@@ -15,10 +15,10 @@ struct PlaneOutput {
     int lanes_used;
     Vec<T> bias;
 
-    explicit PlaneOutput(const convx::DepthwisePlanes<T>& job)
-        : has_bias(job.bias != nullptr), relu_follows(job.relu),
-          spills(job.dest_row == job.columns && 2 * job.columns >= VecOf<T>::lanes),
-          lanes_used(job.columns < VecOf<T>::lanes ? static_cast<int>(job.columns) : VecOf<T>::lanes),
+    explicit PlaneOutput(const convx::DepthwisePlanesArgs<T>& args)
+        : has_bias(args.bias != nullptr), relu_follows(args.relu),
+          spills(args.dest_row == args.columns && 2 * args.columns >= VecOf<T>::lanes),
+          lanes_used(args.columns < VecOf<T>::lanes ? static_cast<int>(args.columns) : VecOf<T>::lanes),
           bias(broadcast(T(0))) {}
 
     bool is_plain() const { return !has_bias && !relu_follows && (spills || lanes_used == VecOf<T>::lanes); }
@@ -38,25 +38,25 @@ struct PlaneOutput {
 // 3x3: down two vectors of columns at once with the sums that are under way, no row of the source read twice. Two
 // chains of dependent FMA, because one would wait for itself.
 template <class T, int stride, Edge edge0, Edge edge1, bool plain>
-void rolling_pair(const convx::DepthwisePlanes<T>& job, int64_t column0, int64_t column1) {
-    const RowTaps<T, 3, stride, edge0> taps0(column0 * stride - job.pad_left, job.width);
-    const RowTaps<T, 3, stride, edge1> taps1(column1 * stride - job.pad_left, job.width);
-    PlaneOutput<T, stride> output(job);
-    const int64_t dest_row = job.dest_row, apart = column1 - column0, rows = job.rows;
-    const T* source = job.source;
-    const T* weight = job.weights;
-    const T* bias = job.bias;
-    T* dest = job.dest + job.first_row * dest_row + column0;
-    for (int64_t plane = 0; plane < job.planes; ++plane) {
+void rolling_pair(const convx::DepthwisePlanesArgs<T>& args, int64_t column0, int64_t column1) {
+    const RowTaps<T, 3, stride, edge0> taps0(column0 * stride - args.pad_left, args.width);
+    const RowTaps<T, 3, stride, edge1> taps1(column1 * stride - args.pad_left, args.width);
+    PlaneOutput<T, stride> output(args);
+    const int64_t dest_row = args.dest_row, apart = column1 - column0, rows = args.rows;
+    const T* source = args.source;
+    const T* weight = args.weights;
+    const T* bias = args.bias;
+    T* dest = args.dest + args.first_row * dest_row + column0;
+    for (int64_t plane = 0; plane < args.planes; ++plane) {
         Vec<T> weights[9];
 #pragma GCC unroll 9
         for (int t = 0; t < 9; ++t)
-            weights[t] = broadcast(weight[t / 3 * job.weights_row + t % 3 * job.weights_column]);
+            weights[t] = broadcast(weight[t / 3 * args.weights_row + t % 3 * args.weights_column]);
         if (!plain && bias) output.bias = broadcast(*bias);
         const auto add_taps = [&](Vec<T> sum, const Vec<T>* x, int r) {
             return fma(x[2], weights[3 * r + 2], fma(x[1], weights[3 * r + 1], fma(x[0], weights[3 * r], sum)));
         };
-        RowWalk<T> walk(job, source, taps0.first, job.first_row * stride - job.pad_top);
+        RowWalk<T> walk(args, source, taps0.first, args.first_row * stride - args.pad_top);
         const Vec<T> zero = broadcast(T(0));
         Vec<T> upper[2], lower[2], sum[2];  // sums that have two rows of taps, one, and three
         const auto read = [&](const auto& taps, const T* p, Vec<T>* x) {
@@ -95,21 +95,21 @@ void rolling_pair(const convx::DepthwisePlanes<T>& job, int64_t column0, int64_t
             output.template put<plain>(to, sum[0], false);
             output.template put<plain>(to + apart, sum[1], false);
         }
-        source += job.source_plane;
-        weight += job.weights_plane;
-        dest += job.dest_plane;
-        if (!plain && bias) bias += job.bias_plane;
+        source += args.source_plane;
+        weight += args.weights_plane;
+        dest += args.dest_plane;
+        if (!plain && bias) bias += args.bias_plane;
     }
 }
 
 template <class T, int stride>
-void rolling_columns(const convx::DepthwisePlanes<T>& job, int64_t first, int64_t second) {
-    const bool plain = PlaneOutput<T, stride>(job).is_plain();
-    const Edge edge0 = find_edge<T, 3, stride>(first * stride - job.pad_left, job.width),
-               edge1 = find_edge<T, 3, stride>(second * stride - job.pad_left, job.width);
+void rolling_columns(const convx::DepthwisePlanesArgs<T>& args, int64_t first, int64_t second) {
+    const bool plain = PlaneOutput<T, stride>(args).is_plain();
+    const Edge edge0 = find_edge<T, 3, stride>(first * stride - args.pad_left, args.width),
+               edge1 = find_edge<T, 3, stride>(second * stride - args.pad_left, args.width);
     const auto run = [&](auto left, auto right) {
-        plain ? rolling_pair<T, stride, decltype(left)::edge, decltype(right)::edge, true>(job, first, second)
-              : rolling_pair<T, stride, decltype(left)::edge, decltype(right)::edge, false>(job, first, second);
+        plain ? rolling_pair<T, stride, decltype(left)::edge, decltype(right)::edge, true>(args, first, second)
+              : rolling_pair<T, stride, decltype(left)::edge, decltype(right)::edge, false>(args, first, second);
     };
     if (edge0 == Edge::none && edge1 == Edge::none) return run(EdgeOf<Edge::none>{}, EdgeOf<Edge::none>{});
     if (edge0 == Edge::left && edge1 == Edge::none) return run(EdgeOf<Edge::left>{}, EdgeOf<Edge::none>{});
@@ -120,7 +120,7 @@ void rolling_columns(const convx::DepthwisePlanes<T>& job, int64_t first, int64_
 
 // Others: `rows` rows of `vecs` vectors of columns, each load for all the rows that it belongs to.
 template <class T, int kernel, int stride, int rows, int vecs, Edge edge, bool plain>
-inline void plane_block(const convx::DepthwisePlanes<T>& job, const RowTaps<T, kernel, stride, edge>* taps,
+inline void plane_block(const convx::DepthwisePlanesArgs<T>& args, const RowTaps<T, kernel, stride, edge>* taps,
                         RowWalk<T> walk, int64_t apart, T* to, const Vec<T>* weights,
                         const PlaneOutput<T, stride>& output, bool last) {
     Vec<T> acc[rows][vecs];
@@ -150,7 +150,7 @@ inline void plane_block(const convx::DepthwisePlanes<T>& job, const RowTaps<T, k
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 2
         for (int v = 0; v < vecs; ++v)
-            output.template put<plain>(to + i * job.dest_row + v * apart, acc[i][v], last && i == rows - 1);
+            output.template put<plain>(to + i * args.dest_row + v * apart, acc[i][v], last && i == rows - 1);
 }
 
 template <int count>
@@ -159,27 +159,27 @@ struct Rows {
 };
 
 template <class T, int kernel, int stride, int vecs, Edge edge, bool plain>
-void plane_columns(const convx::DepthwisePlanes<T>& job, int64_t column0, int64_t column1) {
+void plane_columns(const convx::DepthwisePlanesArgs<T>& args, int64_t column0, int64_t column1) {
     using Taps = RowTaps<T, kernel, stride, edge>;
-    const Taps taps[2] = {Taps(column0 * stride - job.pad_left, job.width),
-                          Taps(column1 * stride - job.pad_left, job.width)};
-    PlaneOutput<T, stride> output(job);
-    const T* source = job.source;
-    const T* weight = job.weights;
-    const T* bias = job.bias;
-    T* dest = job.dest + column0;
-    const int64_t end = job.first_row + job.rows;
-    for (int64_t plane = 0; plane < job.planes; ++plane) {
+    const Taps taps[2] = {Taps(column0 * stride - args.pad_left, args.width),
+                          Taps(column1 * stride - args.pad_left, args.width)};
+    PlaneOutput<T, stride> output(args);
+    const T* source = args.source;
+    const T* weight = args.weights;
+    const T* bias = args.bias;
+    T* dest = args.dest + column0;
+    const int64_t end = args.first_row + args.rows;
+    for (int64_t plane = 0; plane < args.planes; ++plane) {
         Vec<T> weights[kernel * kernel];
 #pragma GCC unroll 25
         for (int t = 0; t < kernel * kernel; ++t)
-            weights[t] = broadcast(weight[t / kernel * job.weights_row + t % kernel * job.weights_column]);
+            weights[t] = broadcast(weight[t / kernel * args.weights_row + t % kernel * args.weights_column]);
         if (!plain && bias) output.bias = broadcast(*bias);
-        for (int64_t row = job.first_row; row < end;) {
+        for (int64_t row = args.first_row; row < end;) {
             const auto block = [&](auto count) {
-                const RowWalk<T> walk(job, source, taps[0].first, row * stride - job.pad_top);
-                plane_block<T, kernel, stride, count.rows, vecs, edge, plain>(job, taps, walk, column1 - column0,
-                                                                              dest + row * job.dest_row, weights,
+                const RowWalk<T> walk(args, source, taps[0].first, row * stride - args.pad_top);
+                plane_block<T, kernel, stride, count.rows, vecs, edge, plain>(args, taps, walk, column1 - column0,
+                                                                              dest + row * args.dest_row, weights,
                                                                               output, row + count.rows == end);
                 row += count.rows;
             };
@@ -195,64 +195,65 @@ void plane_columns(const convx::DepthwisePlanes<T>& job, int64_t column0, int64_
             else
                 block(Rows<1>{});
         }
-        source += job.source_plane;
-        weight += job.weights_plane;
-        dest += job.dest_plane;
-        if (!plain && bias) bias += job.bias_plane;
+        source += args.source_plane;
+        weight += args.weights_plane;
+        dest += args.dest_plane;
+        if (!plain && bias) bias += args.bias_plane;
     }
 }
 
 // All planes, for one or two vectors of columns.
 template <class T, int kernel, int stride>
-void pair_of_columns(const convx::DepthwisePlanes<T>& job, int64_t first, int64_t second) {
-    const bool plain = PlaneOutput<T, stride>(job).is_plain();
-    const Edge edge = find_edge<T, kernel, stride>(first * stride - job.pad_left, job.width);
+void pair_of_columns(const convx::DepthwisePlanesArgs<T>& args, int64_t first, int64_t second) {
+    const bool plain = PlaneOutput<T, stride>(args).is_plain();
+    const Edge edge = find_edge<T, kernel, stride>(first * stride - args.pad_left, args.width);
     if (first == second) {
         const auto run = [&](auto of) {
-            plain ? plane_columns<T, kernel, stride, 1, decltype(of)::edge, true>(job, first, first)
-                  : plane_columns<T, kernel, stride, 1, decltype(of)::edge, false>(job, first, first);
+            plain ? plane_columns<T, kernel, stride, 1, decltype(of)::edge, true>(args, first, first)
+                  : plane_columns<T, kernel, stride, 1, decltype(of)::edge, false>(args, first, first);
         };
         return edge == Edge::both ? run(EdgeOf<Edge::both>{}) : run(EdgeOf<Edge::any>{});
     }
     if constexpr (kernel == 3) {
-        rolling_columns<T, stride>(job, first, second);
+        rolling_columns<T, stride>(args, first, second);
     } else {
-        if (edge == Edge::none && find_edge<T, kernel, stride>(second * stride - job.pad_left, job.width) == Edge::none)
-            plane_columns<T, kernel, stride, 2, Edge::none, false>(job, first, second);
+        if (edge == Edge::none &&
+            find_edge<T, kernel, stride>(second * stride - args.pad_left, args.width) == Edge::none)
+            plane_columns<T, kernel, stride, 2, Edge::none, false>(args, first, second);
         else
-            plane_columns<T, kernel, stride, 2, Edge::any, false>(job, first, second);
+            plane_columns<T, kernel, stride, 2, Edge::any, false>(args, first, second);
     }
 }
 
 template <class T, int kernel, int stride>
-void depthwise_planes_sized(const convx::DepthwisePlanes<T>& job) {
+void depthwise_planes_sized(const convx::DepthwisePlanesArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
     // The last vector overlaps the one before it.
-    const int64_t last = job.columns > lanes ? job.columns - lanes : 0;
-    if (last <= lanes) return pair_of_columns<T, kernel, stride>(job, 0, last);
-    convx::DepthwisePlanes<T> plane = job;
+    const int64_t last = args.columns > lanes ? args.columns - lanes : 0;
+    if (last <= lanes) return pair_of_columns<T, kernel, stride>(args, 0, last);
+    convx::DepthwisePlanesArgs<T> plane = args;
     plane.planes = 1;
-    for (int64_t i = 0; i < job.planes; ++i) {
+    for (int64_t i = 0; i < args.planes; ++i) {
         for (int64_t column = 0;; column += 2 * lanes) {
             if (column > last) column = last;
             const int64_t second = column + lanes < last ? column + lanes : last;
             pair_of_columns<T, kernel, stride>(plane, column, second);
             if (second == last) break;
         }
-        plane.source += job.source_plane;
-        plane.weights += job.weights_plane;
-        plane.dest += job.dest_plane;
-        if (job.bias) plane.bias += job.bias_plane;
+        plane.source += args.source_plane;
+        plane.weights += args.weights_plane;
+        plane.dest += args.dest_plane;
+        if (args.bias) plane.bias += args.bias_plane;
     }
 }
 
 // kernel is 3 or 5, stride 1 or 2.
 template <class T>
-void depthwise_planes(int kernel, int stride, const convx::DepthwisePlanes<T>& job) {
-    if (kernel == 3 && stride == 1) return depthwise_planes_sized<T, 3, 1>(job);
-    if (kernel == 3) return depthwise_planes_sized<T, 3, 2>(job);
-    if (stride == 1) return depthwise_planes_sized<T, 5, 1>(job);
-    depthwise_planes_sized<T, 5, 2>(job);
+void depthwise_planes(int kernel, int stride, const convx::DepthwisePlanesArgs<T>& args) {
+    if (kernel == 3 && stride == 1) return depthwise_planes_sized<T, 3, 1>(args);
+    if (kernel == 3) return depthwise_planes_sized<T, 3, 2>(args);
+    if (stride == 1) return depthwise_planes_sized<T, 5, 1>(args);
+    depthwise_planes_sized<T, 5, 2>(args);
 }
 
 }  // namespace

@@ -10,24 +10,24 @@ namespace {
 // Two vectors of columns from `column` on, an even number. Seen with its padding, result column 2 u takes the taps
 // 0, 2, ... from source columns u, u - 1, ..., column 2 u + 1 the taps 1, 3, ...; rows alike.
 template <class T, int kernel, bool even_padding, Edge edge>
-void adjoint_columns(const convx::DepthwisePlanes<T>& job, int64_t column) {
+void adjoint_columns(const convx::DepthwisePlanesArgs<T>& args, int64_t column) {
     constexpr int lanes = VecOf<T>::lanes, reach = (kernel + 1) / 2;
-    const RowTaps<T, reach, 1, edge> taps(column / 2 + (job.pad_left + 1) / 2 - (reach - 1), job.width);
-    const int64_t begin = job.first_row + job.pad_top, end = begin + job.rows;
-    const int columns = static_cast<int>(job.columns - column < 2 * lanes ? job.columns - column : 2 * lanes);
+    const RowTaps<T, reach, 1, edge> taps(column / 2 + (args.pad_left + 1) / 2 - (reach - 1), args.width);
+    const int64_t begin = args.first_row + args.pad_top, end = begin + args.rows;
+    const int columns = static_cast<int>(args.columns - column < 2 * lanes ? args.columns - column : 2 * lanes);
     // What a narrow row writes too much is the beginning of the row that follows.
-    const bool spills = job.dest_row == columns && columns >= lanes;
-    const T* source = job.source;
-    const T* weight = job.weights;
-    const T* bias = job.bias;
-    T* dest = job.dest + column;
-    for (int64_t plane = 0; plane < job.planes; ++plane) {
+    const bool spills = args.dest_row == columns && columns >= lanes;
+    const T* source = args.source;
+    const T* weight = args.weights;
+    const T* bias = args.bias;
+    T* dest = args.dest + column;
+    for (int64_t plane = 0; plane < args.planes; ++plane) {
         Vec<T> weights[kernel][kernel];
 #pragma GCC unroll 25
         for (int t = 0; t < kernel * kernel; ++t)
             weights[t / kernel][t % kernel] =
-                broadcast(weight[t / kernel * job.weights_row + t % kernel * job.weights_column]);
-        RowWalk<T> walk(job, source, taps.first, begin / 2 - (reach - 1));
+                broadcast(weight[t / kernel * args.weights_row + t % kernel * args.weights_column]);
+        RowWalk<T> walk(args, source, taps.first, begin / 2 - (reach - 1));
         Vec<T> x[reach][reach];
         const auto read = [&](Vec<T>* row) {
             const T* p = walk.next();
@@ -36,7 +36,7 @@ void adjoint_columns(const convx::DepthwisePlanes<T>& job, int64_t column) {
         };
 #pragma GCC unroll 3
         for (int k = 1; k < reach; ++k) read(x[k]);
-        T* to = dest + job.first_row * job.dest_row;
+        T* to = dest + args.first_row * args.dest_row;
         for (int64_t h = begin / 2 * 2; h < end; h += 2) {
 #pragma GCC unroll 3
             for (int k = 1; k < reach; ++k)
@@ -71,53 +71,53 @@ void adjoint_columns(const convx::DepthwisePlanes<T>& job, int64_t column) {
                     store(to, low, columns < lanes ? columns : lanes);
                     if (columns > lanes) store(to + lanes, high, columns - lanes);
                 }
-                to += job.dest_row;
+                to += args.dest_row;
             }
         }
-        source += job.source_plane;
-        weight += job.weights_plane;
-        if (bias) bias += job.bias_plane;
-        dest += job.dest_plane;
+        source += args.source_plane;
+        weight += args.weights_plane;
+        if (bias) bias += args.bias_plane;
+        dest += args.dest_plane;
     }
 }
 
 template <class T, int kernel>
-void adjoint_pair(const convx::DepthwisePlanes<T>& job, int64_t column) {
+void adjoint_pair(const convx::DepthwisePlanesArgs<T>& args, int64_t column) {
     constexpr int reach = (kernel + 1) / 2;
-    const int64_t first = column / 2 + (job.pad_left + 1) / 2 - (reach - 1);
-    const bool inside = find_edge<T, reach, 1>(first, job.width) == Edge::none;
-    if (job.pad_left % 2 == 0)
-        inside ? adjoint_columns<T, kernel, true, Edge::none>(job, column)
-               : adjoint_columns<T, kernel, true, Edge::any>(job, column);
+    const int64_t first = column / 2 + (args.pad_left + 1) / 2 - (reach - 1);
+    const bool inside = find_edge<T, reach, 1>(first, args.width) == Edge::none;
+    if (args.pad_left % 2 == 0)
+        inside ? adjoint_columns<T, kernel, true, Edge::none>(args, column)
+               : adjoint_columns<T, kernel, true, Edge::any>(args, column);
     else
-        inside ? adjoint_columns<T, kernel, false, Edge::none>(job, column)
-               : adjoint_columns<T, kernel, false, Edge::any>(job, column);
+        inside ? adjoint_columns<T, kernel, false, Edge::none>(args, column)
+               : adjoint_columns<T, kernel, false, Edge::any>(args, column);
 }
 
 template <class T, int kernel>
-void depthwise_planes_adjoint_sized(const convx::DepthwisePlanes<T>& job) {
+void depthwise_planes_adjoint_sized(const convx::DepthwisePlanesArgs<T>& args) {
     constexpr int pair = 2 * VecOf<T>::lanes;
-    if (job.columns <= pair) return adjoint_pair<T, kernel>(job, 0);
+    if (args.columns <= pair) return adjoint_pair<T, kernel>(args, 0);
     // The last vectors overlap those before them.
-    const int64_t last = job.columns % 2 == 0 ? job.columns - pair : job.columns;
-    convx::DepthwisePlanes<T> plane = job;
+    const int64_t last = args.columns % 2 == 0 ? args.columns - pair : args.columns;
+    convx::DepthwisePlanesArgs<T> plane = args;
     plane.planes = 1;
-    for (int64_t i = 0; i < job.planes; ++i) {
-        for (int64_t column = 0; column < job.columns; column += pair)
+    for (int64_t i = 0; i < args.planes; ++i) {
+        for (int64_t column = 0; column < args.columns; column += pair)
             adjoint_pair<T, kernel>(plane, column < last ? column : last);
-        plane.source += job.source_plane;
-        plane.weights += job.weights_plane;
-        if (job.bias) plane.bias += job.bias_plane;
-        plane.dest += job.dest_plane;
+        plane.source += args.source_plane;
+        plane.weights += args.weights_plane;
+        if (args.bias) plane.bias += args.bias_plane;
+        plane.dest += args.dest_plane;
     }
 }
 
 // The adjoint of kernel 3 or 5 with stride 2: `source` is the gradient of the output, `dest` that of the input,
 // pad_top and pad_left are those of the forward pass; without ReLU.
 template <class T>
-void depthwise_planes_adjoint(int kernel, const convx::DepthwisePlanes<T>& job) {
-    if (kernel == 3) return depthwise_planes_adjoint_sized<T, 3>(job);
-    depthwise_planes_adjoint_sized<T, 5>(job);
+void depthwise_planes_adjoint(int kernel, const convx::DepthwisePlanesArgs<T>& args) {
+    if (kernel == 3) return depthwise_planes_adjoint_sized<T, 3>(args);
+    depthwise_planes_adjoint_sized<T, 5>(args);
 }
 
 }  // namespace

@@ -40,22 +40,22 @@ template <class T, int kernel, int stride, int tap_rows, int rows, Edge edge>
 
 // One vector of columns, `used` lanes of it, for the tap rows r0 <= r < r0 + tap_rows.
 template <class T, int kernel, int stride, int r0, int tap_rows, Edge edge>
-void add_columns(const convx::DepthwiseGradWeight<T>& job, int64_t column) {
+void add_columns(const convx::DepthwiseGradWeightArgs<T>& args, int64_t column) {
     constexpr int lanes = VecOf<T>::lanes;
-    const int64_t used = job.columns - column < lanes ? job.columns - column : lanes;
-    const RowTaps<T, kernel, stride, edge> taps(column * stride - job.pad_left, job.width, used);
+    const int64_t used = args.columns - column < lanes ? args.columns - column : lanes;
+    const RowTaps<T, kernel, stride, edge> taps(column * stride - args.pad_left, args.width, used);
     const Mask<T> mask = lanes_between<T>(0, static_cast<int>(used));
-    const int64_t grad_row = job.grad_row;
-    const T* source = job.source;
-    const T* grad = job.grad + job.first_row * grad_row + column;
-    T* sums = job.sums + r0 * kernel * lanes;
-    for (int64_t plane = 0; plane < job.planes; ++plane) {
+    const int64_t grad_row = args.grad_row;
+    const T* source = args.source;
+    const T* grad = args.grad + args.first_row * grad_row + column;
+    T* sums = args.sums + r0 * kernel * lanes;
+    for (int64_t plane = 0; plane < args.planes; ++plane) {
         Vec<T> acc[tap_rows][kernel];
 #pragma GCC unroll 10
         for (int t = 0; t < tap_rows * kernel; ++t) acc[t / kernel][t % kernel] = load(sums + t * lanes);
-        RowWalk<T> walk(job, source, taps.first, job.first_row * stride - job.pad_top + r0);
+        RowWalk<T> walk(args, source, taps.first, args.first_row * stride - args.pad_top + r0);
         const T* g = grad;
-        int64_t rows = job.rows;
+        int64_t rows = args.rows;
         for (; rows >= 4; rows -= 4, g += 4 * grad_row)
             add_rows<T, kernel, stride, tap_rows, 4>(acc, taps, walk, g, grad_row, mask);
         if (rows >= 2) {
@@ -65,23 +65,23 @@ void add_columns(const convx::DepthwiseGradWeight<T>& job, int64_t column) {
         if (rows % 2) add_rows<T, kernel, stride, tap_rows, 1>(acc, taps, walk, g, grad_row, mask);
 #pragma GCC unroll 10
         for (int t = 0; t < tap_rows * kernel; ++t) store(sums + t * lanes, acc[t / kernel][t % kernel]);
-        source += job.source_plane;
-        grad += job.grad_plane;
+        source += args.source_plane;
+        grad += args.grad_plane;
         sums += kernel * kernel * lanes;
     }
 }
 
 template <class T, int kernel, int stride, int r0, int tap_rows>
-void add_tap_rows(const convx::DepthwiseGradWeight<T>& job) {
+void add_tap_rows(const convx::DepthwiseGradWeightArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    if (job.columns <= lanes) return add_columns<T, kernel, stride, r0, tap_rows, Edge::any>(job, 0);
-    convx::DepthwiseGradWeight<T> plane = job;
+    if (args.columns <= lanes) return add_columns<T, kernel, stride, r0, tap_rows, Edge::any>(args, 0);
+    convx::DepthwiseGradWeightArgs<T> plane = args;
     plane.planes = 1;
-    for (int64_t i = 0; i < job.planes; ++i) {
-        for (int64_t column = 0; column < job.columns; column += lanes) {
-            const Edge edge = column + lanes > job.columns
+    for (int64_t i = 0; i < args.planes; ++i) {
+        for (int64_t column = 0; column < args.columns; column += lanes) {
+            const Edge edge = column + lanes > args.columns
                                   ? Edge::any
-                                  : find_edge<T, kernel, stride>(column * stride - job.pad_left, job.width);
+                                  : find_edge<T, kernel, stride>(column * stride - args.pad_left, args.width);
             if (edge == Edge::none)
                 add_columns<T, kernel, stride, r0, tap_rows, Edge::none>(plane, column);
             else if (edge == Edge::left)
@@ -89,26 +89,26 @@ void add_tap_rows(const convx::DepthwiseGradWeight<T>& job) {
             else
                 add_columns<T, kernel, stride, r0, tap_rows, Edge::any>(plane, column);
         }
-        plane.source += job.source_plane;
-        plane.grad += job.grad_plane;
+        plane.source += args.source_plane;
+        plane.grad += args.grad_plane;
         plane.sums += kernel * kernel * lanes;
     }
 }
 
 // 25 sums do not fit in 16 registers: ten at a time.
 template <class T, int stride>
-void depthwise_grad_weight_of(int kernel, const convx::DepthwiseGradWeight<T>& job) {
-    if (kernel == 3) return add_tap_rows<T, 3, stride, 0, 3>(job);
-    add_tap_rows<T, 5, stride, 0, 2>(job);
-    add_tap_rows<T, 5, stride, 2, 2>(job);
-    add_tap_rows<T, 5, stride, 4, 1>(job);
+void depthwise_grad_weight_of(int kernel, const convx::DepthwiseGradWeightArgs<T>& args) {
+    if (kernel == 3) return add_tap_rows<T, 3, stride, 0, 3>(args);
+    add_tap_rows<T, 5, stride, 0, 2>(args);
+    add_tap_rows<T, 5, stride, 2, 2>(args);
+    add_tap_rows<T, 5, stride, 4, 1>(args);
 }
 
 // kernel is 3 or 5, stride 1 or 2.
 template <class T>
-void depthwise_grad_weight(int kernel, int stride, const convx::DepthwiseGradWeight<T>& job) {
-    if (stride == 1) return depthwise_grad_weight_of<T, 1>(kernel, job);
-    depthwise_grad_weight_of<T, 2>(kernel, job);
+void depthwise_grad_weight(int kernel, int stride, const convx::DepthwiseGradWeightArgs<T>& args) {
+    if (stride == 1) return depthwise_grad_weight_of<T, 1>(kernel, args);
+    depthwise_grad_weight_of<T, 2>(kernel, args);
 }
 
 }  // namespace

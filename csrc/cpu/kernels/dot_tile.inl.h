@@ -21,7 +21,7 @@ inline void sum_lanes(Vec<T> (&parts)[VecOf<T>::lanes], T* sums) {
 }
 
 template <class T, int rows, int columns>
-void dot_tile_sized(int64_t depth, const T* const* a, const T* const* b, const convx::TileOutput<T>& out) {
+void dot_tile_sized(int64_t depth, const T* const* a, const T* const* b, const convx::Epilogue<T>& out) {
     constexpr int lanes = VecOf<T>::lanes;
     constexpr int tile = rows * columns;
     Vec<T> acc[tile];
@@ -75,7 +75,7 @@ void dot_tile_sized(int64_t depth, const T* const* a, const T* const* b, const c
 // From run-time rows and columns to one of the compiled tiles.
 template <class T, int rows, int columns>
 void dot_tile(int want_rows, int want_columns, int64_t depth, const T* const* a, const T* const* b,
-              const convx::TileOutput<T>& out) {
+              const convx::Epilogue<T>& out) {
     if constexpr (rows > 1) {
         if (want_rows < rows) return dot_tile<T, rows - 1, columns>(want_rows, want_columns, depth, a, b, out);
     }

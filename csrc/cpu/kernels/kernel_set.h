@@ -5,16 +5,16 @@
 
 #include <cstdint>
 
-#include "cpu/kernels/depthwise_jobs.h"
-#include "cpu/kernels/grouped_jobs.h"
+#include "cpu/kernels/depthwise_args.h"
+#include "cpu/kernels/direct_args.h"
 #include "cpu/kernels/pool_args.h"
-#include "cpu/kernels/winograd_jobs.h"
+#include "cpu/kernels/winograd_args.h"
 
 namespace convx {
 
 // Where a GEMM tile goes and what happens to it on the way: c = relu(acc [+ c] + bias).
 template <class T>
-struct TileOutput {
+struct Epilogue {
     T* c;
     int64_t row_stride;              // elements between rows; columns are adjacent
     bool accumulate;                 // add to what is there (a later part of the reduction)
@@ -25,7 +25,7 @@ struct TileOutput {
 
 // Pixels that stand anywhere; the d-th value that each is multiplied with lies offsets[d] further on.
 template <class T>
-struct PlacedPixels {
+struct Indirection {
     const T* const* pixel;
     const int32_t* offsets;
 };
@@ -51,21 +51,20 @@ struct KernelSet {
     int nr;     // columns of a GEMM tile: width of a column panel, a multiple of lanes
 
     // One tile: sum over d < depth of a[d * mr + i] * b[d * nr + j], for i < rows <= mr, j < columns <= nr.
-    void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const TileOutput<T>& out);
+    void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const Epilogue<T>& out);
 
     // The same with rows that stand anywhere: sum over d < depth of a[i][d] * b[d * nr + j].
-    void (*gemm_tile_rows)(int rows, int columns, int64_t depth, const T* const* a, const T* b,
-                           const TileOutput<T>& out);
+    void (*gemm_tile_rows)(int rows, int columns, int64_t depth, const T* const* a, const T* b, const Epilogue<T>& out);
 
     // The same with pixels in the rows: sum over d < depth of a.pixel[i][a.offsets[d]] * b[d * nr + j].
-    void (*gemm_tile_pixels)(int rows, int columns, int64_t depth, const PlacedPixels<T>& a, const T* b,
-                             const TileOutput<T>& out);
+    void (*gemm_tile_pixels)(int rows, int columns, int64_t depth, const Indirection<T>& a, const T* b,
+                             const Epilogue<T>& out);
 
     // One tile of dot products: sum over d < depth of a[i][d] * b[j][d], for i < rows <= dot_rows, j < columns <=
     // dot_columns; `out` without bias and ReLU.
     int dot_rows, dot_columns;
     void (*dot_tile)(int rows, int columns, int64_t depth, const T* const* a, const T* const* b,
-                     const TileOutput<T>& out);
+                     const Epilogue<T>& out);
 
     // The weight gradient of pixels that max-pooling has selected.
     void (*selected_products)(const SelectedProductsArgs<T>& args);
@@ -85,33 +84,33 @@ struct KernelSet {
     void (*pack_column_panels)(T* dst, int64_t panel_stride, const T* src, int64_t src_stride, int64_t pixels,
                                int64_t channels);
 
-    // Winograd transforms and what lies between them (winograd_jobs.h).
-    void (*winograd_stage)(const WinogradStage<T>& job);
-    void (*winograd_products)(const WinogradProducts<T>& job);
-    void (*winograd_input)(const WinogradInput<T>& job);
-    void (*winograd_weights)(const WinogradWeights<T>& job);
-    void (*winograd_wide_weights)(const WinogradWeights<T>& job);  // panels of nr rows
-    void (*winograd_input_pixels)(const WinogradPixelInput<T>& job);
-    void (*winograd_tile_products)(const WinogradTileProducts<T>& job);
-    void (*winograd_output_pixels)(const WinogradPixelOutput<T>& job);
-    void (*winograd_output)(const WinogradOutput<T>& job);
-    void (*winograd_input_tiles)(const WinogradTiles<T>& job);
-    void (*winograd_gradient_tiles)(const WinogradTiles<T>& job);
-    void (*winograd_taps)(const WinogradTaps<T>& job);
+    // Winograd transforms and what lies between them (winograd_args.h).
+    void (*winograd_stage)(const WinogradStageArgs<T>& args);
+    void (*winograd_products)(const WinogradProductsArgs<T>& args);
+    void (*winograd_input)(const WinogradInputArgs<T>& args);
+    void (*winograd_weights)(const WinogradWeightsArgs<T>& args);
+    void (*winograd_wide_weights)(const WinogradWeightsArgs<T>& args);  // panels of nr rows
+    void (*winograd_input_pixels)(const WinogradPixelInputArgs<T>& args);
+    void (*winograd_tile_products)(const WinogradTileProductsArgs<T>& args);
+    void (*winograd_output_pixels)(const WinogradPixelOutputArgs<T>& args);
+    void (*winograd_output)(const WinogradOutputArgs<T>& args);
+    void (*winograd_input_tiles)(const WinogradTilesArgs<T>& args);
+    void (*winograd_gradient_tiles)(const WinogradTilesArgs<T>& args);
+    void (*winograd_taps)(const WinogradTapsArgs<T>& args);
 
-    // Depthwise convolutions (depthwise_jobs.h): some planes, with kernel 3 or 5, stride 1 or 2; the adjoint of stride
+    // Depthwise convolutions (depthwise_args.h): some planes, with kernel 3 or 5, stride 1 or 2; the adjoint of stride
     // 2; the gradient of the weights; a few pixels with adjacent channels, and their share of the gradient of the
     // weights.
-    void (*depthwise_planes)(int kernel, int stride, const DepthwisePlanes<T>& job);
-    void (*depthwise_planes_adjoint)(int kernel, const DepthwisePlanes<T>& job);
-    void (*depthwise_grad_weight)(int kernel, int stride, const DepthwiseGradWeight<T>& job);
-    void (*depthwise_pixels)(const DepthwisePixels<T>& job);
-    void (*depthwise_pixel_products)(const DepthwisePixelProducts<T>& job);
+    void (*depthwise_planes)(int kernel, int stride, const DepthwisePlanesArgs<T>& args);
+    void (*depthwise_planes_adjoint)(int kernel, const DepthwisePlanesArgs<T>& args);
+    void (*depthwise_grad_weight)(int kernel, int stride, const DepthwiseGradWeightArgs<T>& args);
+    void (*depthwise_pixels)(const DepthwisePixelsArgs<T>& args);
+    void (*depthwise_pixel_products)(const DepthwisePixelProductsArgs<T>& args);
 
-    // Direct convolutions (grouped_jobs.h), in tiles of tile_sums accumulators.
+    // Direct convolutions (direct_args.h), in tiles of tile_sums accumulators.
     int tile_sums;
-    void (*grouped_tile)(const GroupedTile<T>& job);
-    void (*grouped_grad_weight)(const GroupedGradWeight<T>& job);
+    void (*direct_tile)(const DirectTileArgs<T>& args);
+    void (*direct_grad_weight)(const DirectGradWeightArgs<T>& args);
 
     // A row of `count` elements taken apart into even and odd ones, and put together again.
     void (*split_row)(T* even, T* odd, const T* source, int64_t count);

@@ -9,12 +9,12 @@
 #include "cpu/kernels/depthwise_plane.inl.h"
 #include "cpu/kernels/depthwise_plane_adjoint.inl.h"
 #include "cpu/kernels/depthwise_plane_grad_weight.inl.h"
+#include "cpu/kernels/direct.inl.h"
+#include "cpu/kernels/direct_grad_weight.inl.h"
 #include "cpu/kernels/dot_tile.inl.h"
-#include "cpu/kernels/gemm_tile.inl.h"
-#include "cpu/kernels/grouped.inl.h"
-#include "cpu/kernels/grouped_grad_weight.inl.h"
 #include "cpu/kernels/max_pool2d.inl.h"
 #include "cpu/kernels/max_pool2d_backward.inl.h"
+#include "cpu/kernels/micro_kernel.inl.h"
 #include "cpu/kernels/pack.inl.h"
 #include "cpu/kernels/relu.inl.h"
 #include "cpu/kernels/relu_mask.inl.h"
@@ -58,8 +58,8 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.depthwise_planes_adjoint = depthwise_planes_adjoint<T>;
     set.depthwise_grad_weight = depthwise_grad_weight<T>;
     set.tile_sums = mr * vecs;
-    set.grouped_tile = grouped_tile<T, mr * vecs>;
-    set.grouped_grad_weight = grouped_grad_weight<T>;
+    set.direct_tile = direct_tile<T, mr * vecs>;
+    set.direct_grad_weight = direct_grad_weight<T>;
     set.split_row = split_row<T>;
     set.join_row = join_row<T>;
     set.winograd_input_tiles = winograd_input_tiles<T, vecs>;

@@ -90,9 +90,9 @@ struct RowWalk {
     uint64_t height;
 
     template <class Job>
-    RowWalk(const Job& job, const T* plane, int64_t first, int64_t row_)
-        : at(plane + first + row_ * job.source_row), zeros(job.zeros + first), step(job.source_row), row(row_),
-          height(static_cast<uint64_t>(job.height)) {}
+    RowWalk(const Job& args, const T* plane, int64_t first, int64_t row_)
+        : at(plane + first + row_ * args.source_row), zeros(args.zeros + first), step(args.source_row), row(row_),
+          height(static_cast<uint64_t>(args.height)) {}
     const T* next() {
         const T* p = static_cast<uint64_t>(row++) < height ? at : zeros;
         at += step;

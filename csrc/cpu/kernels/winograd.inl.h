@@ -15,6 +15,8 @@
 // tile's bits depend on nothing beside it.
 #pragma once
 
+#include "cpu/kernels/micro_kernel.inl.h"
+
 namespace {
 
 constexpr double point_a = 0.6875, point_b = 1.5;
@@ -23,6 +25,18 @@ constexpr double point_a2 = point_a * point_a, point_b2 = point_b * point_b;
 template <class T>
 inline Vec<T> number(double x) {
     return broadcast(static_cast<T>(x));
+}
+
+template <class T>
+inline Vec<T> load_lanes(const T* from, int n) {
+    return n >= VecOf<T>::lanes ? load(from) : load(from, n);
+}
+template <class T>
+inline void store_lanes(T* to, Vec<T> value, int n) {
+    if (n >= VecOf<T>::lanes)
+        store(to, value);
+    else
+        store(to, value, n);
 }
 
 // B' along one axis: 12 multiply-adds.
@@ -65,179 +79,170 @@ inline void transform_output(const Vec<T> (&m)[6], Vec<T> (&y)[4]) {
     y[3] = fma(number<T>(point_a * point_a2), difference_a, fma(number<T>(point_b * point_b2), difference_b, m[5]));
 }
 
-// A tile's column d[i][j] of all i at once does not fit the registers twice, so the rows are transformed into a buffer
-// in L1 and the columns out of it.
+// A tile along both axes, from `in` x `in` to `out` x `out`: read(i, d) fills line i of one axis, write(j, y) takes
+// line j of the other. A whole tile does not fit the registers, so that the first axis goes through a buffer in L1.
+template <class T, int in, int out, class Transform, class Read, class Write>
+inline void transform_tile(const Transform& transform, const Read& read, const Write& write) {
+    Vec<T> half[in][out];
+    for (int i = 0; i < in; ++i) {
+        Vec<T> d[in];
+        read(i, d);
+        transform(d, half[i]);
+    }
+    for (int j = 0; j < out; ++j) {
+        Vec<T> d[in], y[out];
+#pragma GCC unroll 6
+        for (int i = 0; i < in; ++i) d[i] = half[i][j];
+        transform(d, y);
+        write(j, y);
+    }
+}
+
 template <class T, int vecs>
-void winograd_input(const convx::WinogradInput<T>& job) {
+void winograd_input(const convx::WinogradInputArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const T* source = job.source;
-    T* dest = job.dest;
-    for (int64_t c = 0; c < job.channels; ++c, source += job.source_channel, dest += vecs * lanes)
+    const T* source = args.source;
+    T* dest = args.dest;
+    for (int64_t c = 0; c < args.channels; ++c, source += args.source_channel, dest += vecs * lanes)
         for (int v = 0; v < vecs; ++v) {
             const T* places[lanes];
 #pragma GCC unroll 16
-            for (int t = 0; t < lanes; ++t) places[t] = source + job.places[v * lanes + t];
-            Vec<T> half[6][6];
-            for (int i = 0; i < 6; ++i) {
-                Vec<T> d[6], first[4], last[4];
-                load_quads(places, i * job.source_row, first);
-                load_quads(places, i * job.source_row + 2, last);
+            for (int t = 0; t < lanes; ++t) places[t] = source + args.places[v * lanes + t];
+            const auto read = [&](int i, Vec<T>(&d)[6]) {
+                Vec<T> first[4], last[4];
+                load_quads(places, i * args.source_row, first);
+                load_quads(places, i * args.source_row + 2, last);
                 for (int j = 0; j < 4; ++j) d[j] = first[j];
                 d[4] = last[2];
                 d[5] = last[3];
-                transform_input<T>(d, half[i]);
-            }
-            for (int j = 0; j < 6; ++j) {
-                const Vec<T> d[6] = {half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j]};
-                Vec<T> out[6];
-                transform_input<T>(d, out);
-                T* to = dest + v * lanes + j * job.dest_frequency;
+            };
+            const auto write = [&](int j, const Vec<T>(&values)[6]) {
+                T* to = dest + v * lanes + j * args.dest_frequency;
 #pragma GCC unroll 6
-                for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, out[i]);
-            }
+                for (int i = 0; i < 6; ++i) store(to + 6 * i * args.dest_frequency, values[i]);
+            };
+            transform_tile<T, 6, 6>(transform_input<T>, read, write);
         }
 }
 
 // Runs of a few elements to a few hundred, the same for every channel; what lies between them is left alone. A channel
 // is a few lines on pages of their own, too few for the hardware to foresee the next: prefetching takes a quarter off.
 template <class T>
-void winograd_stage(const convx::WinogradStage<T>& job) {
+void winograd_stage(const convx::WinogradStageArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const T* source = job.source;
-    T* dest = job.dest;
-    for (int64_t c = 0; c < job.channels; ++c, source += job.source_channel, dest += job.dest_channel)
-        for (int r = 0; r < job.run_count; ++r) {
-            const T* from = source + job.runs[r].offset;
-            T* to = dest + job.runs[r].lane;
-            const int last = job.runs[r].count - lanes;
-            for (int i = 0; i < job.runs[r].count; i += 16) prefetch(from + 2 * job.source_channel + i);
+    const T* source = args.source;
+    T* dest = args.dest;
+    for (int64_t c = 0; c < args.channels; ++c, source += args.source_channel, dest += args.dest_channel)
+        for (int r = 0; r < args.run_count; ++r) {
+            const T* from = source + args.runs[r].offset;
+            T* to = dest + args.runs[r].lane;
+            const int last = args.runs[r].count - lanes;
+            for (int i = 0; i < args.runs[r].count; i += 16) prefetch(from + 2 * args.source_channel + i);
             if (last < 0) {
-                for (int i = 0; i < job.runs[r].count; ++i) to[i] = from[i * job.step];
-            } else if (job.step == 1) {  // the last vector overlaps the one before
+                for (int i = 0; i < args.runs[r].count; ++i) to[i] = from[i * args.step];
+            } else if (args.step == 1) {  // the last vector overlaps the one before
                 for (int i = 0; i < last; i += lanes) store(to + i, load(from + i));
                 store(to + last, load(from + last));
             } else {
-                for (int i = 0; i < job.runs[r].count; ++i) to[i] = from[i * job.step];
+                for (int i = 0; i < args.runs[r].count; ++i) to[i] = from[i * args.step];
             }
         }
 }
 
-// One frequency: all rows x tiles, in register tiles, chunk by chunk of the channels. What gemm_tile does, without its
-// options: at a depth of 64 those and the call would take 15 % of the time.
+// One frequency: all rows x tiles, in register tiles, slice by slice of the channels. Inlined, so that the epilogue's
+// options are constants: at a depth of 64 they and a call would take 15 % of the time.
 template <class T, int mr, int vecs, int rows, int used>
-inline void products_tile(const convx::WinogradProducts<T>& job, const T* weights, const T* inputs, T* products) {
+inline void products_tile(const convx::WinogradProductsArgs<T>& args, const T* weights, const T* inputs, T* products) {
     constexpr int lanes = VecOf<T>::lanes;
-    for (int64_t c = 0; c < job.channels; c += job.chunk) {
-        const int64_t depth = job.channels - c < job.chunk ? job.channels - c : job.chunk;
+    for (int64_t c = 0; c < args.channels; c += args.chunk) {
+        const int64_t depth = args.channels - c < args.chunk ? args.channels - c : args.chunk;
         Vec<T> acc[rows][used];
-        multiply_panels<T, vecs * lanes>(depth, PanelRows<T, mr>(weights + c * mr), inputs + c * vecs * lanes, acc);
-        if (c > 0 || job.accumulate) {
-#pragma GCC unroll 16
-            for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 4
-                for (int v = 0; v < used; ++v)
-                    acc[i][v] = add(load(products + i * job.product_row + v * lanes), acc[i][v]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 4
-            for (int v = 0; v < used; ++v) store(products + i * job.product_row + v * lanes, acc[i][v]);
+        multiply_tile<T>(depth, PackedRows<T, mr>(weights + c * mr),
+                         PackedColumns<T, vecs * lanes>{inputs + c * vecs * lanes}, acc);
+        finish_rows<T>(acc, {products, args.product_row, c > 0 || args.accumulate}, used * lanes);
     }
 }
 
 template <class T, int mr, int vecs, int rows>
-inline void products_rows(const convx::WinogradProducts<T>& job, int64_t want_rows, const T* weights, T* products) {
+inline void products_rows(const convx::WinogradProductsArgs<T>& args, int64_t want_rows, const T* weights,
+                          T* products) {
     constexpr int nr = vecs * VecOf<T>::lanes;
     if constexpr (rows > 1) {
-        if (want_rows < rows) return products_rows<T, mr, vecs, rows - 1>(job, want_rows, weights, products);
+        if (want_rows < rows) return products_rows<T, mr, vecs, rows - 1>(args, want_rows, weights, products);
     }
-    const T* inputs = job.inputs;
+    const T* inputs = args.inputs;
     int64_t tile = 0;
-    for (; tile + nr - VecOf<T>::lanes < job.tiles; tile += nr, inputs += job.input_panel)
-        products_tile<T, mr, vecs, rows, vecs>(job, weights, inputs, products + tile);
-    if (tile < job.tiles) products_tile<T, mr, vecs, rows, vecs - 1>(job, weights, inputs, products + tile);
+    for (; tile + nr - VecOf<T>::lanes < args.tiles; tile += nr, inputs += args.input_panel)
+        products_tile<T, mr, vecs, rows, vecs>(args, weights, inputs, products + tile);
+    if (tile < args.tiles) products_tile<T, mr, vecs, rows, vecs - 1>(args, weights, inputs, products + tile);
 }
 
 template <class T, int mr, int vecs>
-void winograd_products(const convx::WinogradProducts<T>& job) {
+void winograd_products(const convx::WinogradProductsArgs<T>& args) {
     static_assert(vecs == 2, "one vector less is one vector");
-    const T* weights = job.weights;
-    T* products = job.products;
-    for (int64_t row = 0; row < job.rows; row += mr, weights += job.weight_panel, products += mr * job.product_row)
-        products_rows<T, mr, vecs, mr>(job, job.rows - row, weights, products);
+    const T* weights = args.weights;
+    T* products = args.products;
+    for (int64_t row = 0; row < args.rows; row += mr, weights += args.weight_panel, products += mr * args.product_row)
+        products_rows<T, mr, vecs, mr>(args, args.rows - row, weights, products);
 }
 
 // mr is no multiple of the lanes: the last vector reads the next tap's rows too. It also writes them, for the next
 // channel to overwrite: a third of the time of stores that end in the middle of a vector. Only the last channel's do.
 template <class T, int mr>
-void winograd_weights(const convx::WinogradWeights<T>& job) {
+void winograd_weights(const convx::WinogradWeightsArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const T* source = job.source;
-    T* dest = job.dest;
-    for (int64_t c = 0; c < job.channels; ++c, source += job.source_channel, dest += mr)
+    const T* source = args.source;
+    T* dest = args.dest;
+    for (int64_t c = 0; c < args.channels; ++c, source += args.source_channel, dest += mr)
         for (int first = 0; first < mr; first += lanes) {
-            const int n = c + 1 < job.channels || mr - first > lanes ? lanes : mr - first;
-            Vec<T> half[3][6];
-            for (int r = 0; r < 3; ++r) {
-                Vec<T> g[3];
-                for (int s = 0; s < 3; ++s) g[s] = load(source + job.tap[3 * r + s] + first);
-                transform_weights<T>(g, half[r]);
-            }
-            for (int j = 0; j < 6; ++j) {
-                const Vec<T> g[3] = {half[0][j], half[1][j], half[2][j]};
-                Vec<T> u[6];
-                transform_weights<T>(g, u);
-                T* to = dest + first + j * job.dest_frequency;
-                if (n == lanes) {
-                    for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, u[i]);
-                } else {
-                    for (int i = 0; i < 6; ++i) store(to + 6 * i * job.dest_frequency, u[i], n);
-                }
-            }
+            const int n = c + 1 < args.channels || mr - first > lanes ? lanes : mr - first;
+            const auto read = [&](int row, Vec<T>(&g)[3]) {
+                for (int s = 0; s < 3; ++s) g[s] = load(source + args.tap[3 * row + s] + first);
+            };
+            const auto write = [&](int j, const Vec<T>(&u)[6]) {
+                T* to = dest + first + j * args.dest_frequency;
+                for (int i = 0; i < 6; ++i) store_lanes(to + 6 * i * args.dest_frequency, u[i], n);
+            };
+            transform_tile<T, 3, 6>(transform_weights<T>, read, write);
         }
 }
 
 template <class T>
-inline void output_of_vector(const convx::WinogradOutput<T>& job, const T* source, T* const* places, Vec<T> bias,
+inline void output_of_vector(const convx::WinogradOutputArgs<T>& args, const T* source, T* const* places, Vec<T> bias,
                              Vec<T>& faults) {
-    Vec<T> half[4][6];
-    for (int j = 0; j < 6; ++j) {
-        Vec<T> m[6], y[4];
-        const T* from = source + j * job.source_frequency;
+    const auto read = [&](int j, Vec<T>(&m)[6]) {
+        const T* from = source + j * args.source_frequency;
 #pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) m[i] = load(from + 6 * i * job.source_frequency);
-        transform_output<T>(m, y);
-        for (int i = 0; i < 4; ++i) half[i][j] = y[i];
-    }
-    for (int i = 0; i < 4; ++i) {
-        Vec<T> y[4];
-        transform_output<T>(half[i], y);
+        for (int i = 0; i < 6; ++i) m[i] = load(from + 6 * i * args.source_frequency);
+    };
+    const auto write = [&](int i, Vec<T>(&y)[4]) {
         faults = fma(add(add(y[0], y[1]), add(y[2], y[3])), broadcast(T(0)), faults);
-        if (job.bias)
+        if (args.bias)
             for (Vec<T>& value : y) value = add(value, bias);
-        if (job.relu)
+        if (args.relu)
             for (Vec<T>& value : y) value = relu(value);
-        store_quads(places, i * job.dest_line, y);
-    }
+        store_quads(places, i * args.dest_line, y);
+    };
+    transform_tile<T, 6, 4>(transform_output<T>, read, write);
 }
 
 template <class T, int vecs>
-void winograd_output(const convx::WinogradOutput<T>& job) {
+void winograd_output(const convx::WinogradOutputArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    const T* source = job.source;
-    T* dest = job.dest;
+    const T* source = args.source;
+    T* dest = args.dest;
     Vec<T> faults[vecs];
-    for (int v = 0; v < vecs; ++v) faults[v] = load(job.faults + v * lanes);
-    for (int64_t row = 0; row < job.rows; ++row, source += job.source_row, dest += job.dest_row) {
-        const Vec<T> bias = broadcast(job.bias ? job.bias[row] : T(0));
+    for (int v = 0; v < vecs; ++v) faults[v] = load(args.faults + v * lanes);
+    for (int64_t row = 0; row < args.rows; ++row, source += args.source_row, dest += args.dest_row) {
+        const Vec<T> bias = broadcast(args.bias ? args.bias[row] : T(0));
         for (int v = 0; v < vecs; ++v) {
             T* places[lanes];
 #pragma GCC unroll 16
-            for (int t = 0; t < lanes; ++t) places[t] = dest + job.places[v * lanes + t];
-            output_of_vector<T>(job, source + v * lanes, places, bias, faults[v]);
+            for (int t = 0; t < lanes; ++t) places[t] = dest + args.places[v * lanes + t];
+            output_of_vector<T>(args, source + v * lanes, places, bias, faults[v]);
         }
     }
-    for (int v = 0; v < vecs; ++v) store(job.faults + v * lanes, faults[v]);
+    for (int v = 0; v < vecs; ++v) store(args.faults + v * lanes, faults[v]);
 }
 
 // The weight gradient correlates 6 x 6 inputs with 4 x 4 gradients to 3 x 3 taps: the same B', other G and A'.
@@ -265,78 +270,57 @@ inline void transform_taps(const Vec<T> (&m)[6], Vec<T> (&y)[3]) {
 }
 
 template <class T, int vecs>
-void winograd_input_tiles(const convx::WinogradTiles<T>& job) {
+void winograd_input_tiles(const convx::WinogradTilesArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes, width = vecs * lanes;
-    for (int64_t tile = 0; tile < job.tiles; ++tile)
+    for (int64_t tile = 0; tile < args.tiles; ++tile)
         for (int v = 0; v < vecs; ++v) {
-            const T* source = job.source + 4 * tile * width + v * lanes;
-            T* dest = job.dest + tile * width + v * lanes;
-            Vec<T> half[6][6];
-            for (int i = 0; i < 6; ++i) {
-                Vec<T> d[6];
-                for (int j = 0; j < 6; ++j) d[j] = load(source + i * job.source_row + j * width);
-                transform_input<T>(d, half[i]);
-            }
-            for (int j = 0; j < 6; ++j) {
-                const Vec<T> d[6] = {half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j]};
-                Vec<T> out[6];
-                transform_input<T>(d, out);
+            const T* source = args.source + 4 * tile * width + v * lanes;
+            T* dest = args.dest + tile * width + v * lanes;
+            const auto read = [&](int i, Vec<T>(&d)[6]) {
+                for (int j = 0; j < 6; ++j) d[j] = load(source + i * args.source_row + j * width);
+            };
+            const auto write = [&](int j, const Vec<T>(&values)[6]) {
 #pragma GCC unroll 6
-                for (int i = 0; i < 6; ++i) store(dest + (6 * i + j) * job.dest_frequency, out[i]);
-            }
+                for (int i = 0; i < 6; ++i) store(dest + (6 * i + j) * args.dest_frequency, values[i]);
+            };
+            transform_tile<T, 6, 6>(transform_input<T>, read, write);
         }
 }
 
 // mr is no multiple of the lanes: the last vector reads the next pixel's channels too, and writes its own alone.
 template <class T, int mr>
-void winograd_gradient_tiles(const convx::WinogradTiles<T>& job) {
+void winograd_gradient_tiles(const convx::WinogradTilesArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    for (int64_t tile = 0; tile < job.tiles; ++tile)
+    for (int64_t tile = 0; tile < args.tiles; ++tile)
         for (int first = 0; first < mr; first += lanes) {
             const int n = mr - first < lanes ? mr - first : lanes;
-            const T* source = job.source + 4 * tile * mr + first;
-            T* dest = job.dest + tile * mr + first;
-            Vec<T> half[4][6];
-            for (int i = 0; i < 4; ++i) {
-                Vec<T> g[4];
-                for (int j = 0; j < 4; ++j) g[j] = load(source + i * job.source_row + j * mr);
-                transform_gradients<T>(g, half[i]);
-            }
-            for (int j = 0; j < 6; ++j) {
-                const Vec<T> g[4] = {half[0][j], half[1][j], half[2][j], half[3][j]};
-                Vec<T> u[6];
-                transform_gradients<T>(g, u);
-                for (int i = 0; i < 6; ++i) {
-                    T* to = dest + (6 * i + j) * job.dest_frequency;
-                    if (n == lanes)
-                        store(to, u[i]);
-                    else
-                        store(to, u[i], n);
-                }
-            }
+            const T* source = args.source + 4 * tile * mr + first;
+            T* dest = args.dest + tile * mr + first;
+            const auto read = [&](int i, Vec<T>(&g)[4]) {
+                for (int j = 0; j < 4; ++j) g[j] = load(source + i * args.source_row + j * mr);
+            };
+            const auto write = [&](int j, const Vec<T>(&u)[6]) {
+                for (int i = 0; i < 6; ++i) store_lanes(dest + (6 * i + j) * args.dest_frequency, u[i], n);
+            };
+            transform_tile<T, 4, 6>(transform_gradients<T>, read, write);
         }
 }
 
 template <class T>
-void winograd_taps(const convx::WinogradTaps<T>& job) {
+void winograd_taps(const convx::WinogradTapsArgs<T>& args) {
     constexpr int lanes = VecOf<T>::lanes;
-    Vec<T> faults = load(job.faults);
-    for (int64_t column = 0; column < job.columns; column += lanes) {
-        Vec<T> half[3][6];
-        for (int j = 0; j < 6; ++j) {
-            Vec<T> m[6], y[3];
-            for (int i = 0; i < 6; ++i) m[i] = load(job.source + (6 * i + j) * job.source_frequency + column);
-            transform_taps<T>(m, y);
-            for (int i = 0; i < 3; ++i) half[i][j] = y[i];
-        }
-        for (int i = 0; i < 3; ++i) {
-            Vec<T> y[3];
-            transform_taps<T>(half[i], y);
+    Vec<T> faults = load(args.faults);
+    for (int64_t column = 0; column < args.columns; column += lanes) {
+        const auto read = [&](int j, Vec<T>(&m)[6]) {
+            for (int i = 0; i < 6; ++i) m[i] = load(args.source + (6 * i + j) * args.source_frequency + column);
+        };
+        const auto write = [&](int i, const Vec<T>(&y)[3]) {
             faults = fma(add(add(y[0], y[1]), y[2]), broadcast(T(0)), faults);
-            for (int j = 0; j < 3; ++j) store(job.dest + (3 * i + j) * job.dest_tap + column, y[j]);
-        }
+            for (int j = 0; j < 3; ++j) store(args.dest + (3 * i + j) * args.dest_tap + column, y[j]);
+        };
+        transform_tile<T, 6, 3>(transform_taps<T>, read, write);
     }
-    store(job.faults, faults);
+    store(args.faults, faults);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The vector vocabulary over AVX2 and FMA: 8 floats or 4 doubles. vec_portable.h says what each function means.
+// The vector primitives over AVX2 and FMA: 8 floats or 4 doubles. vec_portable.h says what each function means.
 #pragma once
 
 #include <immintrin.h>
@@ -187,23 +187,23 @@ inline VecD interleave_high(VecD a, VecD b) {
     return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x31)};
 }
 
-inline void transpose(VecF (&rows)[8]) {
+// 4 x 4 within each half.
+inline void transpose_within_halves(VecF* rows) {
     const __m256 a0 = _mm256_unpacklo_ps(rows[0].v, rows[1].v), a1 = _mm256_unpackhi_ps(rows[0].v, rows[1].v);
     const __m256 a2 = _mm256_unpacklo_ps(rows[2].v, rows[3].v), a3 = _mm256_unpackhi_ps(rows[2].v, rows[3].v);
-    const __m256 a4 = _mm256_unpacklo_ps(rows[4].v, rows[5].v), a5 = _mm256_unpackhi_ps(rows[4].v, rows[5].v);
-    const __m256 a6 = _mm256_unpacklo_ps(rows[6].v, rows[7].v), a7 = _mm256_unpackhi_ps(rows[6].v, rows[7].v);
-    const __m256 b0 = _mm256_shuffle_ps(a0, a2, 0x44), b1 = _mm256_shuffle_ps(a0, a2, 0xee);
-    const __m256 b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xee);
-    const __m256 b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xee);
-    const __m256 b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xee);
-    rows[0].v = _mm256_permute2f128_ps(b0, b4, 0x20);
-    rows[1].v = _mm256_permute2f128_ps(b1, b5, 0x20);
-    rows[2].v = _mm256_permute2f128_ps(b2, b6, 0x20);
-    rows[3].v = _mm256_permute2f128_ps(b3, b7, 0x20);
-    rows[4].v = _mm256_permute2f128_ps(b0, b4, 0x31);
-    rows[5].v = _mm256_permute2f128_ps(b1, b5, 0x31);
-    rows[6].v = _mm256_permute2f128_ps(b2, b6, 0x31);
-    rows[7].v = _mm256_permute2f128_ps(b3, b7, 0x31);
+    rows[0].v = _mm256_shuffle_ps(a0, a2, 0x44);
+    rows[1].v = _mm256_shuffle_ps(a0, a2, 0xee);
+    rows[2].v = _mm256_shuffle_ps(a1, a3, 0x44);
+    rows[3].v = _mm256_shuffle_ps(a1, a3, 0xee);
+}
+inline void transpose(VecF (&rows)[8]) {
+    transpose_within_halves(rows);
+    transpose_within_halves(rows + 4);
+    for (int i = 0; i < 4; ++i) {
+        const __m256 low = rows[i].v, high = rows[i + 4].v;
+        rows[i].v = _mm256_permute2f128_ps(low, high, 0x20);
+        rows[i + 4].v = _mm256_permute2f128_ps(low, high, 0x31);
+    }
 }
 inline void transpose(VecD (&rows)[4]) {
     const __m256d a0 = _mm256_unpacklo_pd(rows[0].v, rows[1].v), a1 = _mm256_unpackhi_pd(rows[0].v, rows[1].v);
@@ -214,24 +214,16 @@ inline void transpose(VecD (&rows)[4]) {
     rows[3].v = _mm256_permute2f128_pd(a1, a3, 0x31);
 }
 
-// Places 4 apart share a register, one in each half: the 4 x 4 transpose then stays within halves.
-inline void transpose_quads(VecF (&rows)[4]) {
-    const __m256 a0 = _mm256_unpacklo_ps(rows[0].v, rows[1].v), a1 = _mm256_unpackhi_ps(rows[0].v, rows[1].v);
-    const __m256 a2 = _mm256_unpacklo_ps(rows[2].v, rows[3].v), a3 = _mm256_unpackhi_ps(rows[2].v, rows[3].v);
-    rows[0].v = _mm256_shuffle_ps(a0, a2, 0x44);
-    rows[1].v = _mm256_shuffle_ps(a0, a2, 0xee);
-    rows[2].v = _mm256_shuffle_ps(a1, a3, 0x44);
-    rows[3].v = _mm256_shuffle_ps(a1, a3, 0xee);
-}
+// Places 4 apart share a register, one in each half.
 inline void load_quads(const float* const* places, int64_t offset, VecF (&columns)[4]) {
     for (int i = 0; i < 4; ++i)
         columns[i].v = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(places[i] + offset)),
                                             _mm_loadu_ps(places[i + 4] + offset), 1);
-    transpose_quads(columns);
+    transpose_within_halves(columns);
 }
 inline void store_quads(float* const* places, int64_t offset, const VecF (&columns)[4]) {
     VecF rows[4] = {columns[0], columns[1], columns[2], columns[3]};
-    transpose_quads(rows);
+    transpose_within_halves(rows);
     for (int i = 0; i < 4; ++i) {
         _mm_storeu_ps(places[i] + offset, _mm256_castps256_ps128(rows[i].v));
         _mm_storeu_ps(places[i + 4] + offset, _mm256_extractf128_ps(rows[i].v, 1));
@@ -251,17 +243,11 @@ inline void store_quads(double* const* places, int64_t offset, const VecD (&colu
 template <class Row>
 inline void load_transposed(VecF (&block)[8], const Row& row) {
     for (int half = 0; half < 8; half += 4) {
-        const auto pair = [&](int r) {
+        for (int r = 0; r < 4; ++r) {
             const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(row(r) + half));
-            return _mm256_insertf128_ps(low, _mm_loadu_ps(row(r + 4) + half), 1);
-        };
-        const __m256 r0 = pair(0), r1 = pair(1), r2 = pair(2), r3 = pair(3);
-        const __m256 a0 = _mm256_unpacklo_ps(r0, r1), a1 = _mm256_unpackhi_ps(r0, r1);
-        const __m256 a2 = _mm256_unpacklo_ps(r2, r3), a3 = _mm256_unpackhi_ps(r2, r3);
-        block[half].v = _mm256_shuffle_ps(a0, a2, 0x44);
-        block[half + 1].v = _mm256_shuffle_ps(a0, a2, 0xee);
-        block[half + 2].v = _mm256_shuffle_ps(a1, a3, 0x44);
-        block[half + 3].v = _mm256_shuffle_ps(a1, a3, 0xee);
+            block[half + r].v = _mm256_insertf128_ps(low, _mm_loadu_ps(row(r + 4) + half), 1);
+        }
+        transpose_within_halves(block + half);
     }
 }
 template <class Row>

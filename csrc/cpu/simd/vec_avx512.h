@@ -1,4 +1,4 @@
-// The vector vocabulary over AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. vec_portable.h says what each function
+// The vector primitives over AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. vec_portable.h says what each function
 // means.
 #pragma once
 
@@ -175,67 +175,52 @@ inline void exchange(V (&rows)[count], int width, Low low, High high) {
         rows[i + width].v = high(a.v, b.v);
     }
 }
-inline void transpose(VecF (&rows)[16]) {
-    const __m512i low4 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
-    const __m512i high4 = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+// The last two steps, which stay within quarters (halves for doubles).
+template <int count>
+inline void transpose_within_quads(VecF (&rows)[count]) {
     const __m512i low2 = _mm512_setr_epi32(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
     const __m512i high2 = _mm512_setr_epi32(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     const __m512i low1 = _mm512_setr_epi32(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
     const __m512i high1 = _mm512_setr_epi32(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    exchange(
+        rows, 2, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low2, b); },
+        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high2, b); });
+    exchange(
+        rows, 1, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low1, b); },
+        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high1, b); });
+}
+template <int count>
+inline void transpose_within_quads(VecD (&rows)[count]) {
+    const __m512i low2 = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
+                  high2 = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    const __m512i low1 = _mm512_setr_epi64(0, 8, 2, 10, 4, 12, 6, 14),
+                  high1 = _mm512_setr_epi64(1, 9, 3, 11, 5, 13, 7, 15);
+    exchange(
+        rows, 2, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low2, b); },
+        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high2, b); });
+    exchange(
+        rows, 1, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low1, b); },
+        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high1, b); });
+}
+inline void transpose(VecF (&rows)[16]) {
+    const __m512i low4 = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    const __m512i high4 = _mm512_setr_epi32(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
     exchange(
         rows, 8, [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0x44); },
         [](__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0xee); });
     exchange(
         rows, 4, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low4, b); },
         [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high4, b); });
-    exchange(
-        rows, 2, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low2, b); },
-        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high2, b); });
-    exchange(
-        rows, 1, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low1, b); },
-        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high1, b); });
+    transpose_within_quads(rows);
 }
 inline void transpose(VecD (&rows)[8]) {
-    const __m512i low2 = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
-                  high2 = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-    const __m512i low1 = _mm512_setr_epi64(0, 8, 2, 10, 4, 12, 6, 14),
-                  high1 = _mm512_setr_epi64(1, 9, 3, 11, 5, 13, 7, 15);
     exchange(
         rows, 4, [](__m512d a, __m512d b) { return _mm512_shuffle_f64x2(a, b, 0x44); },
         [](__m512d a, __m512d b) { return _mm512_shuffle_f64x2(a, b, 0xee); });
-    exchange(
-        rows, 2, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low2, b); },
-        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high2, b); });
-    exchange(
-        rows, 1, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low1, b); },
-        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high1, b); });
+    transpose_within_quads(rows);
 }
 
-// Places 4 apart share a register: the 4 x 4 transpose then stays within quarters (halves for doubles).
-inline void transpose_quads(VecF (&rows)[4]) {
-    const __m512i low2 = _mm512_setr_epi32(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-    const __m512i high2 = _mm512_setr_epi32(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    const __m512i low1 = _mm512_setr_epi32(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
-    const __m512i high1 = _mm512_setr_epi32(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-    exchange(
-        rows, 2, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low2, b); },
-        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high2, b); });
-    exchange(
-        rows, 1, [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, low1, b); },
-        [&](__m512 a, __m512 b) { return _mm512_permutex2var_ps(a, high1, b); });
-}
-inline void transpose_quads(VecD (&rows)[4]) {
-    const __m512i low2 = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
-                  high2 = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-    const __m512i low1 = _mm512_setr_epi64(0, 8, 2, 10, 4, 12, 6, 14),
-                  high1 = _mm512_setr_epi64(1, 9, 3, 11, 5, 13, 7, 15);
-    exchange(
-        rows, 2, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low2, b); },
-        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high2, b); });
-    exchange(
-        rows, 1, [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, low1, b); },
-        [&](__m512d a, __m512d b) { return _mm512_permutex2var_pd(a, high1, b); });
-}
+// Places 4 apart share a register.
 inline void load_quads(const float* const* places, int64_t offset, VecF (&columns)[4]) {
     for (int i = 0; i < 4; ++i) {
         __m512 row = _mm512_castps128_ps512(_mm_loadu_ps(places[i] + offset));
@@ -243,11 +228,11 @@ inline void load_quads(const float* const* places, int64_t offset, VecF (&column
         row = _mm512_insertf32x4(row, _mm_loadu_ps(places[i + 8] + offset), 2);
         columns[i].v = _mm512_insertf32x4(row, _mm_loadu_ps(places[i + 12] + offset), 3);
     }
-    transpose_quads(columns);
+    transpose_within_quads(columns);
 }
 inline void store_quads(float* const* places, int64_t offset, const VecF (&columns)[4]) {
     VecF rows[4] = {columns[0], columns[1], columns[2], columns[3]};
-    transpose_quads(rows);
+    transpose_within_quads(rows);
     for (int i = 0; i < 4; ++i) {
         _mm_storeu_ps(places[i] + offset, _mm512_castps512_ps128(rows[i].v));
         _mm_storeu_ps(places[i + 4] + offset, _mm512_extractf32x4_ps(rows[i].v, 1));
@@ -259,11 +244,11 @@ inline void load_quads(const double* const* places, int64_t offset, VecD (&colum
     for (int i = 0; i < 4; ++i)
         columns[i].v = _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(places[i] + offset)),
                                           _mm256_loadu_pd(places[i + 4] + offset), 1);
-    transpose_quads(columns);
+    transpose_within_quads(columns);
 }
 inline void store_quads(double* const* places, int64_t offset, const VecD (&columns)[4]) {
     VecD rows[4] = {columns[0], columns[1], columns[2], columns[3]};
-    transpose_quads(rows);
+    transpose_within_quads(rows);
     for (int i = 0; i < 4; ++i) {
         _mm256_storeu_pd(places[i] + offset, _mm512_castpd512_pd256(rows[i].v));
         _mm256_storeu_pd(places[i + 4] + offset, _mm512_extractf64x4_pd(rows[i].v, 1));

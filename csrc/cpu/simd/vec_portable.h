@@ -1,4 +1,4 @@
-// The vector vocabulary for any processor: 4 floats or 2 doubles in the vectors of GCC and Clang (SSE2, NEON), which
+// The vector primitives for any processor: 4 floats or 2 doubles in the vectors of GCC and Clang (SSE2, NEON), which
 // compile in a third of the time of loops over four lanes and cannot end up as scalars. This file is also the
 // definition of every function; vec_avx2.h and vec_avx512.h give the same functions in the same order.
 //

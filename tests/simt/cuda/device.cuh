@@ -1,4 +1,4 @@
-// The vocabulary of csrc/cuda/device.cuh over fibers of the CPU (tests/simt/block.h): found before the real one where
+// The primitives of csrc/cuda/device.cuh over fibers of the CPU (tests/simt/block.h): found before the real one where
 // tests/simt stands first in the search path. Same words, same order, same rules.
 #pragma once
 

@@ -19,7 +19,7 @@ constexpr int winograd_frequencies = 36;  // winograd_inputs squared
 
 // Runs (in elements, `step` apart in the source) copied for each channel.
 template <class T>
-struct WinogradStage {
+struct WinogradStageArgs {
     const T* source;
     int64_t source_channel, step;
     const LaneRun* runs;
@@ -32,7 +32,7 @@ struct WinogradStage {
 // products[row][tile] (+)= sum over channels of weights[row] * inputs[tile], the sum taken in chunks; whole vectors of
 // tiles are written.
 template <class T>
-struct WinogradProducts {
+struct WinogradProductsArgs {
     const T* weights;  // panels of [channel][mr]
     int64_t weight_panel;
     const T* inputs;  // panels of [channel][nr]
@@ -45,7 +45,7 @@ struct WinogradProducts {
 
 // A panel of nr tiles, channel by channel. Tile t begins at source + places[t]; its rows are source_row apart.
 template <class T>
-struct WinogradInput {
+struct WinogradInputArgs {
     const T* source;
     int64_t source_channel, source_row;
     const int64_t* places;
@@ -57,7 +57,7 @@ struct WinogradInput {
 // A panel of mr (or nr) rows of weights, channel by channel: tap (r, s) of row i at source[tap[3 * r + s] + i]. A whole
 // vector can be read behind the last tap.
 template <class T>
-struct WinogradWeights {
+struct WinogradWeightsArgs {
     const T* source;
     int64_t source_channel;
     int64_t tap[9];
@@ -69,7 +69,7 @@ struct WinogradWeights {
 // A panel of nr tiles, row by row (output channel by output channel): 4 x 4 outputs of tile t at dest + places[t],
 // lines dest_line apart.
 template <class T>
-struct WinogradOutput {
+struct WinogradOutputArgs {
     const T* source;  // [frequency][row][tile]
     int64_t source_frequency, source_row;
     int64_t rows;
@@ -84,7 +84,7 @@ struct WinogradOutput {
 // The same three steps with vectors over channels (winograd_channels.cpp). One tile: its 36 pixels, row by row, each
 // with `channels` adjacent ones.
 template <class T>
-struct WinogradPixelInput {
+struct WinogradPixelInputArgs {
     const T* const* pixels;
     int64_t channels;
     T* dest;  // [frequency][channel], written in whole vectors
@@ -93,7 +93,7 @@ struct WinogradPixelInput {
 
 // products[tile][nr] (+)= sum over channels of tiles[tile][channel] * weights[channel][nr].
 template <class T>
-struct WinogradTileProducts {
+struct WinogradTileProductsArgs {
     const T* tiles;
     int64_t tile_stride, count;
     const T* weights;
@@ -104,7 +104,7 @@ struct WinogradTileProducts {
 
 // One tile's height x width outputs (4, or less where the plane ends or the tile is a short one) of `rows` channels.
 template <class T>
-struct WinogradPixelOutput {
+struct WinogradPixelOutputArgs {
     const T* source;  // [frequency][row], readable in whole vectors
     int64_t source_frequency;
     int height, width;
@@ -119,7 +119,7 @@ struct WinogradPixelOutput {
 // The weight gradient, F(3 x 3, 4 x 4), has vectors over channels: adjacent tiles of one image row, `width` (nr or mr)
 // channels of every pixel beside each other.
 template <class T>
-struct WinogradTiles {
+struct WinogradTilesArgs {
     const T* source;  // [row][column][width]
     int64_t source_row;
     int64_t tiles;
@@ -129,7 +129,7 @@ struct WinogradTiles {
 
 // Rows of products, transformed back to 3 x 3 taps.
 template <class T>
-struct WinogradTaps {
+struct WinogradTapsArgs {
     const T* source;  // [frequency][column]
     int64_t source_frequency;
     int64_t columns;

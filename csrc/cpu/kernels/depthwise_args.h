@@ -9,7 +9,7 @@ namespace convx {
 // Tap (r, s) of result (i, j) reads source (i * stride + r - pad_top, j * stride + s - pad_left), and zero where that
 // is outside.
 template <class T>
-struct DepthwisePlanes {
+struct DepthwisePlanesArgs {
     int64_t planes;
     const T* source;
     int64_t source_plane, source_row;
@@ -29,7 +29,7 @@ struct DepthwisePlanes {
 // The weight gradient of some channels, added to sums[channel][tap][lane]: rows [first_row, first_row + rows) of their
 // planes, columns adjacent in both arrays. What the lanes hold is for their sum alone.
 template <class T>
-struct DepthwiseGradWeight {
+struct DepthwiseGradWeightArgs {
     int64_t planes;
     const T* source;
     int64_t source_plane, source_row;
@@ -46,7 +46,7 @@ struct DepthwiseGradWeight {
 // weights[t * channels + c].
 constexpr int depthwise_pixels = 4;
 template <class T>
-struct DepthwisePixels {
+struct DepthwisePixelsArgs {
     int pixels;  // at most depthwise_pixels
     int64_t taps;
     const T* const* sources;
@@ -61,7 +61,7 @@ struct DepthwisePixels {
 // The weight gradient of some adjacent channels from a run of pixels: sums[t * sums_tap + c] += sum over i < pixels of
 // grad[i * grad_pixel + c] * sources[t][i * source_pixel + c].
 template <class T>
-struct DepthwisePixelProducts {
+struct DepthwisePixelProductsArgs {
     int64_t taps;
     const T* const* sources;
     int64_t source_pixel;

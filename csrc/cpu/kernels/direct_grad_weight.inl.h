@@ -8,22 +8,23 @@
 namespace {
 
 template <class T, int channels, int taps>
-void grouped_grad_weight_tile(const convx::GroupedGradWeight<T>& job, const int64_t* offsets, const T* grad, T* sums) {
+void direct_grad_weight_tile(const convx::DirectGradWeightArgs<T>& args, const int64_t* offsets, const T* grad,
+                             T* sums) {
     constexpr int lanes = VecOf<T>::lanes;
     Vec<T> acc[channels][taps];
 #pragma GCC unroll 4
     for (int c = 0; c < channels; ++c)
 #pragma GCC unroll 9
-        for (int t = 0; t < taps; ++t) acc[c][t] = load(sums + (c * job.taps + t) * lanes);
+        for (int t = 0; t < taps; ++t) acc[c][t] = load(sums + (c * args.taps + t) * lanes);
     int64_t offset[taps];
 #pragma GCC unroll 9
     for (int t = 0; t < taps; ++t) offset[t] = offsets[t];
-    const int64_t grad_channel = job.grad_channel;
-    const int64_t whole = job.columns / lanes * lanes;
-    const int rest = static_cast<int>(job.columns - whole);
-    for (int64_t row = 0; row < job.rows; ++row) {
-        const T* x = job.source + row * job.source_row;
-        const T* g = grad + row * job.grad_row;
+    const int64_t grad_channel = args.grad_channel;
+    const int64_t whole = args.columns / lanes * lanes;
+    const int rest = static_cast<int>(args.columns - whole);
+    for (int64_t row = 0; row < args.rows; ++row) {
+        const T* x = args.source + row * args.source_row;
+        const T* g = grad + row * args.grad_row;
         const auto add_products = [&](const auto& read) {
             // The smaller side stays in registers: twelve sums leave room for three vectors and one more.
             if constexpr (taps < channels) {
@@ -55,39 +56,39 @@ void grouped_grad_weight_tile(const convx::GroupedGradWeight<T>& job, const int6
 #pragma GCC unroll 4
     for (int c = 0; c < channels; ++c)
 #pragma GCC unroll 9
-        for (int t = 0; t < taps; ++t) store(sums + (c * job.taps + t) * lanes, acc[c][t]);
+        for (int t = 0; t < taps; ++t) store(sums + (c * args.taps + t) * lanes, acc[c][t]);
 }
 
 // `count` taps, `taps` or fewer.
 template <class T, int channels, int taps>
-void grouped_grad_weight_pick(int64_t count, const convx::GroupedGradWeight<T>& job, const int64_t* offsets,
-                              const T* grad, T* sums) {
+void direct_grad_weight_pick(int64_t count, const convx::DirectGradWeightArgs<T>& args, const int64_t* offsets,
+                             const T* grad, T* sums) {
     if constexpr (taps > 1) {
-        if (count < taps) return grouped_grad_weight_pick<T, channels, taps - 1>(count, job, offsets, grad, sums);
+        if (count < taps) return direct_grad_weight_pick<T, channels, taps - 1>(count, args, offsets, grad, sums);
     }
-    grouped_grad_weight_tile<T, channels, taps>(job, offsets, grad, sums);
+    direct_grad_weight_tile<T, channels, taps>(args, offsets, grad, sums);
 }
 
 template <class T, int channels, int taps>
-void grouped_grad_weight_channels(const convx::GroupedGradWeight<T>& job, int64_t channel) {
-    for (int64_t t = 0; t < job.taps; t += taps)
-        grouped_grad_weight_pick<T, channels, taps>(job.taps - t, job, job.offsets + t,
-                                                    job.grad + channel * job.grad_channel,
-                                                    job.sums + (channel * job.taps + t) * VecOf<T>::lanes);
+void direct_grad_weight_channels(const convx::DirectGradWeightArgs<T>& args, int64_t channel) {
+    for (int64_t t = 0; t < args.taps; t += taps)
+        direct_grad_weight_pick<T, channels, taps>(args.taps - t, args, args.offsets + t,
+                                                   args.grad + channel * args.grad_channel,
+                                                   args.sums + (channel * args.taps + t) * VecOf<T>::lanes);
 }
 
 template <class T>
-void grouped_grad_weight(const convx::GroupedGradWeight<T>& job) {
-    for (int64_t channel = 0; channel < job.channels; channel += convx::grouped_panel) {
-        const int64_t channels = job.channels - channel;
+void direct_grad_weight(const convx::DirectGradWeightArgs<T>& args) {
+    for (int64_t channel = 0; channel < args.channels; channel += convx::direct_panel) {
+        const int64_t channels = args.channels - channel;
         if (channels == 1)
-            grouped_grad_weight_channels<T, 1, 9>(job, channel);
+            direct_grad_weight_channels<T, 1, 9>(args, channel);
         else if (channels == 2)
-            grouped_grad_weight_channels<T, 2, 5>(job, channel);
+            direct_grad_weight_channels<T, 2, 5>(args, channel);
         else if (channels == 3)
-            grouped_grad_weight_channels<T, 3, 4>(job, channel);
+            direct_grad_weight_channels<T, 3, 4>(args, channel);
         else
-            grouped_grad_weight_channels<T, 4, 3>(job, channel);
+            direct_grad_weight_channels<T, 4, 3>(args, channel);
     }
 }
 

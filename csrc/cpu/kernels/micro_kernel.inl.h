@@ -1,0 +1,149 @@
+// The micro-kernel of all matrix work: a tile of rows x vecs vectors of sums, broadcast elements of A by vectors of B.
+//
+// Per step of the reduction: vecs vector loads, `rows` broadcasts, rows * vecs FMA. The tile of each instruction set is
+// chosen so that accumulators, one row of columns and one broadcast fit its registers (isa/*.cpp), and so that there
+// are at least latency x ports = 8 independent FMA. Sums run in the order of d, whatever the tile: that is what makes
+// results equal bit for bit between full tiles, tails and both layouts.
+#pragma once
+
+#include <type_traits>
+
+namespace {
+
+// The addressings of A: element d of row i.
+template <class T, int mr>
+struct PackedRows {
+    const T* a;
+    PackedRows(const T* panel) : a(panel) {}
+    T at(int i, int64_t d) const { return a[d * mr + i]; }
+};
+template <class T, int rows>
+struct StridedRows {
+    const T* row[rows];
+    StridedRows(const T* const* a) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) row[i] = a[i];
+    }
+    T at(int i, int64_t d) const { return row[i][d]; }
+};
+// Pixels in place, whose taps are constant distances away.
+template <class T, int rows>
+struct IndirectRows {
+    const T* row[rows];
+    const int32_t* offsets;
+    IndirectRows(const convx::Indirection<T>& a) : offsets(a.offsets) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) row[i] = a.pixel[i];
+    }
+    T at(int i, int64_t d) const { return row[i][offsets[d]]; }
+};
+
+// The addressings of B: vector v of step d.
+template <class T, int nr>
+struct PackedColumns {
+    const T* b;
+    Vec<T> at(int v, int64_t d) const { return load(b + d * nr + v * VecOf<T>::lanes); }
+};
+template <class T, int vecs>
+struct IndirectColumns {
+    const T* column[vecs];
+    const int64_t* offsets;
+    IndirectColumns(const T* const* b, const int64_t* distances) : offsets(distances) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; ++v) column[v] = b[v];
+    }
+    Vec<T> at(int v, int64_t d) const { return load(column[v] + offsets[d]); }
+};
+
+template <class T, int rows, int vecs, class A, class B>
+inline void multiply_tile(int64_t depth, const A a, const B b, Vec<T> (&acc)[rows][vecs]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; ++v) acc[i][v] = broadcast(T(0));
+    for (int64_t d = 0; d < depth; ++d) {
+        Vec<T> column[vecs];
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; ++v) column[v] = b.at(v, d);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) {
+            const Vec<T> row = broadcast(a.at(i, d));
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
+        }
+    }
+}
+
+// The epilogue: vector v of row i goes to at(i, v). The first `whole` vectors of a row are full, the others have n
+// lanes. A question is asked once for the tile, not once a vector (25 % at depth 27); where it is a constant, not at
+// all.
+template <class T, int whole, int rows, int vecs, class At>
+inline void finish_tile(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T> to, int n, const At& at) {
+    const auto read = [n](const T* from, int v) { return v < whole ? load(from) : load(from, n); };
+    const auto for_each = [&](const auto& change) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; ++v) acc[i][v] = change(acc[i][v], i, v);
+    };
+    if (to.accumulate) for_each([&](Vec<T> sum, int i, int v) { return add(read(at(i, v), v), sum); });
+    if (to.row_bias) for_each([&](Vec<T> sum, int i, int) { return add(sum, broadcast(to.row_bias[i])); });
+    if (to.column_bias)
+        for_each([&](Vec<T> sum, int, int v) { return add(sum, read(to.column_bias + v * VecOf<T>::lanes, v)); });
+    if (to.relu) for_each([](Vec<T> sum, int, int) { return relu(sum); });
+    for_each([&](Vec<T> sum, int i, int v) {
+        if (v < whole)
+            store(at(i, v), sum);
+        else
+            store(at(i, v), sum, n);
+        return sum;
+    });
+}
+
+// Rows of adjacent columns, `columns` of them, at least one in the last vector.
+template <class T, int rows, int vecs>
+inline void finish_rows(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T>& to, int columns) {
+    constexpr int lanes = VecOf<T>::lanes;
+    const auto at = [c = to.c, stride = to.row_stride](int i, int v) { return c + i * stride + v * lanes; };
+    if (columns == vecs * lanes)
+        finish_tile<T, vecs>(acc, to, lanes, at);
+    else
+        finish_tile<T, vecs - 1>(acc, to, columns - (vecs - 1) * lanes, at);
+}
+
+// From run-time rows and columns to one of the mr * vecs compiled tiles. `A` is a panel, an array of rows or one of
+// pixels.
+template <class T, int mr, int nr, int rows, int vecs, class A>
+void gemm_tile_pick(int want_rows, int columns, int64_t depth, A a, const T* b, const convx::Epilogue<T>& to) {
+    if constexpr (rows > 1) {
+        if (want_rows < rows) return gemm_tile_pick<T, mr, nr, rows - 1, vecs>(want_rows, columns, depth, a, b, to);
+    }
+    if constexpr (vecs > 1) {
+        if (columns <= (vecs - 1) * VecOf<T>::lanes)
+            return gemm_tile_pick<T, mr, nr, rows, vecs - 1>(want_rows, columns, depth, a, b, to);
+    }
+    using InPlace =
+        std::conditional_t<std::is_same_v<A, convx::Indirection<T>>, IndirectRows<T, rows>, StridedRows<T, rows>>;
+    using Rows = std::conditional_t<std::is_same_v<A, const T*>, PackedRows<T, mr>, InPlace>;
+    Vec<T> acc[rows][vecs];
+    multiply_tile<T>(depth, Rows(a), PackedColumns<T, nr>{b}, acc);
+    finish_rows<T>(acc, to, columns);
+}
+
+template <class T, int mr, int vecs>
+void gemm_tile(int rows, int columns, int64_t depth, const T* a, const T* b, const convx::Epilogue<T>& to) {
+    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, to);
+}
+
+template <class T, int mr, int vecs>
+void gemm_tile_rows(int rows, int columns, int64_t depth, const T* const* a, const T* b, const convx::Epilogue<T>& to) {
+    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, to);
+}
+
+template <class T, int mr, int vecs>
+void gemm_tile_pixels(int rows, int columns, int64_t depth, const convx::Indirection<T>& a, const T* b,
+                      const convx::Epilogue<T>& to) {
+    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, to);
+}
+
+}  // namespace
