@@ -19,9 +19,9 @@ inline void direct_sums(const convx::DirectTileArgs<T>& args, const T* weights, 
     const convx::Epilogue<T> epilogue{nullptr, args.dest_channel, false, bias, nullptr, args.relu};
     const auto at = [&](int c, int v) { return to[v] + c * args.dest_channel; };
     if (lanes_used == lanes)
-        finish_tile<T, vecs>(acc, epilogue, lanes, at);
+        finish_tile<T, true>(acc, epilogue, lanes, at);
     else
-        finish_tile<T, 0>(acc, epilogue, lanes_used, at);
+        finish_tile<T, false>(acc, epilogue, lanes_used, at);
 }
 
 // `count` vectors, `vecs` or fewer.

@@ -3,7 +3,8 @@
 // Per step of the reduction: vecs vector loads, `rows` broadcasts, rows * vecs FMA. The tile of each instruction set is
 // chosen so that accumulators, one row of columns and one broadcast fit its registers (isa/*.cpp), and so that there
 // are at least latency x ports = 8 independent FMA. Sums run in the order of d, whatever the tile: that is what makes
-// results equal bit for bit between full tiles, tails and both layouts.
+// results equal bit for bit between full tiles, tails and both layouts. Always inlined: a call would put the
+// accumulators in memory (37 % at depth 27).
 #pragma once
 
 #include <type_traits>
@@ -56,7 +57,7 @@ struct IndirectColumns {
 };
 
 template <class T, int rows, int vecs, class A, class B>
-inline void multiply_tile(int64_t depth, const A a, const B b, Vec<T> (&acc)[rows][vecs]) {
+[[gnu::always_inline]] inline void multiply_tile(int64_t depth, const A a, const B b, Vec<T> (&acc)[rows][vecs]) {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 8
@@ -74,25 +75,25 @@ inline void multiply_tile(int64_t depth, const A a, const B b, Vec<T> (&acc)[row
     }
 }
 
-// The epilogue: vector v of row i goes to at(i, v). The first `whole` vectors of a row are full, the others have n
-// lanes. A question is asked once for the tile, not once a vector (25 % at depth 27); where it is a constant, not at
-// all.
-template <class T, int whole, int rows, int vecs, class At>
-inline void finish_tile(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T> to, int n, const At& at) {
-    const auto read = [n](const T* from, int v) { return v < whole ? load(from) : load(from, n); };
+// The epilogue: vector v of row i goes to at(i, v), n of its lanes if the vectors are not `full`. A question is asked
+// once for the tile, not once a vector (25 % at depth 27); where it is a constant, not at all.
+template <class T, bool full, int rows, int vecs, class At>
+[[gnu::always_inline]] inline void finish_tile(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T> to, int n,
+                                               const At& at) {
     const auto for_each = [&](const auto& change) {
 #pragma GCC unroll 16
         for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 8
             for (int v = 0; v < vecs; ++v) acc[i][v] = change(acc[i][v], i, v);
     };
-    if (to.accumulate) for_each([&](Vec<T> sum, int i, int v) { return add(read(at(i, v), v), sum); });
+    const auto read = [n](const T* from) { return full ? load(from) : load(from, n); };
+    if (to.accumulate) for_each([&](Vec<T> sum, int i, int v) { return add(read(at(i, v)), sum); });
     if (to.row_bias) for_each([&](Vec<T> sum, int i, int) { return add(sum, broadcast(to.row_bias[i])); });
     if (to.column_bias)
-        for_each([&](Vec<T> sum, int, int v) { return add(sum, read(to.column_bias + v * VecOf<T>::lanes, v)); });
+        for_each([&](Vec<T> sum, int, int v) { return add(sum, read(to.column_bias + v * VecOf<T>::lanes)); });
     if (to.relu) for_each([](Vec<T> sum, int, int) { return relu(sum); });
     for_each([&](Vec<T> sum, int i, int v) {
-        if (v < whole)
+        if (full)
             store(at(i, v), sum);
         else
             store(at(i, v), sum, n);
@@ -100,15 +101,46 @@ inline void finish_tile(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T> to, 
     });
 }
 
-// Rows of adjacent columns, `columns` of them, at least one in the last vector.
-template <class T, int rows, int vecs>
-inline void finish_rows(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T>& to, int columns) {
+// The same for rows that end within a vector, out of memory, so that there is one such text for all tiles.
+template <class T>
+[[gnu::noinline]] void finish_tail(const T* sums, int rows, int vecs, int columns, const convx::Epilogue<T>& to) {
     constexpr int lanes = VecOf<T>::lanes;
-    const auto at = [c = to.c, stride = to.row_stride](int i, int v) { return c + i * stride + v * lanes; };
-    if (columns == vecs * lanes)
-        finish_tile<T, vecs>(acc, to, lanes, at);
-    else
-        finish_tile<T, vecs - 1>(acc, to, columns - (vecs - 1) * lanes, at);
+    for (int i = 0; i < rows; ++i)
+        for (int v = 0; v < vecs; ++v, sums += lanes) {
+            Vec<T> acc[1][1] = {{load(sums)}};
+            const int n = columns - v * lanes;
+            const convx::Epilogue<T> row{nullptr,
+                                         0,
+                                         to.accumulate,
+                                         to.row_bias ? to.row_bias + i : nullptr,
+                                         to.column_bias ? to.column_bias + v * lanes : nullptr,
+                                         to.relu};
+            finish_tile<T, false>(acc, row, n < lanes ? n : lanes,
+                                  [&](int, int) { return to.c + i * to.row_stride + v * lanes; });
+        }
+}
+
+// Rows of adjacent columns, `columns` of them.
+template <class T, int rows, int vecs>
+[[gnu::always_inline]] inline void finish_rows(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T>& to, int columns) {
+    constexpr int lanes = VecOf<T>::lanes;
+    if (columns >= vecs * lanes) {
+        return finish_tile<T, true>(acc, to, lanes, [&](int i, int v) { return to.c + i * to.row_stride + v * lanes; });
+    }
+    T sums[rows * vecs * lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; ++v) store(sums + (i * vecs + v) * lanes, acc[i][v]);
+    finish_tail<T>(sums, rows, vecs, columns, to);
+}
+
+template <class T, int nr, int rows, int vecs, class A>
+[[gnu::noinline]] void gemm_tile_sized(int columns, int64_t depth, const A a, const T* b,
+                                       const convx::Epilogue<T>& to) {
+    Vec<T> acc[rows][vecs];
+    multiply_tile<T>(depth, a, PackedColumns<T, nr>{b}, acc);
+    finish_rows<T>(acc, to, columns);
 }
 
 // From run-time rows and columns to one of the mr * vecs compiled tiles. `A` is a panel, an array of rows or one of
@@ -125,9 +157,7 @@ void gemm_tile_pick(int want_rows, int columns, int64_t depth, A a, const T* b, 
     using InPlace =
         std::conditional_t<std::is_same_v<A, convx::Indirection<T>>, IndirectRows<T, rows>, StridedRows<T, rows>>;
     using Rows = std::conditional_t<std::is_same_v<A, const T*>, PackedRows<T, mr>, InPlace>;
-    Vec<T> acc[rows][vecs];
-    multiply_tile<T>(depth, Rows(a), PackedColumns<T, nr>{b}, acc);
-    finish_rows<T>(acc, to, columns);
+    gemm_tile_sized<T, nr, rows, vecs>(columns, depth, Rows(a), b, to);
 }
 
 template <class T, int mr, int vecs>

@@ -41,7 +41,7 @@ inline void store_lanes(T* to, Vec<T> value, int n) {
 
 // B' along one axis: 12 multiply-adds.
 template <class T>
-inline void transform_input(const Vec<T> (&d)[6], Vec<T> (&v)[6]) {
+[[gnu::always_inline]] inline void transform_input(const Vec<T> (&d)[6], Vec<T> (&v)[6]) {
     const Vec<T> even_b = fma(number<T>(-point_b2), d[2], d[4]), odd_b = fma(number<T>(-point_b2), d[1], d[3]);
     const Vec<T> even_a = fma(number<T>(-point_a2), d[2], d[4]), odd_a = fma(number<T>(-point_a2), d[1], d[3]);
     const Vec<T> product = number<T>(point_a2 * point_b2), sum = number<T>(-point_a2 - point_b2);
@@ -55,7 +55,7 @@ inline void transform_input(const Vec<T> (&d)[6], Vec<T> (&v)[6]) {
 
 // G along one axis.
 template <class T>
-inline void transform_weights(const Vec<T> (&g)[3], Vec<T> (&u)[6]) {
+[[gnu::always_inline]] inline void transform_weights(const Vec<T> (&g)[3], Vec<T> (&u)[6]) {
     constexpr double n0 = point_a2 * point_b2;
     constexpr double na = 2 * point_a2 * (point_a2 - point_b2), nb = 2 * point_b2 * (point_b2 - point_a2);
     const Vec<T> even_a = mul(number<T>(1 / na), fma(number<T>(point_a2), g[2], g[0]));
@@ -70,7 +70,7 @@ inline void transform_weights(const Vec<T> (&g)[3], Vec<T> (&u)[6]) {
 
 // A' along one axis.
 template <class T>
-inline void transform_output(const Vec<T> (&m)[6], Vec<T> (&y)[4]) {
+[[gnu::always_inline]] inline void transform_output(const Vec<T> (&m)[6], Vec<T> (&y)[4]) {
     const Vec<T> sum_a = add(m[1], m[2]), sum_b = add(m[3], m[4]);
     const Vec<T> difference_a = sub(m[1], m[2]), difference_b = sub(m[3], m[4]);
     y[0] = add(m[0], add(sum_a, sum_b));
@@ -81,8 +81,8 @@ inline void transform_output(const Vec<T> (&m)[6], Vec<T> (&y)[4]) {
 
 // A tile along both axes, from `in` x `in` to `out` x `out`: read(i, d) fills line i of one axis, write(j, y) takes
 // line j of the other. A whole tile does not fit the registers, so that the first axis goes through a buffer in L1.
-template <class T, int in, int out, class Transform, class Read, class Write>
-inline void transform_tile(const Transform& transform, const Read& read, const Write& write) {
+template <class T, int in, int out, void (*transform)(const Vec<T> (&)[in], Vec<T> (&)[out]), class Read, class Write>
+[[gnu::always_inline]] inline void transform_tile(const Read& read, const Write& write) {
     Vec<T> half[in][out];
     for (int i = 0; i < in; ++i) {
         Vec<T> d[in];
@@ -121,7 +121,7 @@ void winograd_input(const convx::WinogradInputArgs<T>& args) {
 #pragma GCC unroll 6
                 for (int i = 0; i < 6; ++i) store(to + 6 * i * args.dest_frequency, values[i]);
             };
-            transform_tile<T, 6, 6>(transform_input<T>, read, write);
+            transform_tile<T, 6, 6, transform_input<T>>(read, write);
         }
 }
 
@@ -203,7 +203,7 @@ void winograd_weights(const convx::WinogradWeightsArgs<T>& args) {
                 T* to = dest + first + j * args.dest_frequency;
                 for (int i = 0; i < 6; ++i) store_lanes(to + 6 * i * args.dest_frequency, u[i], n);
             };
-            transform_tile<T, 3, 6>(transform_weights<T>, read, write);
+            transform_tile<T, 3, 6, transform_weights<T>>(read, write);
         }
 }
 
@@ -223,7 +223,7 @@ inline void output_of_vector(const convx::WinogradOutputArgs<T>& args, const T* 
             for (Vec<T>& value : y) value = relu(value);
         store_quads(places, i * args.dest_line, y);
     };
-    transform_tile<T, 6, 4>(transform_output<T>, read, write);
+    transform_tile<T, 6, 4, transform_output<T>>(read, write);
 }
 
 template <class T, int vecs>
@@ -247,7 +247,7 @@ void winograd_output(const convx::WinogradOutputArgs<T>& args) {
 
 // The weight gradient correlates 6 x 6 inputs with 4 x 4 gradients to 3 x 3 taps: the same B', other G and A'.
 template <class T>
-inline void transform_gradients(const Vec<T> (&g)[4], Vec<T> (&u)[6]) {
+[[gnu::always_inline]] inline void transform_gradients(const Vec<T> (&g)[4], Vec<T> (&u)[6]) {
     constexpr double n0 = point_a2 * point_b2;
     constexpr double na = 2 * point_a2 * (point_a2 - point_b2), nb = 2 * point_b2 * (point_b2 - point_a2);
     const Vec<T> even_a = mul(number<T>(1 / na), fma(number<T>(point_a2), g[2], g[0]));
@@ -262,7 +262,7 @@ inline void transform_gradients(const Vec<T> (&g)[4], Vec<T> (&u)[6]) {
 }
 
 template <class T>
-inline void transform_taps(const Vec<T> (&m)[6], Vec<T> (&y)[3]) {
+[[gnu::always_inline]] inline void transform_taps(const Vec<T> (&m)[6], Vec<T> (&y)[3]) {
     const Vec<T> sum_a = add(m[1], m[2]), sum_b = add(m[3], m[4]);
     y[0] = add(m[0], add(sum_a, sum_b));
     y[1] = fma(number<T>(point_a), sub(m[1], m[2]), mul(number<T>(point_b), sub(m[3], m[4])));
@@ -283,7 +283,7 @@ void winograd_input_tiles(const convx::WinogradTilesArgs<T>& args) {
 #pragma GCC unroll 6
                 for (int i = 0; i < 6; ++i) store(dest + (6 * i + j) * args.dest_frequency, values[i]);
             };
-            transform_tile<T, 6, 6>(transform_input<T>, read, write);
+            transform_tile<T, 6, 6, transform_input<T>>(read, write);
         }
 }
 
@@ -302,7 +302,7 @@ void winograd_gradient_tiles(const convx::WinogradTilesArgs<T>& args) {
             const auto write = [&](int j, const Vec<T>(&u)[6]) {
                 for (int i = 0; i < 6; ++i) store_lanes(dest + (6 * i + j) * args.dest_frequency, u[i], n);
             };
-            transform_tile<T, 4, 6>(transform_gradients<T>, read, write);
+            transform_tile<T, 4, 6, transform_gradients<T>>(read, write);
         }
 }
 
@@ -318,7 +318,7 @@ void winograd_taps(const convx::WinogradTapsArgs<T>& args) {
             faults = fma(add(add(y[0], y[1]), y[2]), broadcast(T(0)), faults);
             for (int j = 0; j < 3; ++j) store(args.dest + (3 * i + j) * args.dest_tap + column, y[j]);
         };
-        transform_tile<T, 6, 3>(transform_taps<T>, read, write);
+        transform_tile<T, 6, 3, transform_taps<T>>(read, write);
     }
     store(args.faults, faults);
 }

@@ -20,7 +20,7 @@ void winograd_input_pixels(const convx::WinogradPixelInputArgs<T>& args) {
 #pragma GCC unroll 6
             for (int i = 0; i < 6; ++i) store(to + 6 * i * args.dest_frequency, values[i]);
         };
-        transform_tile<T, 6, 6>(transform_input<T>, read, write);
+        transform_tile<T, 6, 6, transform_input<T>>(read, write);
     }
 }
 
@@ -82,7 +82,7 @@ void winograd_output_pixels(const convx::WinogradPixelOutputArgs<T>& args) {
                 store_lanes(args.dest + i * args.dest_row + j * args.dest_pixel + k, y[j], n);
             }
         };
-        transform_tile<T, 6, 4>(transform_output<T>, read, write);
+        transform_tile<T, 6, 4, transform_output<T>>(read, write);
     }
     store(args.faults, faults);
 }
