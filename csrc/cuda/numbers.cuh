@@ -66,24 +66,27 @@ __device__ S relu_of(S value) {
     return value <= S(0) ? S(0) : value;
 }
 
-// Where sums go: rounded to the element type, or as they are where something is still to be added to them. Places are
-// addresses: a pointer and an offset beside it cost the tensor-core tiles the two registers that they do not have.
-template <class T>
-struct SumTarget {
-    char* data;
-    bool unrounded;
-
-    __device__ int64_t item() const {
-        return sizeof(T) < sizeof(Sum<T>) && unrounded ? static_cast<int64_t>(sizeof(Sum<T>)) : int64_t{sizeof(T)};
-    }
-    __device__ char* at(int64_t offset) const { return data + offset * item(); }
-    __device__ void put(char* place, Sum<T> value) const {
-        if (sizeof(T) < sizeof(Sum<T>) && unrounded)
-            *reinterpret_cast<Sum<T>*>(place) = value;
-        else
-            *reinterpret_cast<T*>(place) = from_sum<T>(value);
-    }
+// Adjacent elements, moved as one: 16 bytes unless `count` says otherwise.
+template <class T, int count_ = 16 / static_cast<int>(sizeof(T))>
+struct alignas(sizeof(T) * count_) Chunk {
+    static constexpr int count = count_;
+    T value[count];
 };
+template <int count, class T>
+__device__ Chunk<T, count> load_chunk(const T* from) {
+    return *reinterpret_cast<const Chunk<T, count>*>(from);
+}
+template <class T, int count>
+__device__ void store_chunk(T* to, const Chunk<T, count>& chunk) {
+    *reinterpret_cast<Chunk<T, count>*>(to) = chunk;
+}
+template <class T, int count>
+__device__ Chunk<T, count> rounded(const Sum<T> (&sum)[count]) {
+    Chunk<T, count> chunk;
+#pragma unroll
+    for (int i = 0; i < count; ++i) chunk.value[i] = from_sum<T>(sum[i]);
+    return chunk;
+}
 
 template <class S>
 __device__ bool is_nan(S value) {

@@ -5,29 +5,19 @@
 #include <numeric>
 
 #include "cuda/conv2d/image_gather.cuh"
-#include "cuda/numbers.cuh"
 
 namespace convx::cuda {
 
 struct WindowAxis {
     GatherAxis gather;
-    int64_t positions;    // window positions
-    int64_t first_tap;    // kernel index r of tap 0
-    int64_t tap_stride;   // kernel indices between taps
-    int64_t first_cell;   // the destination's index of position 0
-    int64_t cell_stride;  // and between positions
+    int64_t positions;     // window positions
+    int64_t first_tap;     // kernel index r of tap 0
+    int64_t tap_stride;    // kernel indices between taps
+    int64_t first_pixel;   // the result's index of position 0
+    int64_t pixel_stride;  // and between positions
 };
 
-inline WindowAxis forward_axis(const Axis& axis) {
-    GatherAxis gather;
-    gather.step = static_cast<int>(axis.stride);
-    gather.tap_step = static_cast<int>(axis.dilation);
-    gather.offset = static_cast<int>(-axis.pad_before);
-    gather.size = static_cast<int>(axis.input);
-    gather.taps = static_cast<int>(axis.kernel);
-    gather.mode = axis.mode;
-    return {gather, axis.output(), 0, 1, 0, 1};
-}
+inline WindowAxis forward_axis(const Axis& axis) { return {GatherAxis(axis), axis.output(), 0, 1, 0, 1}; }
 
 // The taps that reach a phase of the input (common/problem.h) lie stride / gcd(stride, dilation) apart. So the adjoint
 // multiplies no inserted zeros, and has the form of a forward pass with stride 1.
@@ -49,11 +39,7 @@ ImageGather<T> image_gather(const Tensor& tensor, const WindowAxis& h, const Win
                             double padding_value) {
     const auto divisor = [](int64_t size) { return Divisor(std::max<int64_t>(size, 1)); };
     ImageGather<T> image{};
-    image.data = tensor.as<const T>();
-    image.stride_n = tensor.stride[0];
-    image.stride_c = tensor.stride[1];
-    image.stride_h = tensor.stride[2];
-    image.stride_w = tensor.stride[3];
+    image.source = Strided4<const T>(tensor);
     image.h = h.gather;
     if (channels == 0) image.h.taps = 0;
     image.w = w.gather;

@@ -1,13 +1,13 @@
-// The bias gradient: sums of grad_output over n, p, q for each channel, in two stages. A part of the pixels of 32
-// channels is one block's; its pixels go in turn to 32 lanes, whose sums are added in order, and then those of the
-// parts. The order is that of the pixels (n, p, q), whatever the memory order: only who adds changes with the layout,
-// so that neighbours in a warp read neighbours in memory.
+// The bias gradient: sums of grad_output over n, p, q for each channel, in two stages. A block takes a part of the
+// pixels for 32 channels; its pixels go in turn to 32 lanes, whose sums are added in order, and then those of the
+// parts. The order is that of the pixels (n, p, q), whatever the memory order: the layout decides which thread adds, so
+// that neighbours in a warp read neighbours in memory.
 //
 // Bound by memory: 8 loads a thread are in flight. Shared memory: 4.1 KiB (8.3 for double); 32 to 64 registers.
 #pragma once
 
-#include "cuda/cells.cuh"
 #include "cuda/conv2d/conv2d.h"
+#include "cuda/elements.cuh"
 
 namespace convx::cuda {
 
@@ -20,7 +20,7 @@ struct BiasGrad {
     Sum<T>* partial;  // [part][channel]
     T* result;
     int64_t result_stride;
-    Sum<T>* carried;  // none: one run is all
+    Sum<T>* carried;  // null: one run is all
     bool first, last;
 };
 
@@ -83,20 +83,20 @@ __global__ void __launch_bounds__(bias_threads, 4) grad_bias_parts(BiasGrad<T> g
     grad.partial[static_cast<int64_t>(blockIdx.y) * grad.channels + channel] = total;
 }
 
-// One thread a channel.
 template <class T>
-__global__ void __launch_bounds__(128) grad_bias_add(BiasGrad<T> grad) {
-    const int channel = static_cast<int>(blockIdx.x) * 128 + static_cast<int>(threadIdx.x);
-    if (channel >= grad.channels) return;
-    Sum<T> sum = grad.first ? Sum<T>(0) : grad.carried[channel];
+struct AddBiasParts {
+    __device__ void operator()(int64_t channel) const {
+        Sum<T> sum = grad.first ? Sum<T>(0) : grad.carried[channel];
 #pragma unroll 8
-    for (int part = 0; part < grad.parts; ++part)
-        sum += grad.partial[static_cast<int64_t>(part) * grad.channels + channel];
-    if (grad.last)
-        grad.result[channel * grad.result_stride] = from_sum<T>(sum);
-    else
-        grad.carried[channel] = sum;
-}
+        for (int part = 0; part < grad.parts; ++part) sum += grad.partial[int64_t{part} * grad.channels + channel];
+        if (grad.last)
+            grad.result[channel * grad.result_stride] = from_sum<T>(sum);
+        else
+            grad.carried[channel] = sum;
+    }
+
+    BiasGrad<T> grad;
+};
 
 template <class T>
 void run_grad_bias(const ConvProblem& problem, const ConvPlan& plan, const Tensor& grad_output, const Tensor& grad_bias,
@@ -115,15 +115,11 @@ void run_grad_bias(const ConvProblem& problem, const ConvPlan& plan, const Tenso
     grad.carried = static_cast<Sum<T>*>(carried.sums);
     grad.first = carried.first;
     grad.last = carried.last;
-    const int tiles = tiles_of(grad.channels, bias_channels);
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(grad.parts));
-    if (grad.parts > 0) {
-        if (grad_output.stride[1] == 1)
-            launch(grad_bias_parts<T, true>, grid, bias_threads, sizeof(BiasSums<T>), stream, grad);
-        else
-            launch(grad_bias_parts<T, false>, grid, bias_threads, sizeof(BiasSums<T>), stream, grad);
-    }
-    launch_each<128>(grad.channels, grad_bias_add<T>, stream, grad);
+    const auto kernel = grad_output.stride[1] == 1 ? &grad_bias_parts<T, true> : &grad_bias_parts<T, false>;
+    if (grad.parts > 0)
+        launch(kernel, grid(tiles_of(grad.channels, bias_channels), grad.parts), bias_threads, sizeof(BiasSums<T>),
+               stream, grad);
+    launch_each<128>(grad.channels, AddBiasParts<T>{grad}, stream);
 }
 
 }  // namespace convx::cuda

@@ -1,13 +1,13 @@
-// What a tap of a window reads: images as the rows or the depth of a GEMM, without a copy in between. The one place of
-// the CUDA backend where stride, dilation, padding and padding modes turn into addresses (on the CPU: AxisTable).
+// What a tap of a window reads: images as the rows or the depth of a GEMM, without a copy in between. GatherAxis turns
+// stride, dilation, padding and padding modes into addresses (on the CPU: AxisTable).
 //
 // Pixels are window positions (n, p, q) in row-major order; taps are (r, s, c), channels innermost, so that in NHWC
 // adjacent taps are adjacent in memory and in NCHW one tap of adjacent pixels is. The order is part of the result: sums
-// run over it, whatever the memory order (SEMANTICS: same bits for any strides).
+// run over it, whatever the memory order (same bits for any strides).
 #pragma once
 
 #include "common/problem.h"
-#include "cuda/divisor.h"
+#include "cuda/elements.cuh"
 
 namespace convx::cuda {
 
@@ -16,8 +16,17 @@ namespace convx::cuda {
 struct GatherAxis {
     static constexpr int reads_value = -1, reads_nothing = -2;
 
+    GatherAxis() = default;
+    explicit GatherAxis(const Axis& axis)
+        : step(static_cast<int>(axis.stride)), tap_step(static_cast<int>(axis.dilation)),
+          offset(static_cast<int>(-axis.pad_before)), size(static_cast<int>(axis.input)),
+          taps(static_cast<int>(axis.kernel)), mode(axis.mode) {}
+
+    __device__ bool contains(int position) const {
+        return static_cast<uint32_t>(position) < static_cast<uint32_t>(size);
+    }
     __device__ int source(int position) const {
-        if (static_cast<uint32_t>(position) < static_cast<uint32_t>(size)) return position;
+        if (contains(position)) return position;
         switch (mode) {
             case PaddingMode::zeros:
                 return reads_nothing;
@@ -40,9 +49,9 @@ struct GatherAxis {
 
 template <class T>
 struct ImageGather {
-    // A pixel of the rows or the depth, its part of every address computed once.
+    // A pixel of the rows or the depth, whose part of every address is computed once.
     struct Pixel {
-        const T* image;  // none: past the last pixel
+        const T* image;  // null past the last pixel
         int h, w;        // where its window starts
     };
     struct Tap {
@@ -54,7 +63,7 @@ struct ImageGather {
         if (index >= pixels) return {nullptr, 0, 0};
         const int row = columns.quotient(index), column = index - row * columns.value;
         const int n = rows.quotient(row), line = row - n * rows.value;
-        return {data + n * stride_n, line * h.step + h.offset, column * w.step + w.offset};
+        return {source.image(n, 0), line * h.step + h.offset, column * w.step + w.offset};
     }
     __device__ Tap tap(int index) const {
         const int window = channels.quotient(index);
@@ -69,25 +78,31 @@ struct ImageGather {
         ++tap.r;
     }
 
-    // Where the pixel's tap lies; nothing past the end of either.
+    // Where the pixel's tap reads; nothing past the end of either.
     __device__ Found find(const Pixel& at, const Tap& tap, const T*& element) const {
         if (!at.image || tap.r >= h.taps) return Found::nothing;
         const int row = h.source(at.h + tap.r * h.tap_step), column = w.source(at.w + tap.s * w.tap_step);
         if (row == GatherAxis::reads_nothing || column == GatherAxis::reads_nothing) return Found::nothing;
         if (row < 0 || column < 0) return Found::padding;
-        element = at.image + tap.c * stride_c + row * stride_h + column * stride_w;
+        element = at.image + tap.c * source.c + row * source.h + column * source.w;
         return Found::element;
     }
-    // Zero stands for what is skipped: right in a product unless the other factor is inf or NaN (see exact sums).
-    __device__ T load(const Pixel& at, const Tap& tap) const {
+    // False, and zero, where the tap reads nothing. The zero is right in a product unless the other factor is inf or
+    // NaN (see WindowSum::exact).
+    __device__ bool read(const Pixel& at, const Tap& tap, T& value) const {
         const T* element = nullptr;
         const Found found = find(at, tap, element);
-        return found == Found::element ? *element : found == Found::padding ? padding : from_zero();
+        value = found == Found::element ? *element : found == Found::padding ? padding : T{};
+        return found != Found::nothing;
     }
-    __device__ static T from_zero() { return T{}; }
+    __device__ T load(const Pixel& at, const Tap& tap) const {
+        T value;
+        read(at, tap, value);
+        return value;
+    }
+    __device__ void to_group(int group) { source.data += static_cast<int64_t>(group) * channels.value * source.c; }
 
-    const T* data;
-    int64_t stride_n, stride_c, stride_h, stride_w;
+    Strided4<const T> source;
     GatherAxis h, w;
     int pixels;              // window positions of all images
     int depth;               // taps in all: h.taps * w.taps * channels
@@ -95,6 +110,34 @@ struct ImageGather {
     Divisor channels;        // of a group
     Divisor window_columns;  // w.taps
     T padding;               // what PaddingMode::constant reads
+};
+
+// What 3x3 windows of one channel read: 3 columns of some rows.
+template <class T, int rows>
+struct Patch3 {
+    // row_at(j): row j of the source, or reads_nothing; `first_column`: where the windows start.
+    template <class RowAt>
+    __device__ Patch3(const T* image, const Strided4<const T>& source, const RowAt& row_at, const GatherAxis& w,
+                      int first_column, T padding) {
+#pragma unroll
+        for (int s = 0; s < 3; ++s) column[s] = w.source(first_column + s * w.tap_step);
+#pragma unroll
+        for (int j = 0; j < rows; ++j) {
+            const int row = row_at(j);
+            row_found[j] = row != GatherAxis::reads_nothing;
+            const T* const line = image + row * source.h;
+#pragma unroll
+            for (int s = 0; s < 3; ++s) {
+                value[j][s] = padding;
+                if (row >= 0 && column[s] >= 0) value[j][s] = line[column[s] * source.w];
+            }
+        }
+    }
+    __device__ bool found(int j, int s) const { return row_found[j] && column[s] != GatherAxis::reads_nothing; }
+
+    T value[rows][3];
+    int column[3];
+    bool row_found[rows];
 };
 
 }  // namespace convx::cuda

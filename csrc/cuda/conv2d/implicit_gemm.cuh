@@ -1,14 +1,14 @@
 // The implicit GEMM: one kernel text for the three passes of a convolution. Rows x columns of the result, the sum over
 // the depth; operands are fetched tile by tile, either from images (image_gather.cuh: nothing is copied beforehand) or
-// from a packed panel (pack_panel.cu: a weight in the order of the tiles).
+// from a packed panel (window_gemm.cuh: a weight in the order of the tiles).
 //
 //   pass         rows             columns      depth             a        b
 //   forward      pixels (n,p,q)   K/G          taps (r,s,c)      images   panel
-//   grad_input   pixels (n,h,w)   C/G          taps (r,s,k)      images   panel    one problem for each residue class
-//   grad_weight  K/G              taps         pixels (n,p,q)    images   images   split over the depth
+//   grad_input   pixels (n,h,w)   C/G          taps (r,s,k)      images   panel    one problem for each phase
+//   grad_weight  K/G              taps         pixels (n,p,q)    images   images   split-K
 //
-// What bounds it: fused multiply-adds (or mma) where the depth is long; a gather costs about 10 instructions an
-// element, 128 x 16 of them to 128 x 128 x 16 multiply-adds of 256 threads: 80 to 1024 in each.
+// Bound by fused multiply-adds (or mma) where the depth is long: a gather costs about 10 instructions an element, 128 x
+// 16 of them to 128 x 128 x 16 multiply-adds of 256 threads (80 to 1024 in each).
 #pragma once
 
 #include <type_traits>
@@ -18,8 +18,8 @@
 
 namespace convx::cuda {
 
-// An operand fetches its part of a depth step, `fetch`, while the step before is being multiplied, and lays it into
-// shared memory afterwards, `store`; asynchronous copies do both in `fetch`.
+// `fetch` of an operand loads its part of a depth step while the step before is being multiplied, `store` writes it to
+// shared memory afterwards; asynchronous copies do both in `fetch`.
 
 // Weights packed as whole tiles, zeros where the matrix ends.
 template <class Tile, int lines>
@@ -45,9 +45,8 @@ struct PanelOperand {
     const T* tile;
 };
 
-// Images. Lines are pixels and the depth taps, or the other way round; a thread takes elements of one line that follow
-// each other in depth (its neighbours: adjacent lines), or of one depth (neighbours: adjacent depths), as memory has
-// it.
+// Images. Lines are pixels and the depth taps, or the other way round. A thread takes elements of one line at adjacent
+// depths (its neighbours: adjacent lines), or of one depth (neighbours: adjacent depths), as memory has it.
 enum class Lines { pixels, taps };
 enum class Adjacent { lines, depth };
 
@@ -65,7 +64,7 @@ struct ImageOperand {
     static_assert(along_depth || Tile::threads % Tile::depth == 0);
 
     __device__ ImageOperand(const Argument& argument, int first, int group) : image(argument) {
-        image.data += static_cast<int64_t>(group) * image.channels.value * image.stride_c;
+        image.to_group(group);
         const int thread = static_cast<int>(threadIdx.x);
         own_line = along_depth ? thread % lines : thread / Tile::depth;
         own_depth = along_depth ? thread / lines * count : thread % Tile::depth;
@@ -76,7 +75,7 @@ struct ImageOperand {
     __device__ void fetch(typename Tile::template Operand<lines>&, int depth_step) {
         const int d = depth_step * Tile::depth + own_depth;
         if constexpr (kind == Lines::taps && !along_depth) {
-            // Taps are worked out anew: kept, 16 of them would spill.
+            // Taps are computed again: kept, 16 of them would spill.
             const Pixel pixel = image.pixel(d);
 #pragma unroll
             for (int i = 0; i < count; ++i) element[i] = image.load(pixel, image.tap(first_line + i * line_step));
@@ -100,7 +99,7 @@ struct ImageOperand {
                 Chunk<T> chunk;
 #pragma unroll
                 for (int j = 0; j < Chunk<T>::count; ++j) chunk.value[j] = element[i + j];
-                *reinterpret_cast<Chunk<T>*>(&to.at(own_line, own_depth + i)) = chunk;
+                store_chunk(&to.at(own_line, own_depth + i), chunk);
             }
         } else {
 #pragma unroll
@@ -123,7 +122,7 @@ struct ImageOperand {
 };
 
 // Images whose channels are adjacent, whole 16 bytes of them in a group, and that have no padding value other than
-// zero: pixels are lines, and 16 bytes at a time go around the registers.
+// zero: pixels are lines, and asynchronous copies of 16 bytes bypass the registers.
 template <class Tile, int lines>
 struct ChannelsOperand {
     using T = typename Tile::Element;
@@ -133,7 +132,7 @@ struct ChannelsOperand {
     static_assert(Tile::depth_inside && Tile::threads % chunks == 0 && lines * chunks % Tile::threads == 0);
 
     __device__ ChannelsOperand(const Argument& argument, int first, int group) : image(argument) {
-        image.data += static_cast<int64_t>(group) * image.channels.value;
+        image.to_group(group);
         own_line = static_cast<int>(threadIdx.x) / chunks;
         own_depth = static_cast<int>(threadIdx.x) % chunks * Chunk<T>::count;
 #pragma unroll
@@ -143,7 +142,7 @@ struct ChannelsOperand {
         const auto tap = image.tap(depth_step * Tile::depth + own_depth);
 #pragma unroll
         for (int i = 0; i < own_lines; ++i) {
-            const T* element = image.data;
+            const T* element = image.source.data;
             const bool found = image.find(line[i], tap, element) == Argument::Found::element;
             copy_async_16(&to.at(own_line + i * (Tile::threads / chunks), own_depth), element, found);
         }
@@ -155,17 +154,19 @@ struct ChannelsOperand {
     typename Argument::Pixel line[own_lines];
 };
 
+template <class Tile>
+struct GemmShared {
+    typename Tile::template Operand<Tile::rows> a[Tile::stages];
+    typename Tile::template Operand<Tile::columns> b[Tile::stages];
+};
+
 // blockIdx.x: column tile + row tile * column tiles, so that blocks that read the same rows run side by side;
 // blockIdx.y: part of the depth; blockIdx.z: group.
 template <class Tile, class OperandA, class OperandB, class Output>
 __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     implicit_gemm(typename OperandA::Argument a_argument, typename OperandB::Argument b_argument, Output output,
                   int column_tiles, int depth_steps, int steps_of_part) {
-    struct Shared {
-        typename Tile::template Operand<Tile::rows> a[Tile::stages];
-        typename Tile::template Operand<Tile::columns> b[Tile::stages];
-    };
-    Shared& shared = shared_memory<Shared>();
+    GemmShared<Tile>& shared = shared_memory<GemmShared<Tile>>();
     const int row_tile = static_cast<int>(blockIdx.x) / column_tiles;
     const int first_row = row_tile * Tile::rows;
     const int first_column = (static_cast<int>(blockIdx.x) - row_tile * column_tiles) * Tile::columns;
@@ -189,7 +190,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     int stage = 0;
     for (int step = begin; step < end; ++step) {
         copies_wait<ahead - 1>();
-        // Also: everybody is done with the stage before, which is fetched into now.
+        // Also waits until all threads have read the stage before, which the next fetch overwrites.
         block_barrier();
         const int next = stage + ahead < Tile::stages ? stage + ahead : stage - 1;
         const bool fetches = step + ahead < end;
@@ -210,8 +211,19 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
     tile.each(output);
 }
 
-template <class Tile>
-constexpr size_t implicit_gemm_shared = Tile::stages * (sizeof(typename Tile::template Operand<Tile::rows>) +
-                                                        sizeof(typename Tile::template Operand<Tile::columns>));
+struct GemmSize {
+    int rows, columns, depth, groups;
+};
+
+// Split-K: several `parts` have `steps_of_part` steps of the tile's depth each.
+template <class Tile, class OperandA, class OperandB, class Output>
+void run_implicit_gemm(const typename OperandA::Argument& a, const typename OperandB::Argument& b, const Output& output,
+                       const GemmSize& size, Stream stream, int parts = 1, int steps_of_part = 0) {
+    const int column_tiles = tiles_of(size.columns, Tile::columns), depth_steps = tiles_of(size.depth, Tile::depth);
+    launch(implicit_gemm<Tile, OperandA, OperandB, Output>,
+           grid(int64_t{tiles_of(size.rows, Tile::rows)} * column_tiles, parts, size.groups), Tile::threads,
+           sizeof(GemmShared<Tile>), stream, a, b, output, column_tiles, depth_steps,
+           parts == 1 ? depth_steps : steps_of_part);
+}
 
 }  // namespace convx::cuda

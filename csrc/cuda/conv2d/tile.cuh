@@ -1,20 +1,35 @@
 // The inner product of two tiles in shared memory: sum[rows x columns] += a[rows x depth] * b[columns x depth]^T, with
-// the sums in the registers of one block of threads. Two ways: fused multiply-adds of the CUDA cores, and tensor cores.
+// the sums in the registers of one block of threads, by fused multiply-adds of the CUDA cores or by tensor cores.
 //
-// Laws: every sum is taken in ascending order of the depth, one (FmaTile) or 8 or 16 (MmaTile) at a time, so the size
-// of a tile never changes a result. Columns and rows past the matrix are computed and not stored.
+// Invariants: every sum is taken in ascending order of the depth, one (FmaTile) or 8 or 16 (MmaTile) at a time, so the
+// size of a tile never changes a result. Columns and rows past the matrix are computed and not stored.
 #pragma once
 
 #include "cuda/conv2d/plan.h"
-#include "cuda/device.cuh"
+#include "cuda/numbers.cuh"
 
 namespace convx::cuda {
 
-// 16 bytes, moved as one.
-template <class T>
-struct alignas(16) Chunk {
-    static constexpr int count = 16 / static_cast<int>(sizeof(T));
-    T value[count];
+// An operand's tile in shared memory, its rows or columns as lines: [line][depth] or, with the depth outside,
+// [depth][line], with a gap of 16 bytes after each inner stretch against bank conflicts.
+template <class T, int lines, int depth, bool depth_inside>
+struct TileOperand {
+    static constexpr int inner = depth_inside ? depth : lines, outer = depth_inside ? lines : depth;
+    static constexpr int pitch = inner + Chunk<T>::count;
+    alignas(16) T element[outer * pitch];
+
+    __device__ T& at(int line, int d) { return element[depth_inside ? line * pitch + d : d * pitch + line]; }
+    // The target of 16 bytes of a packed panel's tile, which is the same without the gaps.
+    __device__ T* chunk(int index) {
+        constexpr int in_inner = inner / Chunk<T>::count;
+        return &element[index / in_inner * pitch + index % in_inner * Chunk<T>::count];
+    }
+    // The element of a packed panel's tile at `index`.
+    __device__ static void panel_position(int index, int& line, int& d) {
+        const int at_outer = index / inner, at_inner = index - at_outer * inner;
+        line = depth_inside ? at_outer : at_inner;
+        d = depth_inside ? at_inner : at_outer;
+    }
 };
 
 // float and double on the CUDA cores: each thread has tile_rows x tile_columns sums and reads tile_rows + tile_columns
@@ -24,7 +39,6 @@ struct alignas(16) Chunk {
 template <class T, int rows_, int columns_, int depth_, int tile_rows, int tile_columns>
 struct FmaTile {
     using Element = T;
-    using Sum = T;
     static constexpr int rows = rows_, columns = columns_, depth = depth_, stages = 2;
     static constexpr int threads = rows / tile_rows * (columns / tile_columns);
     static constexpr int group = Chunk<T>::count;  // adjacent rows of a thread
@@ -35,21 +49,7 @@ struct FmaTile {
     static constexpr bool depth_inside = false;
 
     template <int lines>
-    struct Operand {
-        static constexpr int pitch = lines + Chunk<T>::count;
-        alignas(16) T element[depth * pitch];
-        __device__ T& at(int line, int d) { return element[d * pitch + line]; }
-        // The place of 16 bytes of a packed panel's tile, which is the same without the gaps: [depth][lines].
-        __device__ T* chunk(int index) {
-            constexpr int in_line = lines / Chunk<T>::count;
-            return &element[index / in_line * pitch + index % in_line * Chunk<T>::count];
-        }
-    };
-    // The element of a packed panel's tile at `index`.
-    __device__ static void panel_position(int index, int& column, int& d) {
-        d = index / columns;
-        column = index - d * columns;
-    }
+    using Operand = TileOperand<T, lines, depth, depth_inside>;
 
     __device__ FmaTile() {
         first_row = static_cast<int>(threadIdx.x) % (rows / tile_rows) * group;
@@ -64,10 +64,10 @@ struct FmaTile {
             Chunk<T> from_a[tile_rows / group], from_b[tile_columns / group];
 #pragma unroll
             for (int i = 0; i < tile_rows / group; ++i)
-                from_a[i] = *reinterpret_cast<const Chunk<T>*>(&a.at(first_row + i * row_step, d));
+                from_a[i] = load_chunk<group>(&a.at(first_row + i * row_step, d));
 #pragma unroll
             for (int j = 0; j < tile_columns / group; ++j)
-                from_b[j] = *reinterpret_cast<const Chunk<T>*>(&b.at(first_column + j * column_step, d));
+                from_b[j] = load_chunk<group>(&b.at(first_column + j * column_step, d));
 #pragma unroll
             for (int i = 0; i < tile_rows; ++i)
 #pragma unroll
@@ -101,7 +101,6 @@ struct FmaTile {
 template <class T, Precision precision, int rows_, int columns_, int depth_, int warp_rows, int warp_columns>
 struct MmaTile {
     using Element = T;
-    using Sum = float;
     static constexpr int rows = rows_, columns = columns_, depth = depth_, stages = 3;
     static constexpr int warps_down = rows / warp_rows;
     static constexpr int threads = 32 * warps_down * (columns / warp_columns);
@@ -113,19 +112,7 @@ struct MmaTile {
     static constexpr bool depth_inside = true;
 
     template <int lines>
-    struct Operand {
-        static constexpr int pitch = depth + Chunk<T>::count;
-        alignas(16) T element[lines * pitch];
-        __device__ T& at(int line, int d) { return element[line * pitch + d]; }
-        __device__ T* chunk(int index) {  // of a panel's tile [columns][depth]
-            constexpr int in_line = depth / Chunk<T>::count;
-            return &element[index / in_line * pitch + index % in_line * Chunk<T>::count];
-        }
-    };
-    __device__ static void panel_position(int index, int& column, int& d) {
-        column = index / depth;
-        d = index - column * depth;
-    }
+    using Operand = TileOperand<T, lines, depth, depth_inside>;
 
     __device__ MmaTile() {
         const int warp = static_cast<int>(threadIdx.x) / 32;

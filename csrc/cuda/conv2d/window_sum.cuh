@@ -1,10 +1,10 @@
-// What the forward pass and the input gradient both are: sums over windows of images, with a weight for every tap.
+// Window sums, which the forward pass and the input gradient both are: sums over windows of images, with a weight for
+// every tap.
 #pragma once
 
 #include <algorithm>
 
 #include "cuda/conv2d/gather_axes.h"
-#include "cuda/numbers.cuh"
 
 namespace convx::cuda {
 
@@ -25,45 +25,75 @@ TapWeights<T> tap_weights(const Tensor& weight, bool adjoint, int64_t channels, 
     return {weight.as<const T>(), (adjoint ? channels : columns) * k, adjoint ? cg : k, adjoint ? k : cg, r, s};
 }
 
+// The result of a window sum, rounded to the element type, or with the type of the sums where something is still to be
+// added. Addresses are pointers: a pointer and an offset beside it would cost the tensor-core tiles the two registers
+// that they do not have.
+template <class T>
+struct SumTarget {
+    SumTarget() = default;
+    SumTarget(const Tensor& result, const WindowAxis& rows, const WindowAxis& columns)
+        : n(result.stride[0]), c(result.stride[1]), h(rows.pixel_stride * result.stride[2]),
+          w(columns.pixel_stride * result.stride[3]), unrounded(result.unrounded) {
+        data =
+            result.as<char>() + (rows.first_pixel * result.stride[2] + columns.first_pixel * result.stride[3]) * item();
+    }
+    __host__ __device__ int64_t item() const {
+        return sizeof(T) < sizeof(Sum<T>) && unrounded ? static_cast<int64_t>(sizeof(Sum<T>)) : int64_t{sizeof(T)};
+    }
+    __device__ char* at(const Index4& index) const {
+        return data + (index.n * n + index.c * c + index.h * h + index.w * w) * item();
+    }
+    __device__ void put(char* at, Sum<T> value) const {
+        if (sizeof(T) < sizeof(Sum<T>) && unrounded)
+            *reinterpret_cast<Sum<T>*>(at) = value;
+        else
+            *reinterpret_cast<T*>(at) = from_sum<T>(value);
+    }
+
+    char* data;          // of window position (0, 0)
+    int64_t n, c, h, w;  // strides between channels and window positions
+    bool unrounded;
+};
+
+// What follows a sum.
+template <class T>
+struct Epilogue {
+    Epilogue() = default;
+    Epilogue(const Tensor& bias_tensor, bool with_relu)
+        : bias(bias_tensor.as<const T>()), bias_stride(bias_tensor.stride[1]), relu(with_relu) {}
+    __device__ Sum<T> bias_of(int channel) const { return bias ? to_sum(bias[channel * bias_stride]) : Sum<T>(0); }
+    __device__ Sum<T> rectified(Sum<T> sum) const { return relu ? relu_of(sum) : sum; }
+
+    const T* bias;  // of all channels, or null
+    int64_t bias_stride;
+    bool relu;
+};
+
 template <class T>
 struct WindowSum {
     ImageGather<T> image;
     TapWeights<T> weight;
     SumTarget<T> result;
-    int64_t first_cell;                              // offset of the class' first cell in the result
-    int64_t result_n, result_c, result_h, result_w;  // strides
-    int columns;                                     // channels of the result in a group
+    Epilogue<T> epilogue;
+    int columns;  // channels of the result in a group
     int groups;
-    const T* bias;  // of all channels, or none
-    int64_t bias_stride;
-    bool relu;
 
-    // The offset in the result of a pixel and channel 0 of a group.
-    __device__ int64_t cell(int pixel, int group) const {
+    // Channel 0 of a group at a pixel of the result.
+    __device__ char* result_at(int pixel, int group) const {
         const int row = image.columns.quotient(pixel), w = pixel - row * image.columns.value;
-        const int n = image.rows.quotient(row), h = row - n * image.rows.value;
-        return first_cell + n * result_n + static_cast<int64_t>(group) * columns * result_c + h * result_h +
-               w * result_w;
+        const int n = image.rows.quotient(row);
+        return result.at({n, group * columns, row - n * image.rows.value, w});
     }
-    __device__ Sum<T> bias_of(int group, int column) const {
-        return bias ? to_sum(bias[(static_cast<int64_t>(group) * columns + column) * bias_stride]) : Sum<T>(0);
-    }
-    __device__ Sum<T> finished(Sum<T> sum, int group, int column) const {
-        sum += bias_of(group, column);
-        return relu ? relu_of(sum) : sum;
-    }
-    // The sum as the law has it, tap by tap: what lies outside under zeros is skipped, not multiplied. The fast ways
-    // multiply it by zero, and ask here when they get NaN.
+    // The sum by definition, tap by tap: what lies outside under zeros is skipped, not multiplied. A GEMM multiplies it
+    // by zero, and calls this where it gets NaN.
     __device__ Sum<T> exact(int pixel, int group, int column) const {
         ImageGather<T> of_group = image;
-        of_group.data += static_cast<int64_t>(group) * image.channels.value * image.stride_c;
+        of_group.to_group(group);
         const auto at = of_group.pixel(pixel);
         Sum<T> sum = 0;
         for (auto tap = of_group.tap(0); tap.r < image.h.taps; of_group.advance(tap)) {
-            const T* element = nullptr;
-            const auto found = of_group.find(at, tap, element);
-            if (found == ImageGather<T>::Found::nothing) continue;
-            const T value = found == ImageGather<T>::Found::element ? *element : image.padding;
+            T value;
+            if (!of_group.read(at, tap, value)) continue;
             sum = multiply_add(to_sum(value), to_sum(*weight.at(group, column, tap.c, tap.r, tap.s)), sum);
             if (is_nan(sum)) break;  // and stays it
         }
@@ -71,25 +101,18 @@ struct WindowSum {
     }
 };
 
-// Host side. `channels`: of the source, in a group; weight strides: how the source's and the result's channels step.
+// `channels`: of the source, in a group; `columns`: of the result.
 template <class T>
 WindowSum<T> window_sum(const WindowAxis& h, const WindowAxis& w, int64_t groups, int64_t channels, int64_t columns,
                         const Tensor& source, const Tensor& weight, bool adjoint, const Tensor& result,
                         double padding_value) {
     WindowSum<T> sum{};
     sum.image = image_gather<T>(source, h, w, channels, padding_value);
-
     sum.weight = tap_weights<T>(weight, adjoint, channels, columns);
     sum.weight.data += h.first_tap * sum.weight.stride_r + w.first_tap * sum.weight.stride_s;
     sum.weight.stride_r *= h.tap_stride;
     sum.weight.stride_s *= w.tap_stride;
-
-    sum.result = {static_cast<char*>(result.data), result.unrounded};
-    sum.first_cell = h.first_cell * result.stride[2] + w.first_cell * result.stride[3];
-    sum.result_n = result.stride[0];
-    sum.result_c = result.stride[1];
-    sum.result_h = h.cell_stride * result.stride[2];
-    sum.result_w = w.cell_stride * result.stride[3];
+    sum.result = SumTarget<T>(result, h, w);
     sum.columns = static_cast<int>(columns);
     sum.groups = static_cast<int>(groups);
     return sum;

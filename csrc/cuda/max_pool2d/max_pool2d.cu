@@ -7,11 +7,11 @@
 namespace convx::cuda {
 
 void check_planes(const std::string& op, const PoolProblem& problem) {
-    constexpr int64_t most_cells = int64_t{1} << 30;
-    const int64_t cells = std::max(problem.covered_cells(), problem.out_h() * problem.out_w());
-    if (cells > most_cells)
-        throw ShapeError(op + ": a plane with " + std::to_string(cells) + " cells, expected at most " +
-                         std::to_string(most_cells) + " on CUDA");
+    constexpr int64_t most_pixels = int64_t{1} << 30;
+    const int64_t pixels = std::max(problem.covered_cells(), problem.out_h() * problem.out_w());
+    if (pixels > most_pixels)
+        throw ShapeError(op + ": a plane with " + std::to_string(pixels) + " pixels, expected at most " +
+                         std::to_string(most_pixels) + " on CUDA");
 }
 
 void max_pool2d(const PoolProblem& problem, const Tensor& input, const Tensor& output, const Tensor& indices,
@@ -24,7 +24,7 @@ void max_pool2d(const PoolProblem& problem, const Tensor& input, const Tensor& o
 void max_pool2d_backward_codes(const PoolProblem& problem, const Tensor& grad_output, const Tensor& codes,
                                const Tensor& grad_input, Stream stream) {
     with_type(problem.dtype, [&](auto type) {
-        max_pool2d_gather_of<typename decltype(type)::T, uint8_t>(problem, grad_output, codes, grad_input, stream);
+        max_pool2d_gather<typename decltype(type)::T, uint8_t>(problem, grad_output, codes, grad_input, stream);
     });
 }
 

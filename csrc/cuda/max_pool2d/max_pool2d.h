@@ -14,8 +14,8 @@ namespace convx::cuda {
 void max_pool2d(const PoolProblem& problem, const Tensor& input, const Tensor& output, const Tensor& indices,
                 const Tensor& codes, bool dead_at_zero, Stream stream);
 
-// Every element of grad_input is written: the sum, in row-major order, of the windows that chose it. A code that names
-// no tap of its window inside the image adds nothing: to raise would need to wait for the device.
+// Every element of grad_input is written: the sum, in row-major order, of the windows whose argmax it is. A code of no
+// tap of its window inside the image adds nothing: an error would have to wait for the device.
 void max_pool2d_backward_codes(const PoolProblem& problem, const Tensor& grad_output, const Tensor& codes,
                                const Tensor& grad_input, Stream stream);
 
