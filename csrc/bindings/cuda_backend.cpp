@@ -10,26 +10,27 @@ cuda::Precision precision_option(const std::string& op, py::handle precision) {
     throw ShapeError(op + ": precision is " + repr_of(precision) + ", expected 'ieee', 'tf32x3' or 'tf32'");
 }
 
-// The direct sum is what CUDA has; "winograd" is asked for by name only where it exists.
+// CUDA has no other family than "direct".
 void Cuda::check_method(const ConvProblem& problem, ConvPass) const {
     if (problem.algorithm != Algorithm::automatic && problem.algorithm != Algorithm::direct)
         throw ShapeError(op_ + ": algorithm is '" + algorithm_names()[static_cast<size_t>(problem.algorithm)] +
                          "', expected 'auto' or 'direct' on CUDA");
 }
 
-cuda::PerSamplePlan Cuda::planned_samples(const ConvProblem& problem, const Tensor& grad_output, const Tensor* input,
-                                          bool norms) const {
-    const bool joined = cuda::images_are_channels(grad_output) && (!input || cuda::images_are_channels(*input));
-    return cuda::plan_per_sample(problem, input ? ConvPass::grad_weight : ConvPass::grad_bias, precision_, joined,
-                                 norms);
+void Cuda::per_sample(const ConvProblem& problem, ConvPass pass, const Tensor& grad_output, const Tensor& input,
+                      void* gradients, double* norms) {
+    const bool joined =
+        cuda::images_are_channels(grad_output) && (pass == ConvPass::grad_bias || cuda::images_are_channels(input));
+    const cuda::PerSamplePlan plan = cuda::plan_per_sample(problem, pass, precision_, joined, norms != nullptr);
+    cuda::per_sample(problem, pass, plan, grad_output, input, gradients, norms, workspace(plan), stream());
 }
 
-bool Cuda::max_pool2d_backward(const PoolProblem& problem, const Tensor& grad_output, const Tensor& chosen,
+bool Cuda::max_pool2d_backward(const PoolProblem& problem, const Tensor& grad_output, const Tensor& argmax,
                                bool by_codes, const Tensor& grad_input) {
     if (by_codes)
-        cuda::max_pool2d_backward_codes(problem, grad_output, chosen, grad_input, stream());
+        cuda::max_pool2d_backward_codes(problem, grad_output, argmax, grad_input, stream());
     else
-        cuda::max_pool2d_backward_indices(problem, grad_output, chosen, grad_input,
+        cuda::max_pool2d_backward_indices(problem, grad_output, argmax, grad_input,
                                           workspace(cuda::max_pool2d_indices_workspace(problem)), stream());
     return true;
 }

@@ -47,20 +47,16 @@ public:
 
     void per_sample_grad_weight(const ConvProblem& problem, const Tensor& grad_output, const Tensor& input,
                                 void* grad_weight) {
-        const cuda::PerSamplePlan plan = planned_samples(problem, grad_output, &input, false);
-        cuda::per_sample_grad_weight(problem, plan, grad_output, input, grad_weight, workspace(plan), stream());
+        per_sample(problem, ConvPass::grad_weight, grad_output, input, grad_weight, nullptr);
     }
     void per_sample_grad_bias(const ConvProblem& problem, const Tensor& grad_output, void* grad_bias) {
-        const cuda::PerSamplePlan plan = planned_samples(problem, grad_output, nullptr, false);
-        cuda::per_sample_grad_bias(problem, plan, grad_output, grad_bias, workspace(plan), stream());
+        per_sample(problem, ConvPass::grad_bias, grad_output, {}, grad_bias, nullptr);
     }
     void grad_weight_norms(const ConvProblem& problem, const Tensor& grad_output, const Tensor& input, double* norms) {
-        const cuda::PerSamplePlan plan = planned_samples(problem, grad_output, &input, true);
-        cuda::grad_weight_norms(problem, plan, grad_output, input, norms, workspace(plan), stream());
+        per_sample(problem, ConvPass::grad_weight, grad_output, input, nullptr, norms);
     }
     void grad_bias_norms(const ConvProblem& problem, const Tensor& grad_output, double* norms) {
-        const cuda::PerSamplePlan plan = planned_samples(problem, grad_output, nullptr, true);
-        cuda::grad_bias_norms(problem, plan, grad_output, norms, workspace(plan), stream());
+        per_sample(problem, ConvPass::grad_bias, grad_output, {}, nullptr, norms);
     }
 
     void fill(DType dtype, const Tensor& output, const Tensor& bias) { cuda::fill(dtype, output, bias, stream()); }
@@ -80,8 +76,8 @@ public:
                     const Tensor& codes) {
         cuda::max_pool2d(problem, input, output, indices, codes, false, stream());
     }
-    // True: whether a code points outside is not known before the device has run.
-    bool max_pool2d_backward(const PoolProblem& problem, const Tensor& grad_output, const Tensor& chosen, bool by_codes,
+    // Always true: whether a code is illegal is not known before the device has run.
+    bool max_pool2d_backward(const PoolProblem& problem, const Tensor& grad_output, const Tensor& argmax, bool by_codes,
                              const Tensor& grad_input);
 
     void conv2d_relu_max_pool2d(const FusedProblem& problem, const Tensor& input, const Tensor& weight,
@@ -103,9 +99,9 @@ private:
     cuda::ConvPlan planned(const ConvProblem& problem, ConvPass pass) const {
         return cuda::plan_conv2d(problem, pass, precision_);
     }
-    // Of grad_weight, or without an input of grad_bias.
-    cuda::PerSamplePlan planned_samples(const ConvProblem& problem, const Tensor& grad_output, const Tensor* input,
-                                        bool norms) const;
+    // grad_bias has no input. Gradients, or without these their norms.
+    void per_sample(const ConvProblem& problem, ConvPass pass, const Tensor& grad_output, const Tensor& input,
+                    void* gradients, double* norms);
 
     cuda::Precision precision_ = cuda::Precision::ieee;
 };

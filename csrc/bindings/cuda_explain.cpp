@@ -20,13 +20,13 @@ CudaPlan conv_plan(const ConvProblem& problem, ConvPass pass, const cuda::ConvPl
     const bool bias = pass == ConvPass::grad_bias, direct = plan.method == cuda::ConvMethod::direct;
     CudaPlan entry;
     entry.pass = pass_name(pass);
-    entry.algorithm = bias ? "sum over pixels" : direct ? "direct" : "implicit GEMM";
+    entry.algorithm = bias ? "sum over pixels" : direct ? "direct" : "implicit-gemm";
     entry.precision = bias     ? problem.dtype == DType::float64 ? "float64" : "summed in float32"
                       : direct ? std::string(dtype_name(problem.dtype)) + " on CUDA cores, summed in " +
                                      (problem.dtype == DType::float64 ? "float64" : "float32")
                                : precision_text(problem.dtype, plan.precision);
     if (!bias && !direct) {
-        const cuda::TileSize tile = cuda::tile_size(problem.dtype, plan.precision, plan.large);
+        const cuda::TileSize tile = cuda::tile_size(problem.dtype, plan.large);
         entry.tile = std::to_string(tile.rows) + " x " + std::to_string(tile.columns) + ", " +
                      std::to_string(tile.depth) + " deep";
     }

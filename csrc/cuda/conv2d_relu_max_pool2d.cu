@@ -1,5 +1,5 @@
-// No kernels of its own: the convolution's, the pooling's, and what goes between them. Bound by what these are bound
-// by, and by the way of the convolution's output to memory and back, 2 x 4 bytes an element of float.
+// No kernels of its own: those of the convolution and of the pooling. Bound as these are, and by the convolution's
+// output, which goes to memory and back (2 x 4 bytes an element of float).
 #include "cuda/conv2d_relu_max_pool2d.h"
 
 #include <algorithm>
@@ -40,7 +40,7 @@ FusedPlan plan_fused_forward(const FusedProblem& problem, Precision precision) {
 FusedPlan plan_fused_backward(const FusedProblem& problem, Precision precision, const std::array<bool, 3>& mask) {
     FusedPlan plan = chunked(problem);
     const ConvProblem chunk = problem.conv.of_batch(std::min(plan.images, problem.conv.batch));
-    const int64_t sum_bytes = chunk.dtype == DType::float64 ? 8 : 4;
+    const int64_t sum_bytes = sum_size(chunk.dtype);
     const bool carries = plan.images < problem.conv.batch;
     const auto plan_pass = [&](ConvPass pass) {
         ConvPlan of_pass = plan_conv2d(chunk, pass, precision);
@@ -50,8 +50,7 @@ FusedPlan plan_fused_backward(const FusedProblem& problem, Precision precision, 
     if (mask[0]) plan.grad_input = plan_pass(ConvPass::grad_input);
     if (mask[1]) plan.grad_weight = plan_pass(ConvPass::grad_weight);
     if (mask[2]) plan.grad_bias = plan_pass(ConvPass::grad_bias);
-    const int64_t weights = chunk.out_channels * chunk.group_in() * chunk.taps();
-    if (mask[1] && carries) plan.carried_weight = workspace_part(weights * sum_bytes);
+    if (mask[1] && carries) plan.carried_weight = workspace_part(element_count(chunk.weight_shape()) * sum_bytes);
     if (mask[2] && carries) plan.carried_bias = workspace_part(chunk.out_channels * sum_bytes);
     plan.pass_bytes = workspace_part(plan.pass_bytes);
     return plan;

@@ -1,6 +1,6 @@
 // The training block of the early networks: pool(relu(conv + bias)), and its gradients. The convolution's output lies
-// in the workspace, for some images at a time; what is kept for the backward pass is one byte for each pooled element,
-// the tap of the window that was chosen or 255 where the ReLU is dead.
+// in the workspace, for some images at a time; the backward pass reads one argmax code for each pooled element, 255
+// where the ReLU is dead.
 #pragma once
 
 #include "cuda/conv2d/conv2d.h"

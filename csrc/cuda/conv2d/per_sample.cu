@@ -1,10 +1,10 @@
 // Two kernels of its own: the sums of squares of gradients that lie in the workspace, in two stages and a fixed order.
-// Bound by reading them, 4 loads a thread in flight; 2 KiB of shared memory.
+// Bound by reading them (4 loads a thread in flight); 2 KiB of shared memory.
 #include "cuda/conv2d/per_sample.h"
 
 #include <algorithm>
 
-#include "common/rounding.h"
+#include "cuda/launch.cuh"
 #include "cuda/numbers.cuh"
 
 namespace convx::cuda {
@@ -68,57 +68,25 @@ ConvProblem joined_images(const ConvProblem& problem, int64_t images) {
     return joined;
 }
 
-Tensor some_images(const Tensor& tensor, DType dtype, int64_t first, int64_t images) {
-    Tensor some = tensor.images(item_size(dtype), first, 1);
-    some.shape[1] *= images;
-    return some;
+Tensor joined_tensor(const Tensor& tensor, int64_t item, int64_t first, int64_t images) {
+    Tensor joined = tensor.images(item, first, 1);
+    joined.shape[1] *= images;
+    return joined;
 }
 
-int64_t sum_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
-
-// run(problem of the joined images, first image, images) for each launch.
-template <class Run>
-void for_each_launch_of_images(const ConvProblem& problem, const PerSamplePlan& plan, const Run& run) {
-    for (int64_t first = 0; first < problem.batch; first += plan.images) {
-        const int64_t images = std::min(plan.images, problem.batch - first);
-        run(joined_images(problem, images), first, images);
-    }
+int64_t gradient_size(const ConvProblem& problem, ConvPass pass) {
+    return pass == ConvPass::grad_bias ? problem.out_channels : element_count(problem.weight_shape());
 }
 
-// Gradients of some images: to `result`, rounded, or unrounded to `sums`.
-void run_grad_weight(const ConvProblem& joined, const PerSamplePlan& plan, const Tensor& grad_output,
-                     const Tensor& input, void* result, void* sums, void* workspace, Stream stream) {
-    const Tensor gradient{result, joined.weight_shape(), dense_strides(joined.weight_shape(), false)};
-    conv_passes(joined.dtype)
-        .grad_weight(joined, plan.pass, grad_output, input, gradient, workspace, stream,
-                     sums ? Carried{sums, true, false} : Carried{});
-}
-void run_grad_bias(const ConvProblem& joined, const PerSamplePlan& plan, const Tensor& grad_output, void* result,
-                   void* sums, void* workspace, Stream stream) {
-    const Tensor gradient{result, {1, joined.out_channels, 1, 1}, {0, 1, 0, 0}};
-    conv_passes(joined.dtype)
-        .grad_bias(joined, plan.pass, grad_output, gradient, workspace, stream,
-                   sums ? Carried{sums, true, false} : Carried{});
-}
-
-// What the workspace of a norm is made of.
-struct NormSpace {
-    NormSpace(const PerSamplePlan& plan, void* workspace)
-        : sums(static_cast<char*>(workspace) + plan.pass.workspace_bytes()), partial(sums + plan.sums_bytes) {}
-    char *sums, *partial;
-};
-
-void run_norms(const ConvProblem& problem, const PerSamplePlan& plan, const NormSpace& space, int64_t values,
-               int64_t first, int64_t images, double* norms, Stream stream) {
-    auto* const partial = reinterpret_cast<double*>(space.partial);
-    const dim3 grid(static_cast<unsigned>(plan.norm_blocks), static_cast<unsigned>(images));
-    with_type(problem.dtype, [&](auto type) {
+void add_norms(DType dtype, const PerSamplePlan& plan, const char* sums, int64_t values, int64_t images, void* partial,
+               double* norms, Stream stream) {
+    auto* const of_blocks = static_cast<double*>(partial);
+    with_type(dtype, [&](auto type) {
         using S = Sum<typename decltype(type)::T>;
-        launch(sum_squares<S>, grid, norm_threads, sizeof(NormThreads), stream, reinterpret_cast<const S*>(space.sums),
-               values, partial);
+        launch(sum_squares<S>, grid(plan.norm_blocks, images), norm_threads, sizeof(NormThreads), stream,
+               reinterpret_cast<const S*>(sums), values, of_blocks);
     });
-    launch(add_squares, dim3(static_cast<unsigned>(images)), norm_threads, sizeof(NormThreads), stream, partial,
-           plan.norm_blocks, norms + first);
+    launch(add_squares, grid(images), norm_threads, sizeof(NormThreads), stream, of_blocks, plan.norm_blocks, norms);
 }
 
 }  // namespace
@@ -130,7 +98,7 @@ bool images_are_channels(const Tensor& tensor) {
 PerSamplePlan plan_per_sample(const ConvProblem& problem, ConvPass pass, Precision precision, bool joined, bool norms) {
     PerSamplePlan plan;
     plan.pass = plan_conv2d(problem.of_batch(1), pass, precision);
-    const int64_t values = pass == ConvPass::grad_bias ? problem.out_channels : element_count(problem.weight_shape());
+    const int64_t values = gradient_size(problem, pass);
     const int64_t sums = std::max<int64_t>(values * sum_size(problem.dtype), 1);
     const int64_t of_image = sums * (plan.pass.parts + (norms ? 1 : 0));
     if (joined) {
@@ -150,43 +118,26 @@ PerSamplePlan plan_per_sample(const ConvProblem& problem, ConvPass pass, Precisi
     return plan;
 }
 
-void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
-                            const Tensor& input, void* grad_weight, void* workspace, Stream stream) {
-    const int64_t bytes = element_count(problem.weight_shape()) * item_size(problem.dtype);
-    for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
-        run_grad_weight(joined, plan, some_images(grad_output, problem.dtype, first, images),
-                        some_images(input, problem.dtype, first, images),
-                        static_cast<char*>(grad_weight) + first * bytes, nullptr, workspace, stream);
-    });
-}
-
-void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
-                          void* grad_bias, void* workspace, Stream stream) {
-    const int64_t bytes = problem.out_channels * item_size(problem.dtype);
-    for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
-        run_grad_bias(joined, plan, some_images(grad_output, problem.dtype, first, images),
-                      static_cast<char*>(grad_bias) + first * bytes, nullptr, workspace, stream);
-    });
-}
-
-void grad_weight_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
-                       const Tensor& input, double* norms, void* workspace, Stream stream) {
-    const NormSpace space(plan, workspace);
-    for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
-        run_grad_weight(joined, plan, some_images(grad_output, problem.dtype, first, images),
-                        some_images(input, problem.dtype, first, images), nullptr, space.sums, workspace, stream);
-        run_norms(problem, plan, space, element_count(problem.weight_shape()), first, images, norms, stream);
-    });
-}
-
-void grad_bias_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output, double* norms,
-                     void* workspace, Stream stream) {
-    const NormSpace space(plan, workspace);
-    for_each_launch_of_images(problem, plan, [&](const ConvProblem& joined, int64_t first, int64_t images) {
-        run_grad_bias(joined, plan, some_images(grad_output, problem.dtype, first, images), nullptr, space.sums,
-                      workspace, stream);
-        run_norms(problem, plan, space, problem.out_channels, first, images, norms, stream);
-    });
+void per_sample(const ConvProblem& problem, ConvPass pass, const PerSamplePlan& plan, const Tensor& grad_output,
+                const Tensor& input, void* gradients, double* norms, void* workspace, Stream stream) {
+    const ConvPasses passes = conv_passes(problem.dtype);
+    const int64_t values = gradient_size(problem, pass), item = item_size(problem.dtype);
+    char* const sums = static_cast<char*>(workspace) + plan.pass.workspace_bytes();
+    const Carried carried = norms ? Carried{sums, true, false} : Carried{};
+    for (int64_t first = 0; first < problem.batch; first += plan.images) {
+        const int64_t images = std::min(plan.images, problem.batch - first);
+        const ConvProblem joined = joined_images(problem, images);
+        const Tensor grads = joined_tensor(grad_output, item, first, images);
+        void* const result = norms ? nullptr : static_cast<char*>(gradients) + first * values * item;
+        if (pass == ConvPass::grad_bias)
+            passes.grad_bias(joined, plan.pass, grads, {result, {1, joined.out_channels, 1, 1}, {0, 1, 0, 0}},
+                             workspace, stream, carried);
+        else
+            passes.grad_weight(joined, plan.pass, grads, joined_tensor(input, item, first, images),
+                               {result, joined.weight_shape(), dense_strides(joined.weight_shape(), false)}, workspace,
+                               stream, carried);
+        if (norms) add_norms(problem.dtype, plan, sums, values, images, sums + plan.sums_bytes, norms + first, stream);
+    }
 }
 
 }  // namespace convx::cuda

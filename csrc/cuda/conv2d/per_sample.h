@@ -1,9 +1,9 @@
 // Gradients of the weight and the bias of each image by itself, and the squares of their norms: the gradients of a
 // batch of one, in every bit.
 //
-// In arrays that are dense in NCHW order, images are to a weight gradient what groups are: N images of C channels in G
-// groups lie as one image of N * C channels in N * G groups does, whose gradient is that of every image. So a launch
-// takes many images. In other arrays (NHWC, views) there is a launch for each.
+// In arrays that are dense in NCHW order, a weight gradient takes images as groups: N images of C channels in G groups
+// lie in memory as one image of N * C channels in N * G groups, whose gradient is that of every image. So a launch
+// takes many images. Other arrays (NHWC, views) take a launch for each.
 #pragma once
 
 #include "cuda/conv2d/conv2d.h"
@@ -26,15 +26,9 @@ bool images_are_channels(const Tensor& tensor);
 // ConvPass::grad_weight or grad_bias; `joined` where grad_output and input allow it.
 PerSamplePlan plan_per_sample(const ConvProblem& problem, ConvPass pass, Precision precision, bool joined, bool norms);
 
-// Gradients are dense: grad_weight N x K x C/G x R x S, grad_bias N x K.
-void per_sample_grad_weight(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
-                            const Tensor& input, void* grad_weight, void* workspace, Stream stream);
-void per_sample_grad_bias(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
-                          void* grad_bias, void* workspace, Stream stream);
-// Sums of squares, N each, in float64.
-void grad_weight_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output,
-                       const Tensor& input, double* norms, void* workspace, Stream stream);
-void grad_bias_norms(const ConvProblem& problem, const PerSamplePlan& plan, const Tensor& grad_output, double* norms,
-                     void* workspace, Stream stream);
+// Either the gradients, dense (N x K x C/G x R x S or N x K), or without these the sums of their squares, N in float64,
+// of a plan with norms. grad_bias reads no input.
+void per_sample(const ConvProblem& problem, ConvPass pass, const PerSamplePlan& plan, const Tensor& grad_output,
+                const Tensor& input, void* gradients, double* norms, void* workspace, Stream stream);
 
 }  // namespace convx::cuda

@@ -1,5 +1,5 @@
-// Describe, choose, run, for CUDA: from a resolved problem to tile, parts and workspace, as a value. Nothing here knows
-// a device; a plan is the same on every one, so its sums have the same order.
+// The plan of a pass as a value: from a resolved problem to tile, split-K and workspace. Plans do not depend on the
+// device, so sums have the same order on every one.
 #pragma once
 
 #include <string>
@@ -18,14 +18,14 @@ struct TileSize {
     int rows, columns, depth;
 };
 // The tiles that tiles.cuh instantiates.
-constexpr TileSize tile_size(DType dtype, Precision precision, bool large) {
-    if (dtype == DType::float64) return {64, 64, 16};
-    const int depth = dtype == DType::float32 ? 16 : 32;
-    (void)precision;
-    return large ? TileSize{128, 128, depth} : TileSize{64, 64, depth};
+constexpr TileSize tile_size(DType dtype, bool large) {
+    const int side = large && dtype != DType::float64 ? 128 : 64;
+    return {side, side, item_size(dtype) == 2 ? 32 : 16};
 }
 
-// What a block of the direct weight gradient takes (direct_grad_weight.cuh).
+constexpr int64_t sum_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
+
+// A block of the direct weight gradient (direct_grad_weight.cuh).
 constexpr int direct_lanes = 16, direct_channels = 16, direct_taps = 9;
 
 // `direct`: direct.cuh, for few channels a group.
@@ -36,7 +36,7 @@ struct ConvPlan {
     Precision precision = Precision::ieee;
     bool large = false;          // which tile
     int64_t images = 1;          // of one launch: window positions are counted in 31 bits
-    int64_t parts = 1;           // of a weight or bias gradient's sum
+    int64_t parts = 1;           // of a weight or bias gradient's sum (split-K)
     int64_t steps_of_part = 1;   // of the tile's depth; pixels in a bias gradient and in the direct weight gradient
     int64_t panel_bytes = 0;     // the packed weight
     int64_t partial_bytes = 0;   // the parts of a sum

@@ -34,17 +34,20 @@ struct Tiles<double, Precision::ieee> {
 };
 
 // plan.cpp counts with these sizes.
-template <class Tile>
-constexpr bool is_planned(DType dtype, Precision precision, bool large) {
-    const TileSize size = tile_size(dtype, precision, large);
-    return size.rows == Tile::rows && size.columns == Tile::columns && size.depth == Tile::depth;
+template <class T, Precision precision>
+constexpr bool is_planned(DType dtype) {
+    const auto has = [](const TileSize& size, auto tile) {
+        using Tile = typename decltype(tile)::T;
+        return size.rows == Tile::rows && size.columns == Tile::columns && size.depth == Tile::depth;
+    };
+    using Own = Tiles<T, precision>;
+    return has(tile_size(dtype, true), Type<typename Own::Large>{}) &&
+           has(tile_size(dtype, false), Type<typename Own::Small>{});
 }
-static_assert(is_planned<Tiles<float, Precision::ieee>::Large>(DType::float32, Precision::ieee, true) &&
-              is_planned<Tiles<float, Precision::ieee>::Small>(DType::float32, Precision::ieee, false) &&
-              is_planned<Tiles<float, Precision::tf32>::Large>(DType::float32, Precision::tf32, true) &&
-              is_planned<Tiles<float, Precision::tf32>::Small>(DType::float32, Precision::tf32, false) &&
-              is_planned<Tiles<double, Precision::ieee>::Large>(DType::float64, Precision::ieee, true) &&
-              is_planned<Tiles<half, Precision::ieee>::Large>(DType::float16, Precision::ieee, true) &&
-              is_planned<Tiles<half, Precision::ieee>::Small>(DType::float16, Precision::ieee, false));
+static_assert(is_planned<float, Precision::ieee>(DType::float32) &&
+              is_planned<float, Precision::tf32>(DType::float32) &&
+              is_planned<double, Precision::ieee>(DType::float64) &&
+              is_planned<half, Precision::ieee>(DType::float16) &&
+              is_planned<bfloat16, Precision::ieee>(DType::bfloat16));
 
 }  // namespace convx::cuda
