@@ -73,7 +73,7 @@ struct MaxPoolWindows {
         for (int k = 0; k < windows; ++k, ++at.h) {
             if (at.h >= pool.rows) break;
             store_chunk(pool.output.at(at), rounded<T>(maxima.best[k]));
-            if constexpr (argmax == Argmax::indices) store_indices(at, maxima.tap[k], h + k * pool.h.step, w);
+            if constexpr (argmax == Argmax::indices) store_indices(at, maxima.tap[k]);
             if constexpr (argmax == Argmax::codes) store_codes(at, maxima.best[k], maxima.tap[k]);
         }
     }
@@ -113,8 +113,9 @@ struct MaxPoolWindows {
         return load_chunk<count>(image + row * pool.input.h + column * pool.input.w);
     }
 
-    // (h, w): where the window starts.
-    __device__ void store_indices(const Index4& at, const int (&tap)[count], int h, int w) const {
+    __device__ void store_indices(const Index4& at, const int (&tap)[count]) const {
+        // Where the window starts, computed again: kept, it would spill.
+        const int h = at.h * pool.h.step + pool.h.offset, w = at.w * pool.w.step + pool.w.offset;
         int64_t* const to = pool.indices.at(at);
         const int columns = taps_w > 0 ? taps_w : pool.w.taps;
 #pragma unroll
