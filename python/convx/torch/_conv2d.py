@@ -1,4 +1,4 @@
-"""conv2d and its gradients as operations of PyTorch.
+"""conv2d and its gradients as operations of PyTorch; _conv2d_calls.py has the functions that lead to them.
 
 One autograd.Function serves twice, here and in the files of the other operations. In plain eager training its forward
 pass calls the kernel and its backward pass too, past the dispatcher: options are a tuple, in the user's forms.
@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _cpu
-from .._cpu import PreparedWeight, ShapeError
-from .._types import check_precision
-from . import _library, _relu, _tensors
+from .._cpu import PreparedWeight
+from . import _library, _memory, _relu, _tensors
 from ._library import Operation
 from ._options import ConvOptions, Size, resolve_conv
-from ._tensors import CHANNELS_LAST, DISPATCHER, KERNEL, LOWER
+from ._tensors import CHANNELS_LAST
 
 Mask: TypeAlias = tuple[bool, bool, bool]
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -38,155 +37,6 @@ grad_input_op = Operation(
 grad_weight_op = Operation("conv2d_grad_weight", "Tensor grad_output, Tensor input, SymInt[] weight_size", ConvOptions)
 
 
-# Calls
-
-
-@_tensors.entry_point
-def conv2d(
-    input: Tensor,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    padding_mode: Any,
-    padding_value: Any,
-    activation: Any,
-    layout: Any,
-    algorithm: Any,
-    precision: Any,
-    out: Any = None,
-) -> Tensor:
-    """Run `convx.conv2d`."""
-    if layout != "NCHW":
-        _tensors.expect_layout("conv2d", layout)
-    if activation is not None and activation != "relu":
-        raise ShapeError(f"conv2d: activation is {activation!r}, expected None or 'relu'")
-    if precision != "ieee":
-        check_precision("conv2d", precision)
-    relu = activation is not None
-    options = (stride, padding, dilation, groups, padding_mode, padding_value, algorithm, precision)
-    path = _tensors.path_of(input, weight) if bias is None else _tensors.path_of(input, weight, bias)
-    if path is DISPATCHER or input.dim() != 4:
-        return _conv2d_by_dispatcher(input, weight, bias, relu, options, layout, out)
-    memory = _tensors.layout_of(input, layout)
-    if out is None:
-        if path is KERNEL:
-            return conv2d_kernel(input, weight, bias, relu, options, memory)
-        return _apply_conv2d(conv2d_kernel, memory, input, weight, bias, relu, options)  # type: ignore[no-any-return]
-    _tensors.destination("conv2d", out, input)
-    if path is not KERNEL:
-        _tensors.refuse_out("conv2d", out)
-    return _tensors.written(conv2d_kernel(input, weight, bias, relu, options, memory, out))
-
-
-def _conv2d_by_dispatcher(
-    input: Tensor, weight: Any, bias: Any, relu: bool, options: tuple[Any, ...], layout: str, out: Any
-) -> Tensor:
-    def again(input: Tensor, weight: Any, bias: Any, out: Any) -> Tensor:
-        run: Any = conv2d
-        return run(input, weight, bias, *options[:6], "relu" if relu else None, layout, *options[6:], out)  # type: ignore[no-any-return]
-
-    if _tensors.autocasts(input):
-        return _tensors.in_float32("conv2d", again, (LOWER,), input, weight, bias, out=out)  # type: ignore[no-any-return]
-    if isinstance(weight, PreparedWeight):
-        return _with_prepared_weight(input, weight, bias, relu, options, layout, out)
-    (input, weight, bias), converted = _tensors.checked("conv2d", input=input, weight=weight, bias=bias)
-    if converted:
-        return again(input, weight, bias, out)
-    if input.dim() == 3:
-        batch = None if out is None else _tensors.expect_tensor("conv2d", "out", out).unsqueeze(0)
-        result = again(input.unsqueeze(0), weight, bias, batch)
-        return result.squeeze(0) if out is None else out
-    _tensors.refuse_out("conv2d", out)
-    images = _tensors.nchw(input, layout)
-    resolved = resolve_conv("conv2d", images.shape, weight.shape, options)
-    return _tensors.restored(conv2d_op(images, weight, bias, relu, resolved), layout)  # type: ignore[no-any-return]
-
-
-def _with_prepared_weight(
-    input: Tensor, weight: PreparedWeight, bias: Any, relu: bool, options: Any, layout: str, out: Any
-) -> Tensor:
-    if bias is not None:
-        _tensors.expect_tensor("conv2d", "bias", bias)
-    path = _tensors.path_of(input) if bias is None else _tensors.path_of(input, bias)
-    if path is not KERNEL or not input.is_cpu:
-        raise TypeError(
-            "conv2d: weight is a convx.PreparedWeight, which serves inference alone: expected eager float32 or float64 "
-            "tensors on the CPU, and torch.no_grad() where one requires grad"
-        )
-    if out is not None:
-        _tensors.destination("conv2d", out, input)
-    if input.dim() == 3:
-        batch = None if out is None else out.unsqueeze(0)
-        result = _with_prepared_weight(input.unsqueeze(0), weight, bias, relu, options, layout, batch)
-        return result.squeeze(0) if out is None else out
-    result = conv2d_kernel(input, weight, bias, relu, options, _tensors.layout_of(input, layout), out)
-    return result if out is None else _tensors.written(result)
-
-
-@_tensors.entry_point
-def conv2d_backward(
-    grad_output: Tensor,
-    input: Any,
-    weight: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    padding_mode: Any,
-    padding_value: Any,
-    layout: Any,
-    algorithm: Any,
-    precision: Any,
-    mask: Any,
-    per_sample: Any,
-) -> Gradients:
-    """Run `convx.conv2d_backward`."""
-    op = "conv2d_backward"
-    options = (stride, padding, dilation, groups, padding_mode, padding_value, algorithm, precision)
-
-    def again(grad_output: Tensor, input: Any, weight: Any, *_: Any) -> Gradients:
-        rest = (layout, algorithm, precision, mask, per_sample)
-        return conv2d_backward(grad_output, input, weight, *options[:6], *rest)
-
-    if _tensors.autocasts(grad_output):
-        return _tensors.in_float32(op, again, (1, 2, 0), grad_output, input, weight)  # type: ignore[no-any-return]
-    if per_sample is not False:
-        tensors = _tensors.unrecorded_tensors(op, None, grad_output=grad_output, input=input, weight=weight)
-        rest = (*options[:6], layout, algorithm)
-        return _tensors.unrecorded(op, tensors, rest, precision, (mask, per_sample))  # type: ignore[no-any-return]
-    _tensors.expect_layout(op, layout)
-    if precision != "ieee":
-        check_precision(op, precision)
-    straight = _tensors.path_of(grad_output, input, weight) is KERNEL
-    if not straight:
-        named = dict(grad_output=grad_output, input=input, weight=weight)
-        (grad_output, input, weight), _ = _tensors.checked(op, **named)
-    if input.dim() == 3 and grad_output.dim() == 3:
-        gradients = again(grad_output.unsqueeze(0), input.unsqueeze(0), weight)
-        return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
-    _tensors.expect_images(op, grad_output=grad_output, input=input)
-    memory = _tensors.layout_of(input, layout)
-    sizes = (input.shape, weight.shape)
-    if straight:
-        return backward_kernel(grad_output, input, weight, sizes, memory, mask, options)
-    return conv2d_gradients(grad_output, input, weight, sizes, memory, mask, options)
-
-
-@_tensors.entry_point
-def conv2d_grad_norms(grad_output: Tensor, input: Any, weight_shape: Any, *options: Any) -> Any:
-    """Run `convx.conv2d_grad_norms`."""
-    op = "conv2d_grad_norms"
-    if _tensors.autocasts(grad_output):
-        args = (grad_output, input, weight_shape, *options)
-        return _tensors.in_float32(op, lambda *args: conv2d_grad_norms(*args[:-1]), (0,), *args)
-    *rest, precision = options
-    tensors = _tensors.unrecorded_tensors(op, None, grad_output=grad_output, input=input)
-    return _tensors.unrecorded(op, tensors, (weight_shape, *rest), precision)
-
-
 # Kernels
 
 
@@ -196,19 +46,19 @@ def conv2d_kernel(
     """Run `convx.conv2d`; `weight` may be a PreparedWeight."""
     *geometry, algorithm, precision = options
     tail = ("relu" if relu else None, _tensors.AXES[layout], algorithm)
-    if _tensors.on_cpu(input):
-        found = _tensors.cpu.conv2d(
-            _tensors.array_of(input, layout),
-            weight if isinstance(weight, PreparedWeight) else _tensors.array_of(weight),
-            None if bias is None else _tensors.array_of(bias),
+    if _memory.on_cpu(input):
+        found = _memory.cpu_for[layout].conv2d(
+            _memory.array_of(input, layout),
+            weight if isinstance(weight, PreparedWeight) else _memory.array_of(weight),
+            None if bias is None else _memory.array_of(bias),
             *geometry,
             *tail,
-            None if out is None else _tensors.array_of(out, layout),
+            None if out is None else _memory.array_of(out, layout),
         )
-        return _tensors.tensor_of(found, layout) if out is None else out
-    into = _tensors.image_on_device(out, layout)
-    found = _tensors.on_device("conv2d", "input", layout, (input,), (weight, bias), *geometry, *tail, precision, into)
-    return _tensors.image_from_device(found, layout) if out is None else out
+        return _memory.tensor_of(found) if out is None else out
+    into = _memory.image_on_device(out, layout)
+    found = _memory.on_device("conv2d", "input", layout, (input,), (weight, bias), *geometry, *tail, precision, into)
+    return _memory.image_from_device(found, layout) if out is None else out
 
 
 def backward_kernel(
@@ -227,34 +77,34 @@ def backward_kernel(
     op = "conv2d_backward"
     *geometry, algorithm, precision = options
     axes = _tensors.AXES[layout]
-    if _tensors.on_cpu(grad_output):
-        found = _tensors.cpu.conv2d_backward(
-            _tensors.array_of(grad_output, layout),
-            _tensors.nothing(sizes[0], grad_output, layout) if input is None else _tensors.array_of(input, layout),
-            _tensors.nothing(sizes[1], grad_output) if weight is None else _tensors.array_of(weight),
+    if _memory.on_cpu(grad_output):
+        found = _memory.cpu.conv2d_backward(
+            _memory.array_of(grad_output, layout),
+            _memory.nothing(sizes[0], grad_output, layout) if input is None else _memory.array_of(input, layout),
+            _memory.nothing(sizes[1], grad_output) if weight is None else _memory.array_of(weight),
             *geometry,
             axes,
             algorithm,
             mask,
             False,
         )
-        return _tensors.gradients_of(found, layout)
+        return _memory.gradients_of(found, layout)
     empty = grad_output.new_empty(())
     images = (grad_output, empty.expand(sizes[0]) if input is None else input)
     others = (empty.expand(sizes[1]) if weight is None else weight,)
     rest = (*geometry, axes, algorithm, precision, mask, False)
-    grad_input, *gradients = _tensors.on_device(op, "grad_output", layout, images, others, *rest)
-    return _tensors.image_from_device(grad_input, layout), *gradients
+    grad_input, *gradients = _memory.on_device(op, "grad_output", layout, images, others, *rest)
+    return _memory.image_from_device(grad_input, layout), *gradients
 
 
-def _memory(channels_last: bool) -> str:
+def _layout(channels_last: bool) -> str:
     return CHANNELS_LAST if channels_last else "NCHW"
 
 
 def _grad_input_kernel(grad: Tensor, weight: Tensor, size: Size, channels_last: bool, options: Any) -> Tensor:
     sizes = (tuple(size), weight.shape)
     mask = (True, False, False)
-    return backward_kernel(grad, None, weight, sizes, _memory(channels_last), mask, options)[0]  # type: ignore[return-value]
+    return backward_kernel(grad, None, weight, sizes, _layout(channels_last), mask, options)[0]  # type: ignore[return-value]
 
 
 def _grad_weight_kernel(grad: Tensor, input: Tensor, size: Size, options: Any) -> Tensor:
@@ -306,14 +156,14 @@ class _Conv2d(torch.autograd.Function):
         return found if output is None else _relu.backward_op(found, output)
 
 
-_apply_conv2d = _library.applied(_Conv2d)
+apply_conv2d = _library.applied(_Conv2d)
 
 
 def _record_conv2d(input: Tensor, *args: Any) -> Tensor:
     def run(*args: Any) -> Any:
         return conv2d_op.below(*args[:-1])
 
-    return _apply_conv2d(run, _tensors.layout_of(input), input, *args)  # type: ignore[no-any-return]
+    return apply_conv2d(run, _tensors.layout_of(input), input, *args)  # type: ignore[no-any-return]
 
 
 def conv2d_tangent(
@@ -440,7 +290,7 @@ def _conv2d_fake(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool,
 
 def _grad_input_fake(grad: Tensor, weight: Tensor, size: Size, channels_last: bool, options: ConvOptions) -> Tensor:
     _check_gradient(grad, size, weight.shape, options)
-    return _library.empty_image(grad, size, _memory(channels_last))
+    return _library.empty_image(grad, size, _layout(channels_last))
 
 
 def _grad_weight_fake(grad: Tensor, input: Tensor, size: Size, options: ConvOptions) -> Tensor:

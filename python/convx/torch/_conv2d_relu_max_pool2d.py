@@ -13,11 +13,11 @@ from torch import Tensor
 from .. import _cpu
 from .._cpu import ShapeError
 from .._types import check_precision
-from . import _conv2d, _library, _max_pool2d, _tensors
+from . import _conv2d, _library, _max_pool2d, _memory, _tensors
 from ._conv2d import Gradients
 from ._library import Operation
 from ._options import FusedOptions, Size, resolve_fused
-from ._tensors import DISPATCHER, KERNEL, LOWER
+from ._tensors import DISPATCHER, KERNEL, LOWER, PAST_DISPATCHER, Path
 
 fused_op = Operation(
     "conv2d_relu_max_pool2d", "Tensor input, Tensor weight, Tensor? bias", FusedOptions, results="(Tensor, Tensor)"
@@ -58,29 +58,32 @@ def conv2d_relu_max_pool2d(
         check_precision(op, precision)
     options = (stride, padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, precision)
     path = _tensors.path_of(input, weight) if bias is None else _tensors.path_of(input, weight, bias)
-    if path is DISPATCHER or input.dim() != 4:
-        return _by_dispatcher(input, weight, bias, options, layout)
+    if path not in PAST_DISPATCHER or input.dim() != 4:
+        return _by_dispatcher(path, input, weight, bias, options, layout)
     memory = _tensors.layout_of(input, layout)
     if path is KERNEL:
         return kernel(input, weight, bias, options, memory)
     return _apply_fused(kernel, memory, input, weight, bias, options)  # type: ignore[no-any-return]
 
 
-def _by_dispatcher(input: Tensor, weight: Any, bias: Any, options: Any, layout: str) -> tuple[Tensor, Tensor]:
+def _by_dispatcher(
+    path: Path, input: Tensor, weight: Any, bias: Any, options: Any, layout: str
+) -> tuple[Tensor, Tensor]:
     op = "conv2d_relu_max_pool2d"
 
     def again(input: Tensor, weight: Any, bias: Any, *_: Any) -> tuple[Tensor, Tensor]:
         run: Any = conv2d_relu_max_pool2d
         return run(input, weight, bias, *options[:-1], layout, options[-1])  # type: ignore[no-any-return]
 
-    if _tensors.autocasts(input):
-        return _tensors.in_float32(op, again, (LOWER,), input, weight, bias)  # type: ignore[no-any-return]
-    (input, weight, bias), converted = _tensors.checked(op, input=input, weight=weight, bias=bias)
-    if converted:
-        return again(input, weight, bias)
-    if input.dim() == 3:
-        output, codes = again(input.unsqueeze(0), weight, bias)
-        return output.squeeze(0), codes.squeeze(0)
+    if path is not DISPATCHER or input.dim() != 4 or weight.dim() != 4:
+        if _tensors.autocasts(input):
+            return _tensors.in_float32(op, again, (LOWER,), input, weight, bias)  # type: ignore[no-any-return]
+        (input, weight, bias), converted = _tensors.checked(op, input=input, weight=weight, bias=bias)
+        if converted:
+            return again(input, weight, bias)
+        if input.dim() == 3:
+            output, codes = again(input.unsqueeze(0), weight, bias)
+            return output.squeeze(0), codes.squeeze(0)
     images = _tensors.nchw(input, layout)
     output, codes = fused_op(images, weight, bias, resolve_fused(op, images.shape, weight.shape, options))
     return _tensors.restored(output, layout), _tensors.restored(codes, layout)
@@ -127,18 +130,18 @@ def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, options: Any, lay
     op = "conv2d_relu_max_pool2d"
     *geometry, precision = options
     axes = _tensors.AXES[layout]
-    if _tensors.on_cpu(input):
-        output, codes = _tensors.cpu.conv2d_relu_max_pool2d(
-            _tensors.array_of(input, layout),
-            _tensors.array_of(weight),
-            None if bias is None else _tensors.array_of(bias),
+    if _memory.on_cpu(input):
+        output, codes = _memory.cpu_for[layout].conv2d_relu_max_pool2d(
+            _memory.array_of(input, layout),
+            _memory.array_of(weight),
+            None if bias is None else _memory.array_of(bias),
             *geometry,
             axes,
         )
-        return _tensors.tensor_of(output, layout), _tensors.tensor_of(codes, layout)
+        return _memory.tensor_of(output), _memory.tensor_of(codes)
     rest = (*geometry, axes, precision)
-    output, codes = _tensors.on_device(op, "input", layout, (input,), (weight, bias), *rest)
-    return _tensors.image_from_device(output, layout), _tensors.image_from_device(codes, layout)
+    output, codes = _memory.on_device(op, "input", layout, (input,), (weight, bias), *rest)
+    return _memory.image_from_device(output, layout), _memory.image_from_device(codes, layout)
 
 
 def backward_kernel(
@@ -161,22 +164,22 @@ def backward_kernel(
     empty = grad_output.new_zeros(()) if input is None or weight is None else grad_output
     input = empty.expand(sizes[0]) if input is None else input
     weight = empty.expand(sizes[1]) if weight is None else weight
-    if _tensors.on_cpu(grad_output):
-        found = _tensors.cpu.conv2d_relu_max_pool2d_backward(
-            _tensors.array_of(grad_output, layout),
-            _tensors.array_of(input, layout),
-            _tensors.array_of(weight),
-            _tensors.array_of(codes, layout),
+    if _memory.on_cpu(grad_output):
+        found = _memory.cpu.conv2d_relu_max_pool2d_backward(
+            _memory.array_of(grad_output, layout),
+            _memory.array_of(input, layout),
+            _memory.array_of(weight),
+            _memory.array_of(codes, layout),
             *geometry,
             axes,
             mask,
         )
-        return _tensors.gradients_of(found, layout)
+        return _memory.gradients_of(found, layout)
     # The codes stand behind the weight, which has no layout: they are permuted here.
-    others = (weight, _tensors.image_on_device(codes, layout))
+    others = (weight, _memory.image_on_device(codes, layout))
     rest = (*geometry, axes, precision, mask)
-    grad_input, *gradients = _tensors.on_device(op, "grad_output", layout, (grad_output, input), others, *rest)
-    return _tensors.image_from_device(grad_input, layout), *gradients
+    grad_input, *gradients = _memory.on_device(op, "grad_output", layout, (grad_output, input), others, *rest)
+    return _memory.image_from_device(grad_input, layout), *gradients
 
 
 def _backward_by_dispatcher(

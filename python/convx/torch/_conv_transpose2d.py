@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .. import _cpu
 from .._types import check_precision
-from . import _conv2d, _library, _tensors
+from . import _conv2d, _library, _memory, _tensors
 from ._conv2d import Gradients, Mask
+from ._conv2d_calls import convolution_backward
 from ._library import Operation
 from ._options import Size, TransposeOptions, resolve_transpose
-from ._tensors import DISPATCHER, KERNEL, LOWER
+from ._tensors import DISPATCHER, KERNEL, LOWER, PAST_DISPATCHER, Path
 
 transpose_op = Operation("conv_transpose2d", "Tensor input, Tensor weight, Tensor? bias", TransposeOptions)
 
@@ -45,32 +46,33 @@ def conv_transpose2d(
         check_precision(op, precision)
     options = (stride, padding, output_padding, groups, dilation, algorithm, precision)
     path = _tensors.path_of(input, weight) if bias is None else _tensors.path_of(input, weight, bias)
-    if path is DISPATCHER or input.dim() != 4 or out is not None:
-        return _by_dispatcher(input, weight, bias, options, layout, out)
+    if path not in PAST_DISPATCHER or input.dim() != 4 or out is not None:
+        return _by_dispatcher(path, input, weight, bias, options, layout, out)
     memory = _tensors.layout_of(input, layout)
     if path is KERNEL:
         return kernel(input, weight, bias, options, memory)
     return _apply_transpose(kernel, memory, input, weight, bias, options)  # type: ignore[no-any-return]
 
 
-def _by_dispatcher(input: Tensor, weight: Any, bias: Any, options: Any, layout: str, out: Any) -> Tensor:
+def _by_dispatcher(path: Path, input: Tensor, weight: Any, bias: Any, options: Any, layout: str, out: Any) -> Tensor:
     op = "conv_transpose2d"
 
     def again(input: Tensor, weight: Any, bias: Any, out: Any = None) -> Tensor:
         run: Any = conv_transpose2d
         return run(input, weight, bias, *options[:5], layout, *options[5:], out)  # type: ignore[no-any-return]
 
-    if _tensors.autocasts(input):
-        return _tensors.in_float32(op, again, (LOWER,), input, weight, bias, out=out)  # type: ignore[no-any-return]
-    if out is not None:
-        tensors = _tensors.unrecorded_tensors(op, out, input=input, weight=weight, bias=bias)
-        rest = (*options[:5], layout, options[5])
-        return _tensors.unrecorded(op, tensors, rest, options[6], (out,))  # type: ignore[no-any-return]
-    (input, weight, bias), converted = _tensors.checked(op, input=input, weight=weight, bias=bias)
-    if converted:
-        return again(input, weight, bias)
-    if input.dim() == 3:
-        return again(input.unsqueeze(0), weight, bias).squeeze(0)
+    if path is not DISPATCHER or out is not None or input.dim() != 4 or weight.dim() != 4:
+        if _tensors.autocasts(input):
+            return _tensors.in_float32(op, again, (LOWER,), input, weight, bias, out=out)  # type: ignore[no-any-return]
+        if out is not None:
+            tensors = _tensors.unrecorded(op, out, input=input, weight=weight, bias=bias)
+            rest = (*options[:5], layout, options[5])
+            return _memory.run_unrecorded(op, tensors, rest, options[6], (out,))  # type: ignore[no-any-return]
+        (input, weight, bias), converted = _tensors.checked(op, input=input, weight=weight, bias=bias)
+        if converted:
+            return again(input, weight, bias)
+        if input.dim() == 3:
+            return again(input.unsqueeze(0), weight, bias).squeeze(0)
     images = _tensors.nchw(input, layout)
     resolved = resolve_transpose(op, images.shape, weight.shape, options)
     return _tensors.restored(transpose_op(images, weight, bias, resolved), layout)  # type: ignore[no-any-return]
@@ -94,28 +96,8 @@ def conv_transpose2d_backward(
     """Run `convx.conv_transpose2d_backward`."""
     op = "conv_transpose2d_backward"
     options = (stride, padding, output_padding, groups, dilation, algorithm, precision)
-
-    def again(grad_output: Tensor, input: Any, weight: Any, *_: Any) -> Gradients:
-        rest = (layout, algorithm, precision, mask)
-        return conv_transpose2d_backward(grad_output, input, weight, *options[:5], *rest)
-
-    if _tensors.autocasts(grad_output):
-        return _tensors.in_float32(op, again, (1, 2, 0), grad_output, input, weight)  # type: ignore[no-any-return]
-    _tensors.expect_layout(op, layout)
-    if precision != "ieee":
-        check_precision(op, precision)
-    straight = _tensors.path_of(grad_output, input, weight) is KERNEL
-    if not straight:
-        named = dict(grad_output=grad_output, input=input, weight=weight)
-        (grad_output, input, weight), _ = _tensors.checked(op, **named)
-    if input.dim() == 3 and grad_output.dim() == 3:
-        gradients = again(grad_output.unsqueeze(0), input.unsqueeze(0), weight)
-        return None if gradients[0] is None else gradients[0].squeeze(0), *gradients[1:]
-    _tensors.expect_images(op, grad_output=grad_output, input=input)
-    memory = _tensors.layout_of(input, layout)
-    sizes = (input.shape, weight.shape)
-    run = backward_kernel if straight else _differentiable_backward
-    return run(grad_output, input, weight, sizes, memory, mask, options)
+    run = (backward_kernel, _differentiable_backward)
+    return convolution_backward(op, run, grad_output, input, weight, layout, mask, options)
 
 
 # Kernels
@@ -126,19 +108,19 @@ def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, options: Any, lay
     op = "conv_transpose2d"
     *geometry, algorithm, precision = options
     tail = (_tensors.AXES[layout], algorithm)
-    if _tensors.on_cpu(input):
-        found = _tensors.cpu.conv_transpose2d(
-            _tensors.array_of(input, layout),
-            _tensors.array_of(weight),
-            None if bias is None else _tensors.array_of(bias),
+    if _memory.on_cpu(input):
+        found = _memory.cpu_for[layout].conv_transpose2d(
+            _memory.array_of(input, layout),
+            _memory.array_of(weight),
+            None if bias is None else _memory.array_of(bias),
             *geometry,
             *tail,
             None,
         )
-        return _tensors.tensor_of(found, layout)
+        return _memory.tensor_of(found)
     rest = (*geometry, *tail, precision, None)
-    found = _tensors.on_device(op, "input", layout, (input,), (weight, bias), *rest)
-    return _tensors.image_from_device(found, layout)  # type: ignore[no-any-return]
+    found = _memory.on_device(op, "input", layout, (input,), (weight, bias), *rest)
+    return _memory.image_from_device(found, layout)  # type: ignore[no-any-return]
 
 
 def backward_kernel(
@@ -157,15 +139,15 @@ def backward_kernel(
     empty = grad_output.new_zeros(()) if input is None or weight is None else grad_output
     input = empty.expand(sizes[0]) if input is None else input
     weight = empty.expand(sizes[1]) if weight is None else weight
-    if _tensors.on_cpu(grad_output):
-        arrays = _tensors.array_of(grad_output, layout), _tensors.array_of(input, layout)
-        found = _tensors.cpu.conv_transpose2d_backward(
-            *arrays, _tensors.array_of(weight), *geometry, axes, algorithm, mask
+    if _memory.on_cpu(grad_output):
+        arrays = _memory.array_of(grad_output, layout), _memory.array_of(input, layout)
+        found = _memory.cpu.conv_transpose2d_backward(
+            *arrays, _memory.array_of(weight), *geometry, axes, algorithm, mask
         )
-        return _tensors.gradients_of(found, layout)
+        return _memory.gradients_of(found, layout)
     rest = (*geometry, axes, algorithm, precision, mask)
-    grad_input, *gradients = _tensors.on_device(op, "grad_output", layout, (grad_output, input), (weight,), *rest)
-    return _tensors.image_from_device(grad_input, layout), *gradients
+    grad_input, *gradients = _memory.on_device(op, "grad_output", layout, (grad_output, input), (weight,), *rest)
+    return _memory.image_from_device(grad_input, layout), *gradients
 
 
 # Derivatives

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .. import _cpu
 from .._cpu import ShapeError
-from . import _library, _tensors
+from . import _library, _memory, _tensors
 from ._library import Operation
 from ._options import PoolOptions, Size, resolve_pool, sizes, taps
-from ._tensors import DISPATCHER, KERNEL
+from ._tensors import DISPATCHER, KERNEL, PAST_DISPATCHER, Path
 
 MOST_CODES = 255
 """Windows of more taps have int64 indices instead of one-byte codes."""
@@ -50,8 +50,8 @@ def max_pool2d(
         _tensors.expect_layout("max_pool2d", layout)
     options = (kernel_size, stride, padding, dilation, ceil_mode)
     path = _tensors.path_of(input)
-    if path is DISPATCHER or input.dim() != 4 or (return_indices and return_codes):
-        return _by_dispatcher(input, options, layout, return_indices, return_codes)
+    if path not in PAST_DISPATCHER or input.dim() != 4 or (return_indices and return_codes):
+        return _by_dispatcher(path, input, options, layout, return_indices, return_codes)
     memory = _tensors.layout_of(input, layout)
     if path is KERNEL:
         return kernel(input, options, memory, bool(return_indices), bool(return_codes))
@@ -60,21 +60,22 @@ def max_pool2d(
     return _apply_max_pool2d(_with_selection_kernel, memory, input, options, bool(indices), both)
 
 
-def _by_dispatcher(input: Tensor, options: Any, layout: str, return_indices: Any, return_codes: Any) -> Any:
+def _by_dispatcher(path: Path, input: Tensor, options: Any, layout: str, return_indices: Any, return_codes: Any) -> Any:
     op = "max_pool2d"
 
     def again(input: Tensor, *_: Any) -> Any:
         run: Any = max_pool2d
         return run(input, *options, layout, return_indices, return_codes)
 
-    if _tensors.autocasts(input):
-        return _tensors.in_float32(op, again, (0,), input)
-    if return_indices and return_codes:
-        raise ShapeError(f"{op}: return_indices and return_codes are both True, expected at most one")
-    (input,), _ = _tensors.checked(op, input=input)
-    if input.dim() == 3:
-        found = again(input.unsqueeze(0))
-        return tuple(each.squeeze(0) for each in found) if isinstance(found, tuple) else found.squeeze(0)
+    if path is not DISPATCHER or input.dim() != 4 or (return_indices and return_codes):
+        if _tensors.autocasts(input):
+            return _tensors.in_float32(op, again, (0,), input)
+        if return_indices and return_codes:
+            raise ShapeError(f"{op}: return_indices and return_codes are both True, expected at most one")
+        (input,), _ = _tensors.checked(op, input=input)
+        if input.dim() == 3:
+            found = again(input.unsqueeze(0))
+            return tuple(each.squeeze(0) for each in found) if isinstance(found, tuple) else found.squeeze(0)
     images = _tensors.nchw(input, layout)
     resolved = resolve_pool(op, images.shape, options)
     if not (return_indices or return_codes):
@@ -122,17 +123,17 @@ def differentiable_backward(grad: Tensor, selected: Tensor, size: Size, options:
 def kernel(input: Tensor, options: Any, layout: str, indices: bool, codes: bool) -> Any:
     """Run `convx.max_pool2d`."""
     tail = (_tensors.AXES[layout], indices, codes)
-    if _tensors.on_cpu(input):
-        found = _tensors.cpu.max_pool2d(_tensors.array_of(input, layout), *options, *tail)
+    if _memory.on_cpu(input):
+        found = _memory.cpu_for[layout].max_pool2d(_memory.array_of(input, layout), *options, *tail)
         if not (indices or codes):
-            return _tensors.tensor_of(found, layout)
+            return _memory.tensor_of(found)
         output, selected = found
-        return _tensors.tensor_of(output, layout), _tensors.tensor_of(selected, layout)
-    found = _tensors.on_device("max_pool2d", "input", layout, (input,), (), *options, *tail)
+        return _memory.tensor_of(output), _memory.tensor_of(selected)
+    found = _memory.on_device("max_pool2d", "input", layout, (input,), (), *options, *tail)
     if not (indices or codes):
-        return _tensors.image_from_device(found, layout)
+        return _memory.image_from_device(found, layout)
     output, selected = found
-    return _tensors.image_from_device(output, layout), _tensors.image_from_device(selected, layout)
+    return _memory.image_from_device(output, layout), _memory.image_from_device(selected, layout)
 
 
 def _with_selection_kernel(input: Tensor, options: Any, indices: bool, layout: str) -> Any:
@@ -147,11 +148,11 @@ def backward_kernel(grad_output: Tensor, selected: Tensor, size: Sequence[int], 
         size = (n, h, w, c)
     elif layout == "NCHW":
         axes, size = "NCHW", (n, c, h, w)
-    if _tensors.on_cpu(grad_output):
-        images = _tensors.array_of(grad_output, layout), _tensors.array_of(selected, layout)
-        return _tensors.tensor_of(_tensors.cpu.max_pool2d_backward(*images, size, *options, axes), layout)
-    found = _tensors.on_device(op, "grad_output", layout, (grad_output, selected), (), size, *options, axes)
-    return _tensors.image_from_device(found, layout)  # type: ignore[no-any-return]
+    if _memory.on_cpu(grad_output):
+        images = _memory.array_of(grad_output, layout), _memory.array_of(selected, layout)
+        return _memory.tensor_of(_memory.cpu_for[layout].max_pool2d_backward(*images, size, *options, axes))
+    found = _memory.on_device(op, "grad_output", layout, (grad_output, selected), (), size, *options, axes)
+    return _memory.image_from_device(found, layout)  # type: ignore[no-any-return]
 
 
 def _backward_by_dispatcher(grad: Tensor, selected: Tensor, size: Size, options: PoolOptions) -> Tensor:

@@ -187,6 +187,8 @@ def resolve_fused(op: str, input_size: Size, weight_size: Size, options: Sequenc
 
 def pair(op: str, name: str, value: Any) -> tuple[Any, Any]:
     """Return (h, w)."""
+    if type(value) is int:
+        return value, value
     expected = "an integer or a pair of integers (height, width)"
     entries = _entries(value)
     if entries is None:
@@ -211,6 +213,8 @@ def integer(op: str, name: str, value: Any, expected: str = "an integer") -> Any
 
 def number(op: str, name: str, value: Any) -> float:
     """Return a number of Python, NumPy or a tensor as a float."""
+    if type(value) is float:
+        return value
     if not isinstance(value, (str, bool, np.bool_, np.complexfloating)):
         try:
             return float(value)
@@ -256,6 +260,8 @@ def sides(
     op: str, name: str, value: Any, size: Sequence[Any], kernel: Sequence[Any], stride: Any, dilation: Any
 ) -> Sides:
     """Return ((top, bottom), (left, right)) for images of a 4-D `size`."""
+    if type(value) is int:
+        return (value, value), (value, value)
     if isinstance(value, str):
         if value not in _RULES:
             raise ShapeError(f'{op}: {name} is {value!r}, expected "valid", "same" or "same_lower"')

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _library, _tensors
+from . import _library, _memory, _tensors
 from ._library import Operation
-from ._tensors import DISPATCHER, KERNEL
+from ._tensors import DISPATCHER, KERNEL, PAST_DISPATCHER, RECORDED
 
 relu_op = Operation("relu", "Tensor input")
 backward_op = Operation("relu_backward", "Tensor grad_output, Tensor output")
@@ -23,15 +23,20 @@ backward_op = Operation("relu_backward", "Tensor grad_output, Tensor output")
 def relu(input: Tensor, return_mask: Any = False, out: Any = None) -> Any:
     """Run `convx.relu`."""
     path = _tensors.path_of(input)
-    if path is not DISPATCHER and out is None and return_mask is False:
-        return kernel(input) if path is KERNEL else _apply_relu(kernel, input)
+    if out is None and return_mask is False:
+        if path is KERNEL:
+            return kernel(input)
+        if path is RECORDED:
+            return _apply_relu(kernel, input)
+        if path is DISPATCHER:
+            return relu_op(input)
     if _tensors.autocasts(input):
         return _tensors.in_float32("relu", lambda x, out: relu(x, return_mask, out), (0,), input, out=out)
     if return_mask is not False:
-        tensors = _tensors.unrecorded_tensors("relu", out, input=input)
+        tensors = _tensors.unrecorded("relu", out, input=input)
         out = torch.empty_like(tensors["input"]) if out is None else out
-        return _tensors.unrecorded("relu", tensors, (return_mask, out))
-    if path is not DISPATCHER:
+        return _memory.run_unrecorded("relu", tensors, (return_mask, out))
+    if path in PAST_DISPATCHER:
         _tensors.destination("relu", out, input)
         if path is KERNEL:
             return _tensors.written(kernel(input, out))
@@ -47,20 +52,20 @@ def relu_backward(grad_output: Tensor, output: Any, out: Any = None) -> Tensor:
     if _tensors.autocasts(grad_output):
         return _tensors.in_float32(op, relu_backward, (0,), grad_output, output, out=out)  # type: ignore[no-any-return]
     if isinstance(output, Tensor) and output.dtype == torch.uint8:
-        tensors = _tensors.unrecorded_tensors(op, out, grad_output=grad_output)
+        tensors = _tensors.unrecorded(op, out, grad_output=grad_output)
         expected = {torch.uint8: "a mask of relu"}
         tensors["output"] = _tensors.selection(op, "output", output, grad_output, "grad_output", expected)
         out = torch.empty_like(tensors["grad_output"]) if out is None else out
-        return _tensors.unrecorded(op, tensors, (out,))  # type: ignore[no-any-return]
+        return _memory.run_unrecorded(op, tensors, (out,))  # type: ignore[no-any-return]
     path = _tensors.path_of(grad_output, output)
-    if path is not DISPATCHER:
+    if path in PAST_DISPATCHER:
         if out is not None:
             _tensors.destination(op, out, grad_output)
         if path is KERNEL:
             result = backward_kernel(grad_output, output, out)
             return result if out is None else _tensors.written(result)
     _tensors.refuse_out(op, out)
-    if path is not DISPATCHER:
+    if path is RECORDED:
         return _apply_backward(backward_kernel, grad_output, output)  # type: ignore[no-any-return]
     (grad_output, output), _ = _tensors.checked(op, grad_output=grad_output, output=output)
     return backward_op(grad_output, output)  # type: ignore[no-any-return]
@@ -71,26 +76,26 @@ def relu_backward(grad_output: Tensor, output: Any, out: Any = None) -> Tensor:
 
 def kernel(input: Tensor, out: Tensor | None = None) -> Tensor:
     """Run `convx.relu`."""
-    if _tensors.on_cpu(input) and out is None and input.is_contiguous():
-        return _tensors.tensor_of(_tensors.cpu.relu(_tensors.array_of(input), False, None))
+    if _memory.on_cpu(input) and out is None and input.is_contiguous():
+        return _memory.tensor_of(_memory.cpu.relu(_memory.array_of(input), False, None))
     out = torch.empty_like(input) if out is None else out
-    if _tensors.on_cpu(input):
-        _tensors.cpu.relu(_tensors.array_of(input), False, _tensors.array_of(out))
+    if _memory.on_cpu(input):
+        _memory.cpu.relu(_memory.array_of(input), False, _memory.array_of(out))
     else:
-        _tensors.on_device("relu", "input", "NCHW", (input,), (), False, out.detach())
+        _memory.on_device("relu", "input", "NCHW", (input,), (), False, out.detach())
     return out
 
 
 def backward_kernel(grad_output: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
     """Run `convx.relu_backward`."""
-    arrays = _tensors.array_of
-    if _tensors.on_cpu(grad_output) and out is None and grad_output.is_contiguous():
-        return _tensors.tensor_of(_tensors.cpu.relu_backward(arrays(grad_output), arrays(output), None))
+    arrays = _memory.array_of
+    if _memory.on_cpu(grad_output) and out is None and grad_output.is_contiguous():
+        return _memory.tensor_of(_memory.cpu.relu_backward(arrays(grad_output), arrays(output), None))
     out = torch.empty_like(grad_output) if out is None else out
-    if _tensors.on_cpu(grad_output):
-        _tensors.cpu.relu_backward(arrays(grad_output), arrays(output), arrays(out))
+    if _memory.on_cpu(grad_output):
+        _memory.cpu.relu_backward(arrays(grad_output), arrays(output), arrays(out))
     else:
-        _tensors.on_device("relu_backward", "grad_output", "NCHW", (grad_output, output), (), out.detach())
+        _memory.on_device("relu_backward", "grad_output", "NCHW", (grad_output, output), (), out.detach())
     return out
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a call: its dispatch path, the checks, autocast, and their memory as the kernels see it.
+"""The tensors of a call: its dispatch path, the checks, autocast, and the layout of images.
 
 Plain eager calls go past PyTorch's dispatcher, straight to the kernels or by way of an autograd.Function. The
 dispatcher costs an operation of 13 arguments several microseconds, more than the convolution of a tiny image. It is
@@ -12,25 +12,23 @@ them, and CHANNELS_LAST, whose axes are N, C, H, W while the memory is that of "
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
     _dispatch_tls_local_include_set,
+    _get_tracing_state,
     _is_any_autocast_enabled,
 )
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
-from .. import _cpu, _devices
 from .._cpu import ShapeError
-from .._types import check_precision
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -50,13 +48,16 @@ def entry_point(function: _F) -> _F:
 class Path(enum.Enum):
     """Where a call goes."""
 
+    UNCHECKED = enum.auto()
+    """To the dispatcher, or nowhere: whether the tensors can be used is still to be checked."""
     DISPATCHER = enum.auto()
     KERNEL = enum.auto()
     RECORDED = enum.auto()
     """To the kernel too, by way of an autograd.Function."""
 
 
-DISPATCHER, KERNEL, RECORDED = Path
+UNCHECKED, DISPATCHER, KERNEL, RECORDED = Path
+PAST_DISPATCHER = (KERNEL, RECORDED)
 
 TYPES = (Tensor, torch.nn.Parameter)
 """Subclasses have a say of their own in what is done with them."""
@@ -83,11 +84,11 @@ def path_of(first: Any, *others: Any) -> Path:
 
     Half of the time that a call of a tiny operation takes beside the kernel is spent here and in making NumPy views.
     """
-    if type(first) not in TYPES or not eager():
-        return DISPATCHER
+    if type(first) not in TYPES or is_compiling():
+        return UNCHECKED
     on_cpu, dtype, recorded = first.is_cpu, first.dtype, first.requires_grad
     if first.layout is not _STRIDED or first.is_nested or dtype not in (_ON_CPU if on_cpu else _ELSEWHERE):
-        return DISPATCHER
+        return UNCHECKED
     for other in others:
         if (
             type(other) not in TYPES
@@ -96,12 +97,14 @@ def path_of(first: Any, *others: Any) -> Path:
             or other.layout is not _STRIDED
             or other.is_nested
         ):
-            return DISPATCHER
+            return UNCHECKED
         recorded = recorded or other.requires_grad
     if not on_cpu and not all(each.is_cuda for each in (first, *others)):
-        return DISPATCHER
+        return UNCHECKED
     if _is_any_autocast_enabled() and _autocast_changes(on_cpu, dtype):
-        return DISPATCHER
+        return UNCHECKED
+    if _dispatch_tls_local_include_set().raw_repr() not in _EAGER or forward_ad._current_level >= 0:
+        return DISPATCHER if on_cpu and _get_tracing_state() is None else UNCHECKED
     return RECORDED if recorded and torch.is_grad_enabled() else KERNEL
 
 
@@ -126,7 +129,7 @@ def checked(op: str, **named: Any) -> tuple[list[Any], bool]:
 
     The first one decides the device and dtype of all; `bias` may be None.
     """
-    if torch._C._get_tracing_state() is not None:
+    if _get_tracing_state() is not None:
         raise NotImplementedError(
             f"{op}: torch.jit.trace does not know convx's operations: use torch.export, torch.onnx.export with "
             "dynamo=True, or convx.torch.revert for the model that is traced"
@@ -205,6 +208,32 @@ def destination(op: str, out: object, like: Tensor) -> Tensor:
     if out.requires_grad and torch.is_grad_enabled():
         raise TypeError(f"{op}: out requires grad, expected a tensor that does not, or torch.no_grad()")
     return out
+
+
+def unrecorded(op: str, out: Any, **named: Any) -> dict[str, Any]:
+    """Return the tensors, by name, of an operation that autograd and traces know nothing of, or raise."""
+    if not eager():
+        raise TypeError(
+            f"{op}: this operation is neither traced nor transformed, expected a call outside of torch.compile, "
+            "torch.func, forward-mode AD and dispatch modes"
+        )
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            continue  # `checked` has the message
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise TypeError(
+                f"{op}: {name} requires grad, and this operation is not recorded by autograd: pass {name}.detach(), or "
+                "call under torch.no_grad()"
+            )
+        if not is_plain(tensor):
+            raise TypeError(
+                f"{op}: {name} is {_nature(tensor)}, expected a dense torch.Tensor with memory on the CPU or on CUDA: "
+                "this operation is neither traced nor transformed"
+            )
+    tensors, _ = checked(op, **named)
+    if out is not None:
+        destination(op, out, tensors[0])
+    return dict(zip(named, tensors, strict=True))
 
 
 def written(out: Tensor) -> Tensor:
@@ -376,186 +405,3 @@ def nchw_size(size: tuple[Any, ...], layout: str) -> tuple[Any, ...]:
 def restored(images: Any, layout: str) -> Any:
     """Permute N, C, H, W to the axes of the layout."""
     return images.movedim(-3, -1) if layout == "NHWC" and images is not None else images
-
-
-# Memory
-
-_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
-    torch.float32: np.dtype(np.float32),
-    torch.float64: np.dtype(np.float64),
-    torch.int64: np.dtype(np.int64),
-    torch.uint8: np.dtype(np.uint8),
-}
-_CONSTRUCTORS: dict[np.dtype[Any], Any] = {
-    _NUMPY[torch.float32]: torch.FloatTensor,
-    _NUMPY[torch.float64]: torch.DoubleTensor,
-    _NUMPY[torch.int64]: torch.LongTensor,
-    _NUMPY[torch.uint8]: torch.ByteTensor,
-}
-
-
-def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-    """Return an uninitialised tensor: 1.1 us by the old constructors, 2.5 us by `torch.empty`."""
-    constructor = _CONSTRUCTORS[dtype]
-    return constructor(*shape) if shape else constructor(1).squeeze_(0)  # type: ignore[no-any-return]
-
-
-cpu: Any = _cpu.operations_with(_allocate)
-"""The operations of `convx._cpu` with results that are allocated by PyTorch: `tensor_of` returns their tensors."""
-
-_array_at = _cpu.array_at
-# An array, not bytes: torch.compile follows the base of every array that it meets where it gives up tracing.
-_ELEMENT = np.zeros(8, np.uint8)
-
-
-def on_cpu(tensor: Tensor) -> bool:
-    """Tell whether the tensor goes to the kernels of the CPU."""
-    return tensor.is_cpu
-
-
-def array_of(tensor: Tensor, layout: str = "NCHW") -> Any:
-    """Return a NumPy array of the same memory; of images, with the axes of the kernels."""
-    if tensor.is_neg():  # a negation that is still to be done
-        tensor = tensor.resolve_neg()
-    try:
-        address = tensor.data_ptr()
-    except RuntimeError:  # what was left over of a transform of torch.func that has ended
-        tensor = tensor.detach()
-        address = tensor.data_ptr()
-    if not address and tensor.numel():
-        if not tensor._is_zerotensor():  # PyTorch's copy of such a one is a segmentation fault
-            raise RuntimeError(f"convx: a tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed")
-        tensor = tensor.clone()  # zeros without memory, as derivatives are that PyTorch knows to be 0
-        address = tensor.data_ptr()
-    shape, stride = tensor.shape, tensor.stride()
-    if layout is CHANNELS_LAST:
-        (n, c, h, w), (of_n, of_c, of_h, of_w) = shape, stride
-        shape, stride = (n, h, w, c), (of_n, of_h, of_w, of_c)  # type: ignore[assignment]
-    return _array_at(address, shape, stride, _NUMPY[tensor.dtype], tensor)
-
-
-def tensor_of(array: Any, layout: str = "NCHW") -> Tensor:
-    """Return the tensor that `_allocate` made for an array; of images, with the axes of their layout."""
-    tensor: Tensor = array.base
-    if layout is CHANNELS_LAST:
-        n, h, w, c = tensor.shape
-        tensor.as_strided_((n, c, h, w), (h * w * c, 1, w * c, c))
-    return tensor
-
-
-def gradients_of(arrays: Any, layout: str) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the tensors of three gradients, where they are there."""
-    grad_input, grad_weight, grad_bias = arrays
-    return (
-        None if grad_input is None else tensor_of(grad_input, layout),
-        None if grad_weight is None else tensor_of(grad_weight),
-        None if grad_bias is None else tensor_of(grad_bias),
-    )
-
-
-def nothing(shape: Sequence[int], like: Tensor, layout: str = "NCHW") -> Any:
-    """Make an array of this shape that takes the place of one that is not read: a single element."""
-    if layout is CHANNELS_LAST:
-        n, c, h, w = shape
-        shape = (n, h, w, c)
-    return np.ndarray(shape, _NUMPY[like.dtype], _ELEMENT, strides=(0,) * len(shape))
-
-
-# Memory on CUDA
-
-
-def on_device(op: str, name: str, layout: str, images: Sequence[Any], others: Sequence[Any], *args: Any) -> Any:
-    """Run an operation by the CUDA kernels, with what the CPU's take and the precision behind the algorithm.
-
-    `name` is that of the first tensor in messages. Of `images` and `others` each may be None.
-    """
-    library, cuda = _devices.dispatch(op, name, images[0])
-    tensors = (*(image_on_device(each, layout) for each in images), *map(plain_memory, others))
-    return getattr(cuda, op)(library, *tensors, *args)
-
-
-def plain_memory(tensor: Any) -> Any:
-    """Return the numbers themselves: without a graph, and with a negation done that is still to be done."""
-    return tensor.detach().resolve_neg() if isinstance(tensor, Tensor) else tensor
-
-
-def image_on_device(tensor: Any, layout: str) -> Any:
-    """Return images as the kernels take them."""
-    tensor = plain_memory(tensor)
-    return tensor.permute(0, 2, 3, 1) if tensor is not None and layout is CHANNELS_LAST else tensor
-
-
-def image_from_device(tensor: Any, layout: str) -> Any:
-    """Return images that a kernel made, with the axes of their layout.
-
-    Not as a view: autograd refuses what changes a view in place that one of its functions returned, such as an in-place
-    ReLU after a convolution.
-    """
-    if layout is not CHANNELS_LAST or tensor is None:
-        return tensor
-    n, h, w, c = tensor.shape
-    return tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (n, c, h, w), (h * w * c, 1, w * c, c))
-
-
-# Operations that autograd and traces know nothing of
-
-
-def unrecorded(
-    op: str,
-    tensors: dict[str, Any],
-    rest: Sequence[Any],
-    precision: str | None = None,
-    after: Sequence[Any] = (),
-) -> Any:
-    """Run an operation that autograd has no rule for.
-
-    `precision` stands between the arguments `rest` and `after`, on CUDA alone; None where there is none. A tensor in
-    either of them is `out`: it is written, and returned as it was given.
-    """
-    name, first = next(iter(tensors.items()))
-    outs = {id(each): each for each in (*rest, *after) if isinstance(each, Tensor)}
-    if not on_cpu(first):
-        words = () if precision is None else (precision,)
-        found = on_device(op, name, "NCHW", tuple(tensors.values()), (), *rest, *words, *after)
-    else:
-        if precision not in (None, "ieee"):
-            check_precision(op, precision)
-        arrays = [array_of(each) if isinstance(each, Tensor) else each for each in tensors.values()]
-        shared = {number: array_of(each) for number, each in outs.items()}
-        found = getattr(cpu, op)(*arrays, *(shared.get(id(each), each) for each in (*rest, *after)))
-        outs = {id(shared[number]): each for number, each in outs.items()}
-    if isinstance(found, tuple):
-        return tuple(_result(each, outs) for each in found)
-    return _result(found, outs)
-
-
-def unrecorded_tensors(op: str, out: Any, **named: Any) -> dict[str, Any]:
-    """Return the tensors, by name, that such an operation takes, or raise."""
-    if not eager():
-        raise TypeError(
-            f"{op}: this operation is neither traced nor transformed, expected a call outside of torch.compile, "
-            "torch.func, forward-mode AD and dispatch modes"
-        )
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            continue  # `checked` has the message
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise TypeError(
-                f"{op}: {name} requires grad, and this operation is not recorded by autograd: pass {name}.detach(), or "
-                "call under torch.no_grad()"
-            )
-        if not is_plain(tensor):
-            raise TypeError(
-                f"{op}: {name} is {_nature(tensor)}, expected a dense torch.Tensor with memory on the CPU or on CUDA: "
-                "this operation is neither traced nor transformed"
-            )
-    tensors, _ = checked(op, **named)
-    if out is not None:
-        destination(op, out, tensors[0])
-    return dict(zip(named, tensors, strict=True))
-
-
-def _result(found: Any, outs: dict[int, Tensor]) -> Tensor | None:
-    if id(found) in outs:
-        return written(outs[id(found)])
-    return found if found is None or isinstance(found, Tensor) else tensor_of(found)

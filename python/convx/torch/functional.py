@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._types import Activation, Padding, PaddingMode, Pair, Precision
-from . import _conv2d, _conv2d_relu_max_pool2d, _conv_transpose2d, _max_pool2d, _options, _relu
+from . import _conv2d_calls, _conv2d_relu_max_pool2d, _conv_transpose2d, _max_pool2d, _options, _relu
 
 __all__ = ["conv2d", "conv2d_relu_max_pool2d", "conv_transpose2d", "max_pool2d", "relu"]
 
@@ -106,7 +106,7 @@ def conv2d(
         )
         args = (input, weight, bias, stride, padding, dilation, groups)
         return _hand_over(conv2d, args[:3], *args, **words)  # type: ignore[no-any-return]
-    return _conv2d.conv2d(
+    return _conv2d_calls.conv2d(
         input,
         weight,
         bias,
