@@ -49,7 +49,7 @@ def device(monkeypatch):
         return Device(torch), simt_arrays._simt
 
     monkeypatch.setattr(convx._devices, "dispatch", dispatch)
-    monkeypatch.setattr(_tensors, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(_memory, "on_cpu", lambda tensor: False)
     return calls
 
 
@@ -109,7 +109,7 @@ def test_what_is_not_recorded(last, device, monkeypatch):
 
     found = calls()
     assert device == ["relu", "conv_transpose2d", "conv2d_backward", "relu_backward", "conv2d_grad_norms"]
-    monkeypatch.setattr(_tensors, "on_cpu", lambda tensor: True)
+    monkeypatch.setattr(_memory, "on_cpu", lambda tensor: True)
     assert_all_equal(found, calls())
 
 

@@ -17,7 +17,7 @@ from support import POOL_PROBLEMS
 torch = pytest.importorskip("torch")
 
 import convx.torch as ct  # noqa: E402
-from convx.torch import _library, _tensors  # noqa: E402
+from convx.torch import _library, _memory, _tensors  # noqa: E402
 from torch_cases import (  # noqa: E402
     F,
     as_channels_last,
@@ -329,7 +329,7 @@ def test_one_channel_as_channels_last():
 def test_zero_copy():
     """The kernels read and write PyTorch's memory: a change of the tensor shows in their view."""
     x = as_channels_last(whole((2, 3, 8, 9)))
-    view = _tensors.array_of(x, _tensors.CHANNELS_LAST)
+    view = _memory.array_of(x, _tensors.CHANNELS_LAST)
     assert view.flags.c_contiguous
     x[1, 2, 3, 4] = 77
     assert view[1, 3, 4, 2] == 77
