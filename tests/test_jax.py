@@ -48,39 +48,39 @@ def settings():
         yield
 
 
-class Way:
+class DispatchPath:
     """The dispatch path of compiled programs; a change clears JAX's caches."""
 
     last = None
 
     @staticmethod
-    def change(way):
-        if Way.last not in (way, None):
+    def change(path):
+        if DispatchPath.last not in (path, None):
             jax.clear_caches()
-        Way.last = way
+        DispatchPath.last = path
 
 
 @pytest.fixture(params=["ffi", "callback"])
-def way(request, monkeypatch):
+def path(request, monkeypatch):
     """Both dispatch paths: XLA's foreign functions, Python callbacks."""
     if request.param == "callback":
         monkeypatch.setattr(_calls, "slow_reason", lambda: "this test asks for it")
         monkeypatch.setattr(_calls, "_warn_once", lambda reason: None)
     elif reason := WHY_SLOW():
         pytest.skip(reason)
-    Way.change(request.param)
+    DispatchPath.change(request.param)
     return request.param
 
 
 @pytest.fixture
-def best_way(monkeypatch):
+def best_path(monkeypatch):
     """The faster available dispatch path, without the warning of the slow one."""
     monkeypatch.setattr(_calls, "_warn_once", lambda reason: None)
-    Way.change("callback" if WHY_SLOW() else "ffi")
+    DispatchPath.change("callback" if WHY_SLOW() else "ffi")
 
 
 @pytest.fixture
-def fast_way(best_way):
+def fast_path(best_path):
     if reason := WHY_SLOW():
         pytest.skip(reason)
 
@@ -113,7 +113,7 @@ SOME_CONV_PROBLEMS = [
 
 
 @KINDS
-def test_conv2d_has_the_bits_of_the_numpy_functions(way, kind):
+def test_conv2d_has_the_bits_of_the_numpy_functions(path, kind):
     dtype, layout = kind
     problems = {name: CONV_PROBLEMS[name] for name in SOME_CONV_PROBLEMS}
     problems["unbatched"] = Conv(c=3, h=6, w=5, k=4)
@@ -151,7 +151,7 @@ TRANSPOSED = {
 
 
 @KINDS
-def test_conv_transpose2d_has_the_bits_of_the_numpy_functions(way, kind):
+def test_conv_transpose2d_has_the_bits_of_the_numpy_functions(path, kind):
     dtype, layout = kind
     x = to_layout(numbers((2, 6, 5, 4), "normal", 1), layout).astype(dtype)
     cases = {}
@@ -182,7 +182,7 @@ def test_conv_transpose2d_has_the_bits_of_the_numpy_functions(way, kind):
         assert_same_bits(actual[name], expected, name)
 
 
-def test_conv_transpose2d_where_no_window_reaches(best_way):
+def test_conv_transpose2d_where_no_window_reaches(best_path):
     """Whole numbers: beyond the last window, without channels, without images."""
     options = dict(stride=1, dilation=3, output_padding=2)
     for n, c in ((2, 3), (2, 0), (0, 3)):
@@ -196,7 +196,7 @@ def test_conv_transpose2d_where_no_window_reaches(best_way):
             assert_equal(np.asarray(one), other, (n, c))
 
 
-def test_relu_in_every_bit(way, dtype):
+def test_relu_in_every_bit(path, dtype):
     x = np.array([1.0, -1.0, 0.0, -0.0, np.inf, -np.inf, np.nan], dtype)
     g = np.linspace(1, 2, x.size).astype(dtype)
     y, pull_back = jax.vjp(cx.relu, jnp.asarray(x))
@@ -207,7 +207,7 @@ def test_relu_in_every_bit(way, dtype):
         assert y.shape == shape and y.dtype == dtype and (np.asarray(y) == 1).all()
 
 
-def test_denormal_numbers_stay(fast_way):
+def test_denormal_numbers_stay(fast_path):
     """XLA's threads flush denormal numbers to zero, convx's do not; results do not depend on the thread."""
     x = np.full((1, 1, 4, 4), 1e-40, np.float32)
     assert_same_bits(np.asarray(cx.conv2d(jnp.asarray(x), jnp.ones((1, 1, 1, 1), jnp.float32))), x, "conv2d")
@@ -222,7 +222,7 @@ SOME_POOL_PROBLEMS = {
 
 
 @KINDS
-def test_max_pool2d_has_the_bits_of_the_numpy_functions(way, kind):
+def test_max_pool2d_has_the_bits_of_the_numpy_functions(path, kind):
     dtype, layout = kind
     options = {name: {**problem.options, "layout": layout} for name, problem in SOME_POOL_PROBLEMS.items()}
     arrays = {}
@@ -261,7 +261,7 @@ FUSED = {
 
 
 @KINDS
-def test_fused_block_has_the_bits_of_the_numpy_function(way, kind):
+def test_fused_block_has_the_bits_of_the_numpy_function(path, kind):
     dtype, layout = kind
     for name, (problem, pool) in FUSED.items():
         x, w, b, _ = data(problem, dtype, layout)
@@ -283,14 +283,14 @@ def test_fused_block_has_the_bits_of_the_numpy_function(way, kind):
         assert_same_bits(actual, (expected, (grad_input, grad_weight, grad_bias), (without_bias,)), name)
 
 
-def test_large_arrays(way):
+def test_large_arrays(path):
     """Arrays that XLA copies on other threads than the caller's."""
     x = jnp.asarray(numbers((8, 3, 224, 224), "normal", 1), jnp.float32)
     y = jax.jit(lambda x: cx.max_pool2d(cx.relu(x * 2), 2))(x)
     assert_same_bits(np.asarray(y), convx.max_pool2d(convx.relu(np.asarray(x) * 2), 2), "large")
 
 
-def test_same_bits_for_any_number_of_threads(way):
+def test_same_bits_for_any_number_of_threads(path):
     x, w, b, _ = as_jax(data(Conv(n=4, c=16, h=32, w=32, k=32, padding=1), "float32", "NCHW"))
     gradient = jax.jit(jax.grad(lambda x, w, b: cx.conv2d(x, w, b, padding=1).sum(), (0, 1, 2)))
     with convx.threads(1):
@@ -395,7 +395,7 @@ class Torch:
         return Torch.max_pool2d(y, pool_kernel_size, pool_stride, pool_padding, layout=layout)
 
 
-def test_first_and_second_derivatives(best_way):
+def test_first_and_second_derivatives(best_path):
     """The derivatives of all cases in one program."""
     arrays = data(Conv(n=2, c=4, h=5, w=6, k=6, groups=2), "float64", "NCHW")[:3]
 
@@ -430,7 +430,7 @@ def test_first_and_second_derivatives(best_way):
             np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12 * size, err_msg=f"{name}, {i}")
 
 
-def test_hessian_and_third_derivative(best_way):
+def test_hessian_and_third_derivative(best_path):
     x, w, _, _ = data(Conv(n=1, c=1, h=4, w=4, k=2), "float64", "NCHW")
 
     def value(w):
@@ -474,7 +474,7 @@ class Lax:
         return Lax.max_pool2d(Lax.relu(Lax.conv2d(x, w, b, **conv)), pool_kernel_size, pool_stride, pool_padding)
 
 
-def test_values_and_gradients_against_lax(best_way):
+def test_values_and_gradients_against_lax(best_path):
     """Whole numbers, so results are equal."""
     x, w, b, _ = as_jax(data(Conv(n=2, c=4, h=9, w=8, k=6, groups=2), "float64", "NCHW", "integer"))
     cases = {
@@ -496,7 +496,7 @@ def test_values_and_gradients_against_lax(best_way):
         jax.tree.map(lambda one, other, name=name: assert_equal(one, other, name), actual[name], expected[name])
 
 
-def test_forward_mode_says_so(best_way):
+def test_forward_mode_says_so(best_path):
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(cx.relu, (jnp.ones(3),), (jnp.ones(3),))
 
@@ -544,7 +544,7 @@ VMAP_AXES = [(1, None, None), (None, 0, None), (0, 1, 0), (0, None, 0), (None, N
 
 
 @pytest.mark.parametrize("op", VMAP_OPS)
-def test_vmap_and_its_gradients(best_way, op, layout):
+def test_vmap_and_its_gradients(best_path, op, layout):
     """vmap of values, vmap of gradients, and gradients of vmap, on whole numbers, so results are equal."""
     function, by_numpy = VMAP_OPS[op]
     function = functools.partial(function, layout=layout)
@@ -579,7 +579,7 @@ def test_vmap_and_its_gradients(best_way, op, layout):
             assert_equal(together[i], summed, (axes, i, "gradient of vmap"))
 
 
-def test_vmap_of_pooling_relu_and_second_derivatives(best_way):
+def test_vmap_of_pooling_relu_and_second_derivatives(best_path):
     x, w = jnp.asarray(numbers((3, 2, 4, 6, 6), "integer", 1)), jnp.asarray(numbers((3, 4, 4, 3, 3), "integer", 2))
 
     def penalty(x, w):
@@ -605,7 +605,7 @@ NOTHING = {
 
 
 @pytest.mark.parametrize("name", NOTHING)
-def test_vmap_over_an_axis_of_length_0(best_way, name):
+def test_vmap_over_an_axis_of_length_0(best_path, name):
     """A mapped axis of length 0, forward and backward: empty results of the right shape."""
     arrays, function = [jnp.ones(shape) for shape in ((2, 4, 6, 5), (4, 2, 3, 3), (4,))], NOTHING[name]
     gradients = jax.grad(lambda *arrays: function(*arrays).sum(), (0, 1, 2))
@@ -618,7 +618,7 @@ def test_vmap_over_an_axis_of_length_0(best_way, name):
         assert [each.shape for each in found] == [(0, *array.shape) for array in arrays], axes
 
 
-def test_vmap_of_vmap(best_way):
+def test_vmap_of_vmap(best_path):
     x, w = numbers((3, 2, 2, 4, 6, 5), "integer", 1), numbers((3, 4, 4, 3, 3), "integer", 2)
     both = jax.jit(jax.vmap(jax.vmap(cx.conv2d, (0, None)), (0, 0)))
     expected = [[convx.conv2d(x[i, j], w[i]) for j in range(2)] for i in range(3)]
@@ -631,7 +631,7 @@ def calls_in(function, *arrays):
     return text.count("ffi_call[") + text.count("pure_callback[")
 
 
-def test_vmap_is_one_call(best_way):
+def test_vmap_is_one_call(best_path):
     x, w = jnp.ones((5, 1, 4, 6, 6)), jnp.ones((4, 4, 3, 3))
     per_example = jax.vmap(jax.grad(lambda w, x: cx.conv2d(x, w).sum()), (None, 0))
     assert calls_in(jax.jit(jax.vmap(cx.conv2d, (0, None))), x, w) == 1
@@ -642,7 +642,7 @@ def test_vmap_is_one_call(best_way):
 # Programs
 
 
-def test_gradients_that_nobody_asked_for_cost_nothing(fast_way):
+def test_gradients_that_nobody_asked_for_cost_nothing(fast_path):
     """The compiled program has no call for the gradient of the first layer's images, which are data."""
     x, w = jnp.ones((2, 4, 6, 6)), jnp.ones((4, 4, 3, 3))
     gradient = jax.jit(jax.grad(lambda w: cx.conv2d(x, w, activation="relu").sum()))
@@ -651,7 +651,7 @@ def test_gradients_that_nobody_asked_for_cost_nothing(fast_way):
     assert "convx.conv2d_grad_input" not in text
 
 
-def test_other_transformations(best_way):
+def test_other_transformations(best_path):
     """checkpoint, scan and cond take the functions like any other."""
     x, w = jnp.asarray(numbers((2, 4, 6, 6), "normal", 1)), jnp.asarray(numbers((4, 4, 3, 3), "normal", 2) / 6)
 
@@ -670,7 +670,7 @@ def test_other_transformations(best_way):
     assert_same_bits(np.asarray(branch(True, x)), np.asarray(step(x)), "cond")
 
 
-def test_training_steps_follow_those_of_lax(best_way):
+def test_training_steps_follow_those_of_lax(best_path):
     rng = np.random.default_rng(0)
     images, labels = jnp.asarray(rng.standard_normal((32, 1, 8, 8))), rng.integers(0, 10, 32)
     shapes = ((8, 1, 3, 3), (8,), (16, 8, 3, 3), (16,), (64, 10))
@@ -768,13 +768,13 @@ def test_symbolic_shapes_are_refused():
         jax.eval_shape(lambda x: cx.max_pool2d(x, 2), jax.ShapeDtypeStruct(n, jnp.float32))
 
 
-def test_a_traced_option_is_named_by_jax(fast_way):
+def test_a_traced_option_is_named_by_jax(fast_path):
     """JAX's own error, which explains tracing."""
     with pytest.raises(jax.errors.TracerIntegerConversionError):
         jax.jit(lambda x, stride: cx.max_pool2d(x, 2, stride))(jnp.asarray(x4), 1)
 
 
-def test_an_exported_program_runs(fast_way):
+def test_an_exported_program_runs(fast_path):
     """JAX's exporter needs an option that allows the custom calls; the recipe of docs/from/jax.md."""
     allowed = [jax.export.DisabledSafetyCheck.custom_call("convx.relu")]
     exported = jax.export.export(jax.jit(cx.relu), disabled_checks=allowed)(jnp.asarray(x4))
@@ -818,14 +818,14 @@ def test_what_is_for_numpy_alone_sends_nobody_to_a_function_that_does_not_exist(
     assert set(_devices._IN_JAX) == set(cx.__all__)
 
 
-def test_errors_of_the_kernels_arrive(way):
+def test_errors_of_the_kernels_arrive(path):
     """A call with wrong shapes, which convx.jax never makes: XLA's error has convx's message."""
 
     def run(dtype, size):
         result = jax.ShapeDtypeStruct((size,), dtype)
         return jax.block_until_ready(jax.jit(lambda x: _calls.call("relu", [result], [x], {}))(jnp.ones(4, dtype)))
 
-    if way == "ffi":
+    if path == "ffi":
         with pytest.raises(jax.errors.JaxRuntimeError, match=r"relu: output has shape \(3,\), expected \(4,\)"):
             run(jnp.float32, 3)
     else:
@@ -836,8 +836,8 @@ def test_errors_of_the_kernels_arrive(way):
 # The choice of the dispatch path
 
 
-def test_slow_way_warns_once(monkeypatch):
-    Way.change("callback")
+def test_slow_path_warns_once(monkeypatch):
+    DispatchPath.change("callback")
     monkeypatch.setattr(_calls, "slow_reason", lambda: "for a reason")
     monkeypatch.setattr(_calls, "_warn_once", functools.cache(WARN))
     x = [jnp.ones(size, jnp.float32) for size in (101, 102)]  # sizes that were not compiled before

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 import convx  # noqa: E402
 import convx.torch as ct  # noqa: E402
 import simt_arrays  # noqa: E402
-from convx.torch import _tensors  # noqa: E402
+from convx.torch import _memory, _tensors  # noqa: E402
 from torch_cases import F, as_channels_last, assert_all_equal, conv_by_torch, conv_case, gradients, whole  # noqa: E402
 
 pytestmark = [

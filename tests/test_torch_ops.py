@@ -335,7 +335,7 @@ def test_zero_copy():
     assert view[1, 3, 4, 2] == 77
 
 
-class TestWays:
+class TestPaths:
     """Plain eager calls bypass the dispatcher, all others pass through it, with the same bits."""
 
     @pytest.fixture

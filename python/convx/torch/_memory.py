@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,15 @@ from .. import _cpu, _devices
 from .._types import check_precision
 from ._tensors import CHANNELS_LAST, written
 
-try:
-    # What programs of torch.compile allocate by: 0.6 us, 1.1 us by torch.FloatTensor and 1.6 us by torch.empty_strided.
-    from torch._C._dynamo.guards import _empty_strided_cpu as _empty
-except ImportError:
 
-    def _empty(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
+def _make_empty(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
 
+
+# What programs of torch.compile allocate by takes 0.6 us, torch.FloatTensor 1.1 us, torch.empty_strided 1.6 us. It is
+# no part of PyTorch's public face, so there may be versions that lack it.
+_empty: Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
+_empty = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", _make_empty)
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
@@ -102,7 +103,7 @@ def gradients_of(arrays: Any, layout: str) -> tuple[Tensor | None, Tensor | None
     return grad_input, grad_weight, grad_bias
 
 
-def nothing(shape: Sequence[int], like: Tensor, layout: str = "NCHW") -> Any:
+def nothing(shape: tuple[int, ...], like: Tensor, layout: str = "NCHW") -> Any:
     """Make an array of this shape that takes the place of one that is not read: a single element."""
     if layout is CHANNELS_LAST:
         n, c, h, w = shape

@@ -190,7 +190,7 @@ def pair(op: str, name: str, value: Any) -> tuple[Any, Any]:
     if type(value) is int:
         return value, value
     if _are_integers(value):
-        return value
+        return value  # type: ignore[no-any-return]
     expected = "an integer or a pair of integers (height, width)"
     entries = _entries(value)
     if entries is None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
 import itertools
 import sys
-import types
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from torch import nn
-from torch.fx import GraphModule
 from torch.jit import ScriptModule
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import modules
+from . import _layers, _models, modules
+from ._models import ModuleT
 
 try:
     from torch.ao.quantization import fuser_method_mappings
@@ -30,8 +27,6 @@ else:
     _FUSER_METHODS = getattr(fuser_method_mappings, "_DEFAULT_OP_LIST_TO_FUSER_METHOD", {})
 
 __all__ = ["Conversion", "convert", "revert"]
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: modules.Conv2d,
@@ -163,13 +158,13 @@ def convert(
     True
     """
     _check("convert", model)
-    word = modules.check_algorithm("convert", algorithm)
+    word = _layers.check_algorithm("convert", algorithm)
     report = Conversion(inplace)
     report.skipped = _reasons_to_skip(model)
     out_of_reach = _unregistered(model, "swapped", SWAPS)
     if not inplace:
         holders = [each for name, each in model.named_modules() if name not in report.skipped and _concerns(each)]
-        model, report.copied, report.references = _copied(model, holders)
+        model, report.copied, report.references = _models.copy_modules(model, holders)
     others: Counter[str] = Counter()
     named = list(model.named_modules())
     for name, module in named:
@@ -232,7 +227,7 @@ def revert(model: ModuleT, *, inplace: bool = True, verbose: bool = True) -> Mod
     skipped = _unregistered(model, "swapped back", _ORIGINALS)
     copied, references = list[str](), list[str]()
     if not inplace:
-        model, copied, references = _copied(model, list(filter(_concerns, model.modules())))
+        model, copied, references = _models.copy_modules(model, list(filter(_concerns, model.modules())))
     swapped: Counter[str] = Counter()
     for name, module in model.named_modules():
         kind = type(module)
@@ -242,7 +237,7 @@ def revert(model: ModuleT, *, inplace: bool = True, verbose: bool = True) -> Mod
         if kind in _ORIGINALS:
             module.__class__ = _ORIGINALS[kind]
         elif kind.__base__ in _ORIGINALS and is_parametrized(module):
-            module.__class__ = _class_of_its_own(module, _ORIGINALS[kind.__base__])
+            module.__class__ = _models.class_of_its_own(module, _ORIGINALS[kind.__base__])
         else:
             continue
         swapped[kind.__name__] += 1
@@ -276,7 +271,7 @@ def _concerns(module: nn.Module) -> bool:
 
 
 def _give_algorithm(layer: modules.Conv2d | modules.ConvTranspose2d, algorithm: str) -> str:
-    if reason := modules.lacks_algorithm(layer, algorithm):
+    if reason := _layers.lacks_algorithm(layer, algorithm):
         return f"not {algorithm}: {reason}"
     layer.algorithm = algorithm
     return algorithm
@@ -293,57 +288,12 @@ def _may_keep_report(model: nn.Module) -> bool:
 def _unregistered(model: nn.Module, done: str, kinds: Iterable[type[nn.Module]]) -> dict[str, str]:
     """Return the modules with layers of these kinds that are out of reach, and why."""
     wanted, found = set(kinds), {}
-    for where, module in unregistered_modules(model):
+    for where, module in _models.unregistered_modules(model):
         counts = Counter(type(each).__name__ for each in module.modules() if type(each) in wanted)
         if counts:
             layers = ", ".join(f"{count} {kind}" for kind, count in counts.items())
             found[where] = f"{layers} not {done}: not registered as a module of the model, so pass it by itself"
     return found
-
-
-def _copied(model: ModuleT, holders: list[nn.Module]) -> tuple[ModuleT, list[str], list[str]]:
-    """Copy `model`, `holders` and the modules that they are registered in; share everything else that these hold.
-
-    Return the copy, the names of the modules that are copies, and where the copy refers to what they were made from.
-    """
-    needed = {id(model), *map(id, holders)}
-    named, before = list(model.named_modules()), 0
-    while before < len(needed):  # modules may be registered in a circle
-        before = len(needed)
-        needed |= {id(module) for _, module in named if not needed.isdisjoint(map(id, module.children()))}
-    for _, module in named:
-        if id(module) in needed and is_parametrized(module):  # what is removed from one of the two stays in the other
-            needed |= {id(module.parametrizations), *map(id, module.parametrizations.children())}
-    originals = [module for _, module in named if id(module) in needed]
-    copies = {id(module): _shallow(module) for module in originals}
-    for module in copies.values():
-        for name, child in module._modules.items():
-            module._modules[name] = copies.get(id(child), child)
-    for module in copies.values():
-        if isinstance(module, GraphModule):
-            module.graph = copy.deepcopy(module.graph)  # compiles the code of the copy
-    result: ModuleT = copies[id(model)]  # type: ignore[assignment]
-    return result, [name for name, module in named if id(module) in needed], list(references(result, needed))
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """Copy a module, but nothing that it holds; what is registered or hooked later is so in one of the two alone."""
-    duplicate: nn.Module = object.__new__(type(module))
-    vars(duplicate).update(vars(module))
-    for name, value in vars(module).items():
-        if name in ("_modules", "_parameters", "_buffers") or name.endswith("_hooks"):
-            vars(duplicate)[name] = copy.copy(value)
-    if isinstance(module, GraphModule):
-        duplicate.__class__ = type(type(module).__name__, type(module).__bases__, {})
-    elif is_parametrized(module):
-        duplicate.__class__ = _class_of_its_own(module, *type(module).__bases__)
-    return duplicate
-
-
-def _class_of_its_own(module: nn.Module, *bases: type) -> type:
-    """Return a class like the one that PyTorch makes for each module that is given a parametrization."""
-    names = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
-    return type(type(module).__name__, bases, names)
 
 
 def _reasons_to_skip(model: nn.Module) -> dict[str, str]:
@@ -362,14 +312,14 @@ def _reason_to_skip(module: nn.Module) -> str | None:
         if "quantized" in kind.__module__.split(".") and kind.__name__ in {each.__name__ for each in SWAPS}:
             return "quantized"
         return _kind_of_subclass(module) if isinstance(module, tuple(SWAPS)) else None
-    if modules.has_hooks(module):
+    if _layers.has_hooks(module):
         return "it has hooks"
     if modules.has_own_forward(module) or _patched(kind):
         return "its forward was replaced"
     for name, tensor in module.named_parameters(recurse=False):
         if type(tensor) is not nn.Parameter:
             return f"its {name} is a {type(tensor).__qualname__}"
-        if reason := modules.unsupported(tensor):
+        if reason := _layers.unsupported(tensor):
             return f"its {name} is {reason}"
     return None
 
@@ -405,82 +355,6 @@ def _fuse(name: str, module: nn.Sequential, report: Conversion) -> None:
         start += length
     if report.fused.keys() & set(names):
         module.__class__ = modules.Sequential
-
-
-# What a module holds beside its registered modules: in containers, in functions, and in hooks
-
-_REGISTERED = ("_modules", "_parameters", "_buffers")
-_SEQUENCES = (list, tuple, set, frozenset, deque)
-_HOLDERS = (nn.Module, dict, *_SEQUENCES, functools.partial, types.MethodType, types.FunctionType)
-
-
-def unregistered_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that `model` holds where PyTorch does not look for them, with where that is: ``teacher[0]``.
-
-    A plain list, a dict, a closure: `state_dict`, `parameters`, ``to`` and `convert` do not reach these.
-    """
-    known = {id(module) for module in model.modules()}
-    for where, module in _references(model):
-        if id(module) not in known:
-            known.update(map(id, module.modules()))
-            yield where, module
-
-
-def references(model: nn.Module, modules: set[int]) -> Iterator[str]:
-    """Yield where `model` refers to one of `modules`, given by their ids, other than by registering it."""
-    found = (where for where, module in _references(model) if id(module) in modules)
-    yield from dict.fromkeys(found)
-
-
-def _references(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        seen: set[int] = set()
-        for attribute, value in list(vars(module).items()):
-            if attribute not in _REGISTERED and isinstance(value, _HOLDERS):
-                where = f"{name}.{attribute}".lstrip(".")
-                if attribute.endswith("_hooks"):
-                    where = f"a hook of {name or 'the model'}"
-                    yield from ((where, module) for _, module in _reached("", value, seen))
-                else:
-                    yield from _reached(where, value, seen)
-
-
-def _reached(where: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that `value` is or leads to, however deep."""
-    waiting = [(where, value)]
-    while waiting:
-        where, value = waiting.pop()
-        if isinstance(value, nn.Module):
-            yield where, value
-        elif id(value) not in seen:
-            seen.add(id(value))
-            parts = [(where + suffix, part) for suffix, part in _parts(value) if isinstance(part, _HOLDERS)]
-            waiting += reversed(parts)
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        yield from ((f"[{_text(key)}]", part) for key, part in list(value.items()))
-    elif isinstance(value, _SEQUENCES):
-        yield from ((f"[{index}]", part) for index, part in enumerate(list(value)))
-    elif isinstance(value, functools.partial):
-        yield from (("", part) for part in (value.func, *value.args, *value.keywords.values()))
-    elif isinstance(value, types.MethodType):
-        yield "", value.__self__
-    else:
-        yield from (("", _content(cell)) for cell in value.__closure__ or ())
-        yield from (("", part) for part in value.__defaults__ or ())
-
-
-def _text(key: object) -> str:
-    return repr(key) if isinstance(key, (str, int)) else type(key).__qualname__
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a variable that has no value yet
-        return None
 
 
 # An answer to `torch.ao.quantization.fuse_modules`, which looks layers up by their exact types
