@@ -1,8 +1,8 @@
-// The words that the kernels are written in, over CUDA. tests/simt/cuda/device.cuh has the same words over ordinary
+// The primitives that kernels are written in, over CUDA. tests/simt/cuda/device.cuh has the same ones over ordinary
 // threads of the CPU, so that every kernel can be run, poisoned and sanitized where there is no GPU.
 //
 // Shared memory is always dynamic and reached through shared_memory<T>(): a shim can poison it and bound it.
-// Warp-wide words (shuffles, ldmatrix, mma) are called by all 32 lanes.
+// Warp-wide primitives (shuffles, ldmatrix, mma) are called by all 32 lanes.
 #pragma once
 
 #include <cuda_bf16.h>

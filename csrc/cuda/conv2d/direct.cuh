@@ -7,8 +7,8 @@
 //
 // Bound by memory for depthwise 3x3: four outputs share 6 x 3 loads (9 x 3 at stride 2), 4.5 (6.75) an output, each of
 // adjacent threads on adjacent addresses: on an H100 0.14 cycles of a multiprocessor's load unit, of 0.6 that the bytes
-// of a float take. Other windows: 1.25 loads a multiply-add, from L1. No shared memory. Registers: direct_3x3 54 to 64
-// (double 80 to 112), direct_any 46 to 60 (double 78).
+// of a float take. Other windows: 1.25 loads a multiply-add, from L1. No shared memory. Registers: Direct3x3 54 to 68
+// (double 79 to 114), DirectAny 40 to 56 (double 80).
 #pragma once
 
 #include <algorithm>

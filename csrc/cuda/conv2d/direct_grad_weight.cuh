@@ -3,7 +3,7 @@
 // in grad_bias.cuh the layout decides which thread adds, never the order. What lies outside under zeros is skipped.
 //
 // Bound by memory and the load unit alike for depthwise 3x3: one load of grad_output and nine of the input, which
-// neighbours share in L1, to nine multiply-adds. Shared memory: 9 KiB (18 for double); 48 to 74 registers.
+// neighbours share in L1, to nine multiply-adds. Shared memory: 9 KiB (18 for double); 44 to 76 registers.
 #pragma once
 
 #include "cuda/conv2d/grad_weight.cuh"

@@ -2,7 +2,7 @@
 // 2x2 or 3x3 window are loaded before the first is compared.
 //
 // Bound by memory: a 2x2 window of floats is 4 loads of 4 bytes, whose lines its neighbours share in L1, and one store.
-// No shared memory; 28 to 80 registers, most for 3x3 with 16 bytes of channels.
+// No shared memory; 32 to 80 registers, most for 3x3 with 16 bytes of channels.
 #pragma once
 
 #include <cmath>
