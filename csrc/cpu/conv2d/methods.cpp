@@ -28,6 +28,7 @@ using WindowMethods = MethodList<  // forward and grad_input
     struct DepthwiseMethod,
     struct DirectChannelsMethod,
     struct DirectSpatialMethod,
+    struct DotProductsMethod,
     struct ImplicitGemmMethod>;
 
 using PixelMethods = MethodList<  // grad_weight

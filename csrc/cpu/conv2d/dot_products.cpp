@@ -1,0 +1,240 @@
+// Forward as dot products of lines of memory: what a window covers, and the weights of an output channel.
+//
+//   dest[n, row, i, j] = sum over d of patch[n, i, j][d] * weight[row][d],  d = (channel, tap)
+//
+// For a few output pixels an image: fully connected layers, squeeze-and-excitation, windows as large as the plane. A
+// packed operand would be read once there, and the weights are the larger part of the traffic: they are read in place,
+// once for up to 64 pixels. A window that is a line of memory itself (a 1x1 plane, all channels of a pixel, whole rows)
+// is read in place too. Vectors run along d, so that neither pixels nor rows have to fill one (dot_tile.inl.h).
+#include "common/rounding.h"
+#include "cpu/conv2d/method_row.h"
+
+namespace convx {
+
+namespace {
+
+// A line of 4 KiB in float32: a tile of 4 pixels and 6 rows (40 KiB) stays in L1 or nearly so.
+constexpr int64_t most_depth = 1024;
+// Pixels whose lines stay in L2 while the weights pass by, and windows that are copied at a time.
+constexpr int64_t block_pixels = 64, copied_bytes = 1 << 20;
+
+bool reads_outside(const Axis& axis) { return axis.pad_before > 0 || axis.pad_after > 0; }
+
+// Whether taps (r, s) of a channel, and the channels, follow each other in memory.
+bool is_line(const ConvProblem& problem, int64_t channels, int64_t channel, int64_t row, int64_t column) {
+    const int64_t height = problem.h.kernel, width = problem.w.kernel;
+    return (width == 1 || column * problem.w.dilation == 1) && (height == 1 || row * problem.h.dilation == width) &&
+           (channels == 1 || channel == height * width);
+}
+
+template <class T>
+struct Scratch {
+    Scratch(ScratchParts parts, int64_t pixels, int64_t rows)
+        : sums(parts.take<T>(pixels * rows)), pixel(parts.take<const T*>(pixels)), row(parts.take<const T*>(rows)),
+          bytes(parts.bytes()) {}
+    T* sums;          // [pixel][row]
+    const T** pixel;  // where the line of a pixel stands
+    const T** row;    // and that of a row
+    int64_t bytes;
+};
+
+template <class T>
+class DotProductsDriver {
+public:
+    DotProductsDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
+        : sum_(sum), problem_(*sum.problem), kernels_(kernels), h_(forward_table(problem_.h)),
+          w_(forward_table(problem_.w)), depth_(std::max<int64_t>(sum.channels * problem_.taps(), 1)),
+          all_pixels_(sum.batch * problem_.out_pixels()), source_in_place_(reads_lines()),
+          weight_in_place_(holds_lines()),
+          copied_pixels_(std::max(copied_bytes / std::max<int64_t>(line_bytes(), 1), block_pixels)),
+          round_(source_in_place_ ? all_pixels_ : std::min(all_pixels_, copied_pixels_)),
+          pixels_(std::min(block_pixels, round_)), rows_(block_rows()) {}
+
+    int64_t slice() const { return ceil_div(depth_, ceil_div(depth_, most_depth)); }
+    int64_t rows() const { return rows_; }
+    int64_t pixels() const { return pixels_; }
+    bool source_in_place() const { return source_in_place_; }
+
+    TaskPlan tasks() const {
+        const int64_t copied =
+            (source_in_place_ ? 0 : sum_.groups * round_) + (weight_in_place_ ? 0 : sum_.groups * sum_.rows);
+        return {round_tasks(round_), sum_.flops(), cache_lines(copied * line_bytes()),
+                Scratch<T>(ScratchParts(), pixels_, rows_).bytes};
+    }
+
+    void run() const {
+        const TaskRunner runner(tasks());
+        T* const copies = static_cast<T*>(runner.shared());
+        const T* weights = sum_.weight;
+        T* const patches = copies + (weight_in_place_ ? 0 : sum_.groups * sum_.rows * depth_);
+        if (!weight_in_place_) weights = copy_weights(copies, runner.width());
+        for (int64_t first = 0; first < all_pixels_; first += round_) {
+            const int64_t count = std::min(round_, all_pixels_ - first);
+            if (!source_in_place_)
+                parallel_for(sum_.groups * count, runner.width(), [&](int64_t line, int) {
+                    copy_patch(line / count, first + line % count, patches + line * depth_);
+                });
+            const int64_t row_blocks = ceil_div(sum_.rows, rows_), pixel_blocks = ceil_div(count, pixels_);
+            runner.run(round_tasks(count), [&](int64_t task, ScratchParts parts) {
+                const Scratch<T> scratch(parts, pixels_, rows_);
+                const int64_t group = task / row_blocks / pixel_blocks;
+                const int64_t row = task / pixel_blocks % row_blocks * rows_, pixel = task % pixel_blocks * pixels_;
+                const int64_t rows = std::min(rows_, sum_.rows - row), pixels = std::min(pixels_, count - pixel);
+                for (int64_t i = 0; i < rows; ++i) scratch.row[i] = weights + weight_line(group, row + i);
+                for (int64_t i = 0; i < pixels; ++i)
+                    scratch.pixel[i] = source_in_place_ ? source_at(group, first + pixel + i)
+                                                        : patches + (group * count + pixel + i) * depth_;
+                multiply(pixels, rows, scratch);
+                write(group * sum_.rows + row, rows, first + pixel, pixels, scratch);
+            });
+        }
+    }
+
+private:
+    int64_t line_bytes() const { return depth_ * static_cast<int64_t>(sizeof(T)); }
+    int64_t round_tasks(int64_t pixels) const {
+        return sum_.groups * ceil_div(sum_.rows, rows_) * ceil_div(pixels, pixels_);
+    }
+    // As many tiles of rows as make a task, and as leave room for their sums in L1.
+    int64_t block_rows() const {
+        const int64_t tiles = ceil_div(std::max<int64_t>(sum_.rows, 1), kernels_.dot_columns);
+        const int64_t blocks = sum_.groups * ceil_div(std::max<int64_t>(round_, 1), std::max<int64_t>(pixels_, 1));
+        const int64_t own = units_of_a_task(tiles * blocks, 2 * depth_ * pixels_ * kernels_.dot_columns);
+        return std::min<int64_t>({own, tiles, 96 / kernels_.dot_columns}) * kernels_.dot_columns;
+    }
+
+    bool reads_lines() const {
+        return !reads_outside(problem_.h) && !reads_outside(problem_.w) &&
+               is_line(problem_, sum_.channels, sum_.source.stride[1], sum_.source.stride[2], sum_.source.stride[3]);
+    }
+    bool holds_lines() const {
+        const int64_t height = problem_.h.kernel, width = problem_.w.kernel;
+        return (width == 1 || sum_.weight_w == 1) && (height == 1 || sum_.weight_h == width) &&
+               (sum_.channels == 1 || sum_.weight_channel == height * width);
+    }
+    int64_t weight_line(int64_t group, int64_t row) const {
+        return weight_in_place_ ? group * sum_.weight_group + row * sum_.weight_row
+                                : (group * sum_.rows + row) * depth_;
+    }
+    const T* source_at(int64_t group, int64_t pixel) const {
+        const int64_t i = pixel / w_.positions % h_.positions, j = pixel % w_.positions;
+        return sum_.source.at(pixel / w_.positions / h_.positions, group * sum_.channels, h_.at(0, i), w_.at(0, j));
+    }
+
+    const T* copy_weights(T* copies, int width) const {
+        const int64_t kernel_h = problem_.h.kernel, kernel_w = problem_.w.kernel;
+        parallel_for(sum_.groups * sum_.rows, width, [&](int64_t line, int) {
+            const T* from = sum_.weight + line / sum_.rows * sum_.weight_group + line % sum_.rows * sum_.weight_row;
+            T* to = copies + line * depth_;
+            for (int64_t c = 0; c < sum_.channels; ++c)
+                for (int64_t r = 0; r < kernel_h; ++r)
+                    for (int64_t s = 0; s < kernel_w; ++s)
+                        *to++ = from[c * sum_.weight_channel + r * sum_.weight_h + s * sum_.weight_w];
+        });
+        return copies;
+    }
+
+    void copy_patch(int64_t group, int64_t pixel, T* to) const {
+        const int64_t i = pixel / w_.positions % h_.positions, j = pixel % w_.positions;
+        const T* image = sum_.source.at(pixel / w_.positions / h_.positions, group * sum_.channels, 0, 0);
+        const int64_t step = sum_.source.stride[3];
+        for (int64_t c = 0; c < sum_.channels; ++c, image += sum_.source.stride[1])
+            for (int64_t r = 0; r < problem_.h.kernel; ++r) {
+                const int64_t y = h_.at(r, i);
+                const T* line = image + y * sum_.source.stride[2];
+                for (int64_t s = 0; s < problem_.w.kernel; ++s) {
+                    const int64_t x = w_.at(s, j);
+                    *to++ = y == AxisTable::outside || x == AxisTable::outside ? sum_.pad() : line[x * step];
+                }
+            }
+    }
+
+    // Slice by slice of the depth, which follows from the depth alone.
+    void multiply(int64_t pixels, int64_t rows, const Scratch<T>& scratch) const {
+        const int64_t mr = kernels_.dot_rows, nr = kernels_.dot_columns, slice = this->slice();
+        const T* pixel[64];
+        for (int64_t d = 0; d < depth_; d += slice) {
+            const int64_t depth = std::min(slice, depth_ - d);
+            for (int64_t i = 0; i < pixels; ++i) pixel[i] = scratch.pixel[i] + d;
+            for (int64_t j = 0; j < rows; j += nr) {
+                const T* row[16];
+                const int count = static_cast<int>(std::min(nr, rows - j));
+                for (int t = 0; t < count; ++t) row[t] = scratch.row[j + t] + d;
+                for (int64_t i = 0; i < pixels; i += mr)
+                    kernels_.dot_tile(static_cast<int>(std::min(mr, pixels - i)), count, depth, pixel + i, row,
+                                      {scratch.sums + i * rows_ + j, rows_, d > 0});
+            }
+        }
+    }
+
+    void write(int64_t first_row, int64_t rows, int64_t first_pixel, int64_t pixels, const Scratch<T>& scratch) const {
+        for (int64_t p = 0; p < pixels; ++p) {
+            const int64_t pixel = first_pixel + p, i = pixel / w_.positions % h_.positions, j = pixel % w_.positions;
+            T* sums = scratch.sums + p * rows_;
+            if (sum_.bias)
+                for (int64_t row = 0; row < rows; ++row) sums[row] += sum_.bias[(first_row + row) * sum_.bias_stride];
+            if (sum_.relu)
+                for (int64_t row = 0; row < rows; ++row) sums[row] = sums[row] <= T(0) ? T(0) : sums[row];
+            T* to = sum_.dest.at(pixel / w_.positions / h_.positions, first_row, i, j);
+            for (int64_t row = 0; row < rows; ++row) to[row * sum_.dest.stride[1]] = sums[row];
+        }
+    }
+
+    const WindowSum<T>& sum_;
+    const ConvProblem& problem_;
+    const KernelSet<T>& kernels_;
+    const AxisTable h_, w_;
+    const int64_t depth_, all_pixels_;
+    const bool source_in_place_, weight_in_place_;
+    const int64_t copied_pixels_;
+    const int64_t round_;   // pixels whose windows are copied before the tasks run
+    const int64_t pixels_;  // of a task
+    const int64_t rows_;    // of a task
+};
+
+}  // namespace
+
+struct DotProductsMethod : DriverMethod<DotProductsDriver> {
+    static constexpr const char* name = "dot-products";
+    static constexpr Traits traits{};
+
+    static Verdict supports(const ConvProblem&, ConvPass pass) {
+        if (pass != ConvPass::forward) return {"computes forward alone"};
+        return {};
+    }
+    static Work work(const WorkSizes& sizes) {
+        Work work = sizes.common();
+        const TileSizes& tile = sizes.tile;
+        const ConvProblem& problem = sizes.problem;
+        const double pixels = sizes.h.dest * sizes.w.dest, depth = sizes.channels * sizes.taps;
+        const TileGrid grid(pixels, tile.dot_rows, sizes.rows, tile.dot_columns);
+        work[WorkKind::cycles] = sizes.groups * sizes.vectors(depth) * grid.cycles;
+        work[WorkKind::tiles] = sizes.groups * grid.tiles * std::ceil(depth / most_depth);
+        const auto stride = dense_strides(problem.input_shape(), problem.channels_last);
+        if (reads_outside(problem.h) || reads_outside(problem.w) ||
+            !is_line(problem, problem.group_in(), stride[1], stride[2], stride[3]))
+            work[WorkKind::transposes] = sizes.groups * pixels * depth;
+        return work;
+    }
+
+    template <class T>
+    static void run(const WindowSum<T>&, const DotProductsDriver<T>& driver, const KernelSet<T>&) {
+        driver.run();
+    }
+
+    template <class T>
+    static void describe(const WindowSum<T>& sum, const DotProductsDriver<T>& driver, const KernelSet<T>& kernels,
+                         PassPlan& text) {
+        text.tile = std::to_string(kernels.dot_rows) + " pixels x " + std::to_string(kernels.dot_columns) + " channels";
+        text.block = std::to_string(driver.pixels()) + " pixels x " +
+                     std::to_string(std::min(driver.rows(), sum.rows)) + " channels, sums of " +
+                     std::to_string(driver.slice()) + " products";
+        text.reason = std::string("dot products of the weights, read in place, and windows, ") +
+                      (driver.source_in_place() ? "which are lines of the input" : "which are copied to lines");
+    }
+};
+
+template const Method<WindowSum<float>>& method_row<DotProductsMethod, WindowSum<float>>();
+template const Method<WindowSum<double>>& method_row<DotProductsMethod, WindowSum<double>>();
+
+}  // namespace convx
