@@ -8,6 +8,7 @@
 // is read in place too. Vectors run along d, so that neither pixels nor rows have to fill one (dot_tile.inl.h).
 #include "common/rounding.h"
 #include "cpu/conv2d/method_row.h"
+#include "cpu/conv2d/weight_lines.h"
 
 namespace convx {
 
@@ -44,8 +45,7 @@ public:
     DotProductsDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
         : sum_(sum), problem_(*sum.problem), kernels_(kernels), h_(forward_table(problem_.h)),
           w_(forward_table(problem_.w)), depth_(std::max<int64_t>(sum.channels * problem_.taps(), 1)),
-          all_pixels_(sum.batch * problem_.out_pixels()), source_in_place_(reads_lines()),
-          weight_in_place_(holds_lines()),
+          all_pixels_(sum.batch * problem_.out_pixels()), source_in_place_(reads_lines()), weights_(sum.weight_view),
           copied_pixels_(std::max(copied_bytes / std::max<int64_t>(line_bytes(), 1), block_pixels)),
           round_(source_in_place_ ? all_pixels_ : std::min(all_pixels_, copied_pixels_)),
           pixels_(std::min(block_pixels, round_)), rows_(block_rows()) {}
@@ -56,18 +56,16 @@ public:
     bool source_in_place() const { return source_in_place_; }
 
     TaskPlan tasks() const {
-        const int64_t copied =
-            (source_in_place_ ? 0 : sum_.groups * round_) + (weight_in_place_ ? 0 : sum_.groups * sum_.rows);
-        return {round_tasks(round_), sum_.flops(), cache_lines(copied * line_bytes()),
+        const int64_t copied = (source_in_place_ ? 0 : sum_.groups * round_ * depth_) + weights_.copied();
+        return {round_tasks(round_), sum_.flops(), cache_lines(copied * static_cast<int64_t>(sizeof(T))),
                 Scratch<T>(ScratchParts(), pixels_, rows_).bytes};
     }
 
-    void run() const {
+    void run() {
         const TaskRunner runner(tasks());
         T* const copies = static_cast<T*>(runner.shared());
-        const T* weights = sum_.weight;
-        T* const patches = copies + (weight_in_place_ ? 0 : sum_.groups * sum_.rows * depth_);
-        if (!weight_in_place_) weights = copy_weights(copies, runner.width());
+        T* const patches = copies + weights_.copied();
+        weights_.prepare(copies, runner.width());
         for (int64_t first = 0; first < all_pixels_; first += round_) {
             const int64_t count = std::min(round_, all_pixels_ - first);
             if (!source_in_place_)
@@ -80,7 +78,7 @@ public:
                 const int64_t group = task / row_blocks / pixel_blocks;
                 const int64_t row = task / pixel_blocks % row_blocks * rows_, pixel = task % pixel_blocks * pixels_;
                 const int64_t rows = std::min(rows_, sum_.rows - row), pixels = std::min(pixels_, count - pixel);
-                for (int64_t i = 0; i < rows; ++i) scratch.row[i] = weights + weight_line(group, row + i);
+                for (int64_t i = 0; i < rows; ++i) scratch.row[i] = weights_[group * sum_.rows + row + i];
                 for (int64_t i = 0; i < pixels; ++i)
                     scratch.pixel[i] = source_in_place_ ? source_at(group, first + pixel + i)
                                                         : patches + (group * count + pixel + i) * depth_;
@@ -107,31 +105,9 @@ private:
         return !reads_outside(problem_.h) && !reads_outside(problem_.w) &&
                is_line(problem_, sum_.channels, sum_.source.stride[1], sum_.source.stride[2], sum_.source.stride[3]);
     }
-    bool holds_lines() const {
-        const int64_t height = problem_.h.kernel, width = problem_.w.kernel;
-        return (width == 1 || sum_.weight_w == 1) && (height == 1 || sum_.weight_h == width) &&
-               (sum_.channels == 1 || sum_.weight_channel == height * width);
-    }
-    int64_t weight_line(int64_t group, int64_t row) const {
-        return weight_in_place_ ? group * sum_.weight_group + row * sum_.weight_row
-                                : (group * sum_.rows + row) * depth_;
-    }
     const T* source_at(int64_t group, int64_t pixel) const {
         const int64_t i = pixel / w_.positions % h_.positions, j = pixel % w_.positions;
         return sum_.source.at(pixel / w_.positions / h_.positions, group * sum_.channels, h_.at(0, i), w_.at(0, j));
-    }
-
-    const T* copy_weights(T* copies, int width) const {
-        const int64_t kernel_h = problem_.h.kernel, kernel_w = problem_.w.kernel;
-        parallel_for(sum_.groups * sum_.rows, width, [&](int64_t line, int) {
-            const T* from = sum_.weight + line / sum_.rows * sum_.weight_group + line % sum_.rows * sum_.weight_row;
-            T* to = copies + line * depth_;
-            for (int64_t c = 0; c < sum_.channels; ++c)
-                for (int64_t r = 0; r < kernel_h; ++r)
-                    for (int64_t s = 0; s < kernel_w; ++s)
-                        *to++ = from[c * sum_.weight_channel + r * sum_.weight_h + s * sum_.weight_w];
-        });
-        return copies;
     }
 
     void copy_patch(int64_t group, int64_t pixel, T* to) const {
@@ -185,7 +161,8 @@ private:
     const KernelSet<T>& kernels_;
     const AxisTable h_, w_;
     const int64_t depth_, all_pixels_;
-    const bool source_in_place_, weight_in_place_;
+    const bool source_in_place_;
+    WeightLines<T> weights_;
     const int64_t copied_pixels_;
     const int64_t round_;   // pixels whose windows are copied before the tasks run
     const int64_t pixels_;  // of a task
@@ -218,7 +195,7 @@ struct DotProductsMethod : DriverMethod<DotProductsDriver> {
     }
 
     template <class T>
-    static void run(const WindowSum<T>&, const DotProductsDriver<T>& driver, const KernelSet<T>&) {
+    static void run(const WindowSum<T>&, DotProductsDriver<T>& driver, const KernelSet<T>&) {
         driver.run();
     }
 

@@ -292,7 +292,8 @@ private:
             }
         }
         const auto run_tile = [&](const Epilogue<T>& out) {
-            if (pixels_in_place()) return kernels_.gemm_tile_rows(count, rows, depth, in_place, weights, out);
+            if (pixels_in_place())
+                return kernels_.gemm_tile_rows(count, rows, depth, in_place, weights, kernels_.nr, out);
             if (blocks_.pixels_in_rows) return kernels_.gemm_tile(count, rows, depth, pixels, weights, out);
             return kernels_.gemm_tile(rows, count, depth, weights, pixels, out);
         };

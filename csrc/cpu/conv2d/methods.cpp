@@ -29,6 +29,7 @@ using WindowMethods = MethodList<  // forward and grad_input
     struct DirectChannelsMethod,
     struct DirectSpatialMethod,
     struct DotProductsMethod,
+    struct Col2imMethod,
     struct ImplicitGemmMethod>;
 
 using PixelMethods = MethodList<  // grad_weight

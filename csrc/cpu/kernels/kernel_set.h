@@ -53,8 +53,10 @@ struct KernelSet {
     // One tile: sum over d < depth of a[d * mr + i] * b[d * nr + j], for i < rows <= mr, j < columns <= nr.
     void (*gemm_tile)(int rows, int columns, int64_t depth, const T* a, const T* b, const Epilogue<T>& out);
 
-    // The same with rows that stand anywhere: sum over d < depth of a[i][d] * b[d * nr + j].
-    void (*gemm_tile_rows)(int rows, int columns, int64_t depth, const T* const* a, const T* b, const Epilogue<T>& out);
+    // The same with rows that stand anywhere, and columns of any stride: sum over d < depth of a[i][d] * b[d * b_stride
+    // + j]. Whole vectors of b are read.
+    void (*gemm_tile_rows)(int rows, int columns, int64_t depth, const T* const* a, const T* b, int64_t b_stride,
+                           const Epilogue<T>& to);
 
     // The same with pixels in the rows: sum over d < depth of a.pixel[i][a.offsets[d]] * b[d * nr + j].
     void (*gemm_tile_pixels)(int rows, int columns, int64_t depth, const Indirection<T>& a, const T* b,

@@ -45,6 +45,12 @@ struct PackedColumns {
     const T* b;
     Vec<T> at(int v, int64_t d) const { return load(b + d * nr + v * VecOf<T>::lanes); }
 };
+template <class T>
+struct StridedColumns {
+    const T* b;
+    int64_t stride;
+    Vec<T> at(int v, int64_t d) const { return load(b + d * stride + v * VecOf<T>::lanes); }
+};
 template <class T, int vecs>
 struct IndirectColumns {
     const T* column[vecs];
@@ -135,45 +141,45 @@ template <class T, int rows, int vecs>
     finish_tail<T>(sums, rows, vecs, columns, to);
 }
 
-template <class T, int nr, int rows, int vecs, class A>
-[[gnu::noinline]] void gemm_tile_sized(int columns, int64_t depth, const A a, const T* b,
-                                       const convx::Epilogue<T>& to) {
+template <class T, int rows, int vecs, class A, class B>
+[[gnu::noinline]] void gemm_tile_sized(int columns, int64_t depth, const A a, const B b, const convx::Epilogue<T>& to) {
     Vec<T> acc[rows][vecs];
-    multiply_tile<T>(depth, a, PackedColumns<T, nr>{b}, acc);
+    multiply_tile<T>(depth, a, b, acc);
     finish_rows<T>(acc, to, columns);
 }
 
 // From run-time rows and columns to one of the mr * vecs compiled tiles. `A` is a panel, an array of rows or one of
 // pixels.
-template <class T, int mr, int nr, int rows, int vecs, class A>
-void gemm_tile_pick(int want_rows, int columns, int64_t depth, A a, const T* b, const convx::Epilogue<T>& to) {
+template <class T, int mr, int rows, int vecs, class A, class B>
+void gemm_tile_pick(int want_rows, int columns, int64_t depth, A a, B b, const convx::Epilogue<T>& to) {
     if constexpr (rows > 1) {
-        if (want_rows < rows) return gemm_tile_pick<T, mr, nr, rows - 1, vecs>(want_rows, columns, depth, a, b, to);
+        if (want_rows < rows) return gemm_tile_pick<T, mr, rows - 1, vecs>(want_rows, columns, depth, a, b, to);
     }
     if constexpr (vecs > 1) {
         if (columns <= (vecs - 1) * VecOf<T>::lanes)
-            return gemm_tile_pick<T, mr, nr, rows, vecs - 1>(want_rows, columns, depth, a, b, to);
+            return gemm_tile_pick<T, mr, rows, vecs - 1>(want_rows, columns, depth, a, b, to);
     }
     using InPlace =
         std::conditional_t<std::is_same_v<A, convx::Indirection<T>>, IndirectRows<T, rows>, StridedRows<T, rows>>;
     using Rows = std::conditional_t<std::is_same_v<A, const T*>, PackedRows<T, mr>, InPlace>;
-    gemm_tile_sized<T, nr, rows, vecs>(columns, depth, Rows(a), b, to);
+    gemm_tile_sized<T, rows, vecs>(columns, depth, Rows(a), b, to);
 }
 
 template <class T, int mr, int vecs>
 void gemm_tile(int rows, int columns, int64_t depth, const T* a, const T* b, const convx::Epilogue<T>& to) {
-    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, to);
+    gemm_tile_pick<T, mr, mr, vecs>(rows, columns, depth, a, PackedColumns<T, vecs * VecOf<T>::lanes>{b}, to);
 }
 
 template <class T, int mr, int vecs>
-void gemm_tile_rows(int rows, int columns, int64_t depth, const T* const* a, const T* b, const convx::Epilogue<T>& to) {
-    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, to);
+void gemm_tile_rows(int rows, int columns, int64_t depth, const T* const* a, const T* b, int64_t b_stride,
+                    const convx::Epilogue<T>& to) {
+    gemm_tile_pick<T, mr, mr, vecs>(rows, columns, depth, a, StridedColumns<T>{b, b_stride}, to);
 }
 
 template <class T, int mr, int vecs>
 void gemm_tile_pixels(int rows, int columns, int64_t depth, const convx::Indirection<T>& a, const T* b,
                       const convx::Epilogue<T>& to) {
-    gemm_tile_pick<T, mr, vecs * VecOf<T>::lanes, mr, vecs>(rows, columns, depth, a, b, to);
+    gemm_tile_pick<T, mr, mr, vecs>(rows, columns, depth, a, PackedColumns<T, vecs * VecOf<T>::lanes>{b}, to);
 }
 
 }  // namespace
