@@ -212,3 +212,16 @@ def test_output_mask_selects_the_plans(op):
         found = {plan.name: plan for plan in plans if plan.name in names}
         assert list(found) == [name for name, here in zip(names, mask, strict=True) if here], mask
         assert all(every[name] == plan for name, plan in found.items()), mask
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_backward"])
+def test_an_empty_batch_by_every_method(op, window, layout):
+    shape = (0, 4, 5, 5) if layout == "NCHW" else (0, 5, 5, 4)
+    weight = (4, 4, window, window)
+    for plan in convx.explain(op, shape, weight, layout=layout):
+        for candidate in plan.candidates:
+            if candidate.supported:
+                plans = convx.explain(op, shape, weight, layout=layout, algorithm=candidate.name)
+                assert candidate.name in [each.algorithm for each in plans]

@@ -47,7 +47,7 @@ public:
           w_(forward_table(problem_.w)), depth_(std::max<int64_t>(sum.channels * problem_.taps(), 1)),
           all_pixels_(sum.batch * problem_.out_pixels()), source_in_place_(reads_lines()), weights_(sum.weight_view),
           copied_pixels_(std::max(copied_bytes / std::max<int64_t>(line_bytes(), 1), block_pixels)),
-          round_(source_in_place_ ? all_pixels_ : std::min(all_pixels_, copied_pixels_)),
+          round_(std::max<int64_t>(source_in_place_ ? all_pixels_ : std::min(all_pixels_, copied_pixels_), 1)),
           pixels_(std::min(block_pixels, round_)), rows_(block_rows()) {}
 
     int64_t slice() const { return ceil_div(depth_, ceil_div(depth_, most_depth)); }

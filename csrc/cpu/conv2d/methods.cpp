@@ -250,10 +250,12 @@ PassPlan plan_conv(const ConvProblem& problem, ConvPass pass, const Kernels& ker
     plan.bytes =
         item_size(problem.dtype) * (element_count(problem.input_shape()) + element_count(problem.output_shape()) +
                                     element_count(problem.weight_shape()));
+    ConvProblem shown = problem;
+    shown.batch = std::max<int64_t>(problem.batch, 1);  // an empty batch: the plan of an image, which nothing runs
     if (problem.dtype == DType::float32)
-        describe<float>(plan, problem, pass, kernels, threads);
+        describe<float>(plan, shown, pass, kernels, threads);
     else
-        describe<double>(plan, problem, pass, kernels, threads);
+        describe<double>(plan, shown, pass, kernels, threads);
     return plan;
 }
 
