@@ -214,7 +214,6 @@ def test_output_mask_selects_the_plans(op):
         assert all(every[name] == plan for name, plan in found.items()), mask
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("window", [1, 3, 5])
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_backward"])
 def test_an_empty_batch_by_every_method(op, window, layout):
