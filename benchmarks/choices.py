@@ -1,8 +1,9 @@
 """The regret of convx's choice of methods: every supported method of every layer is timed.
 
 The regret of a cell is the time of the chosen method over that of the fastest one, less one. Methods take turns in this
-process; a method that takes more than `HOPELESS` times as long as the best in the first turn gets no other turn. A file
-of times judges the choices of another build without new measurements (`judged`).
+process. A method that takes more than `HOPELESS` times as long as the best in the first turn gets no other turn; one
+that is predicted to take more than `UNTRIED` times as long as the chosen one gets none, for where a window fills its
+plane it would take a minute. A file of times judges the choices of another build without new measurements (`judged`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.timing import sample
 LAYOUTS = ("NCHW", "NHWC")
 PASSES = ("forward", "grad_input", "grad_weight")
 HOPELESS = 2.0
+UNTRIED = 50.0
 MOST_REGRET = 0.10
 MOST_SHARE = 0.05
 
@@ -103,6 +105,8 @@ def measure(case: Case, layout: str, algorithm: str, seconds: float, rounds: int
     chosen, names = candidates(case, layout, algorithm)
     if algorithm == "direct":
         names = [name for name in names if not name.startswith("winograd")]
+    predicted = {each.name: each.microseconds for each in plan_of(case, layout, algorithm).candidates}
+    names = [name for name in names if predicted[name] <= UNTRIED * predicted[chosen]]
     if len(names) < 2:
         return None
     given = arrays(case.problem, case.dtype, layout)  # type: ignore[arg-type]
