@@ -94,19 +94,18 @@ def plan_of(case: Case, layout: str, algorithm: str) -> Any:
     return plan
 
 
-def candidates(case: Case, layout: str, algorithm: str) -> tuple[str, list[str]]:
-    """The chosen method, and all that can compute the case."""
+def candidates(case: Case, layout: str, algorithm: str) -> tuple[str, dict[str, float]]:
+    """The chosen method, and the predicted microseconds of all that can compute the case."""
     plan = plan_of(case, layout, algorithm)
-    return plan.algorithm, [each.name for each in plan.candidates if each.supported]
+    return plan.algorithm, {each.name: each.microseconds for each in plan.candidates if each.supported}
 
 
 def measure(case: Case, layout: str, algorithm: str, seconds: float, rounds: int) -> Choice | None:
     """Time the methods of a case in turns; None where there is no choice."""
-    chosen, names = candidates(case, layout, algorithm)
+    chosen, predicted = candidates(case, layout, algorithm)
+    names = [name for name, time in predicted.items() if time <= UNTRIED * predicted[chosen]]
     if algorithm == "direct":
         names = [name for name in names if not name.startswith("winograd")]
-    predicted = {each.name: each.microseconds for each in plan_of(case, layout, algorithm).candidates}
-    names = [name for name in names if predicted[name] <= UNTRIED * predicted[chosen]]
     if len(names) < 2:
         return None
     given = arrays(case.problem, case.dtype, layout)  # type: ignore[arg-type]

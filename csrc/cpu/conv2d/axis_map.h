@@ -98,6 +98,14 @@ struct Strides {
 };
 inline Strides strides_of(const std::array<int64_t, 4>& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
 
+// Pixel `index` of them.
+struct PixelPlace {
+    int64_t n, i, j;
+};
+inline PixelPlace place_of(int64_t rows, int64_t columns, int64_t index) {
+    return {index / columns / rows, index / columns % rows, index % columns};
+}
+
 // Part of one row of positions.
 struct PixelSegment {
     int64_t n, i, j;

@@ -78,24 +78,23 @@ private:
         });
         gradient_ = to;
     }
-    const T* gradient_at(int64_t n, int64_t pixel) const {
-        if (gradient_) return gradient_ + (n * plane_ + pixel) * sum_.source.shape[1];
-        return sum_.source.at(n, 0, pixel / w_.positions, pixel % w_.positions);
+    // Pixels are counted over the whole batch.
+    const T* gradient_at(int64_t pixel) const {
+        if (gradient_) return gradient_ + pixel * sum_.source.shape[1];
+        const auto [n, i, j] = place_of(h_.positions, w_.positions, pixel);
+        return sum_.source.at(n, 0, i, j);
     }
 
     void run_task(int64_t group, int64_t channel, int64_t channels, int64_t first_image, int64_t images,
                   const Scratch<T>& scratch) const {
         const int64_t first = group * sum_.rows + channel;
         for (int64_t n = first_image; n < first_image + images; ++n) clear(n, first, channels);
-        const int64_t all = images * plane_;
-        for (int64_t pixel = 0; pixel < all; pixel += pixels_) {
-            const int64_t count = std::min(pixels_, all - pixel);
-            for (int64_t p = 0; p < count; ++p)
-                scratch.gradient[p] = gradient_at(first_image + (pixel + p) / plane_, (pixel + p) % plane_);
+        const int64_t last = (first_image + images) * plane_;
+        for (int64_t pixel = first_image * plane_; pixel < last; pixel += pixels_) {
+            const int64_t count = std::min(pixels_, last - pixel);
+            for (int64_t p = 0; p < count; ++p) scratch.gradient[p] = gradient_at(pixel + p);
             multiply(group, channel * taps_, channels * taps_, count, scratch);
-            for (int64_t p = 0; p < count; ++p)
-                add(first_image + (pixel + p) / plane_, (pixel + p) % plane_, first, channels,
-                    scratch.tile + p * columns());
+            for (int64_t p = 0; p < count; ++p) add(pixel + p, first, channels, scratch.tile + p * columns());
         }
         if (sum_.bias)
             for (int64_t n = first_image; n < first_image + images; ++n) add_bias(n, first, channels);
@@ -144,9 +143,9 @@ private:
     }
 
     // The taps of one pixel; those outside the image are dropped.
-    void add(int64_t n, int64_t pixel, int64_t first, int64_t channels, const T* tile) const {
-        const int64_t i = pixel / w_.positions, j = pixel % w_.positions, step = sum_.dest.stride[3];
-        const int64_t height = problem_.h.kernel, width = problem_.w.kernel;
+    void add(int64_t pixel, int64_t first, int64_t channels, const T* tile) const {
+        const auto [n, i, j] = place_of(h_.positions, w_.positions, pixel);
+        const int64_t height = problem_.h.kernel, width = problem_.w.kernel, step = sum_.dest.stride[3];
         const bool line = step == 1 && problem_.w.dilation == 1 && w_.at(0, j) != AxisTable::outside &&
                           w_.at(width - 1, j) != AxisTable::outside;
         for (int64_t c = first; c < first + channels; ++c)

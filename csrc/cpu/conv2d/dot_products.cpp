@@ -19,13 +19,12 @@ constexpr int64_t most_depth = 1024;
 // Pixels whose lines stay in L2 while the weights pass by, and windows that are copied at a time.
 constexpr int64_t block_pixels = 64, copied_bytes = 1 << 20;
 
-bool reads_outside(const Axis& axis) { return axis.pad_before > 0 || axis.pad_after > 0; }
-
-// Whether taps (r, s) of a channel, and the channels, follow each other in memory.
-bool is_line(const ConvProblem& problem, int64_t channels, int64_t channel, int64_t row, int64_t column) {
-    const int64_t height = problem.h.kernel, width = problem.w.kernel;
-    return (width == 1 || column * problem.w.dilation == 1) && (height == 1 || row * problem.h.dilation == width) &&
-           (channels == 1 || channel == height * width);
+// Whether what a window covers is a line of memory: taps of a row, rows of a channel, and channels follow each other.
+bool covers_lines(const ConvProblem& problem, const std::array<int64_t, 4>& stride) {
+    const Axis &h = problem.h, &w = problem.w;
+    return h.padded() == h.input && w.padded() == w.input && (w.kernel == 1 || stride[3] * w.dilation == 1) &&
+           (h.kernel == 1 || stride[2] * h.dilation == w.kernel) &&
+           (problem.group_in() == 1 || stride[1] == problem.taps());
 }
 
 template <class T>
@@ -45,9 +44,9 @@ public:
     DotProductsDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
         : sum_(sum), problem_(*sum.problem), kernels_(kernels), h_(forward_table(problem_.h)),
           w_(forward_table(problem_.w)), depth_(std::max<int64_t>(sum.channels * problem_.taps(), 1)),
-          all_pixels_(sum.batch * problem_.out_pixels()), source_in_place_(reads_lines()), weights_(sum.weight_view),
-          copied_pixels_(std::max(copied_bytes / std::max<int64_t>(line_bytes(), 1), block_pixels)),
-          round_(std::max<int64_t>(source_in_place_ ? all_pixels_ : std::min(all_pixels_, copied_pixels_), 1)),
+          all_pixels_(sum.batch * problem_.out_pixels()), source_in_place_(covers_lines(problem_, sum.source.stride)),
+          weights_(sum.weight_view), round_(std::clamp<int64_t>(source_in_place_ ? all_pixels_ : most_copied(), 1,
+                                                                std::max<int64_t>(all_pixels_, 1))),
           pixels_(std::min(block_pixels, round_)), rows_(block_rows()) {}
 
     int64_t slice() const { return ceil_div(depth_, ceil_div(depth_, most_depth)); }
@@ -89,30 +88,27 @@ public:
     }
 
 private:
-    int64_t line_bytes() const { return depth_ * static_cast<int64_t>(sizeof(T)); }
+    int64_t most_copied() const { return std::max(copied_bytes / (depth_ * int64_t{sizeof(T)}), block_pixels); }
     int64_t round_tasks(int64_t pixels) const {
         return sum_.groups * ceil_div(sum_.rows, rows_) * ceil_div(pixels, pixels_);
     }
     // As many tiles of rows as make a task, and as leave room for their sums in L1.
     int64_t block_rows() const {
         const int64_t tiles = ceil_div(std::max<int64_t>(sum_.rows, 1), kernels_.dot_columns);
-        const int64_t blocks = sum_.groups * ceil_div(std::max<int64_t>(round_, 1), std::max<int64_t>(pixels_, 1));
+        const int64_t blocks = sum_.groups * ceil_div(round_, pixels_);
         const int64_t own = units_of_a_task(tiles * blocks, 2 * depth_ * pixels_ * kernels_.dot_columns);
         return std::min<int64_t>({own, tiles, 96 / kernels_.dot_columns}) * kernels_.dot_columns;
     }
 
-    bool reads_lines() const {
-        return !reads_outside(problem_.h) && !reads_outside(problem_.w) &&
-               is_line(problem_, sum_.channels, sum_.source.stride[1], sum_.source.stride[2], sum_.source.stride[3]);
-    }
+    PixelPlace place(int64_t pixel) const { return place_of(h_.positions, w_.positions, pixel); }
     const T* source_at(int64_t group, int64_t pixel) const {
-        const int64_t i = pixel / w_.positions % h_.positions, j = pixel % w_.positions;
-        return sum_.source.at(pixel / w_.positions / h_.positions, group * sum_.channels, h_.at(0, i), w_.at(0, j));
+        const auto [n, i, j] = place(pixel);
+        return sum_.source.at(n, group * sum_.channels, h_.at(0, i), w_.at(0, j));
     }
 
     void copy_patch(int64_t group, int64_t pixel, T* to) const {
-        const int64_t i = pixel / w_.positions % h_.positions, j = pixel % w_.positions;
-        const T* image = sum_.source.at(pixel / w_.positions / h_.positions, group * sum_.channels, 0, 0);
+        const auto [n, i, j] = place(pixel);
+        const T* image = sum_.source.at(n, group * sum_.channels, 0, 0);
         const int64_t step = sum_.source.stride[3];
         for (int64_t c = 0; c < sum_.channels; ++c, image += sum_.source.stride[1])
             for (int64_t r = 0; r < problem_.h.kernel; ++r) {
@@ -128,7 +124,7 @@ private:
     // Slice by slice of the depth, which follows from the depth alone.
     void multiply(int64_t pixels, int64_t rows, const Scratch<T>& scratch) const {
         const int64_t mr = kernels_.dot_rows, nr = kernels_.dot_columns, slice = this->slice();
-        const T* pixel[64];
+        const T* pixel[block_pixels];
         for (int64_t d = 0; d < depth_; d += slice) {
             const int64_t depth = std::min(slice, depth_ - d);
             for (int64_t i = 0; i < pixels; ++i) pixel[i] = scratch.pixel[i] + d;
@@ -145,13 +141,13 @@ private:
 
     void write(int64_t first_row, int64_t rows, int64_t first_pixel, int64_t pixels, const Scratch<T>& scratch) const {
         for (int64_t p = 0; p < pixels; ++p) {
-            const int64_t pixel = first_pixel + p, i = pixel / w_.positions % h_.positions, j = pixel % w_.positions;
+            const auto [n, i, j] = place(first_pixel + p);
             T* sums = scratch.sums + p * rows_;
             if (sum_.bias)
                 for (int64_t row = 0; row < rows; ++row) sums[row] += sum_.bias[(first_row + row) * sum_.bias_stride];
             if (sum_.relu)
                 for (int64_t row = 0; row < rows; ++row) sums[row] = sums[row] <= T(0) ? T(0) : sums[row];
-            T* to = sum_.dest.at(pixel / w_.positions / h_.positions, first_row, i, j);
+            T* to = sum_.dest.at(n, first_row, i, j);
             for (int64_t row = 0; row < rows; ++row) to[row * sum_.dest.stride[1]] = sums[row];
         }
     }
@@ -163,7 +159,6 @@ private:
     const int64_t depth_, all_pixels_;
     const bool source_in_place_;
     WeightLines<T> weights_;
-    const int64_t copied_pixels_;
     const int64_t round_;   // pixels whose windows are copied before the tasks run
     const int64_t pixels_;  // of a task
     const int64_t rows_;    // of a task
@@ -182,14 +177,12 @@ struct DotProductsMethod : DriverMethod<DotProductsDriver> {
     static Work work(const WorkSizes& sizes) {
         Work work = sizes.common();
         const TileSizes& tile = sizes.tile;
-        const ConvProblem& problem = sizes.problem;
         const double pixels = sizes.h.dest * sizes.w.dest, depth = sizes.channels * sizes.taps;
         const TileGrid grid(pixels, tile.dot_rows, sizes.rows, tile.dot_columns);
         work[WorkKind::cycles] = sizes.groups * sizes.vectors(depth) * grid.cycles;
         work[WorkKind::tiles] = sizes.groups * grid.tiles * std::ceil(depth / most_depth);
-        const auto stride = dense_strides(problem.input_shape(), problem.channels_last);
-        if (reads_outside(problem.h) || reads_outside(problem.w) ||
-            !is_line(problem, problem.group_in(), stride[1], stride[2], stride[3]))
+        const ConvProblem& problem = sizes.problem;
+        if (!covers_lines(problem, dense_strides(problem.input_shape(), problem.channels_last)))
             work[WorkKind::transposes] = sizes.groups * pixels * depth;
         return work;
     }

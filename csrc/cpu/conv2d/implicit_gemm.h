@@ -161,10 +161,9 @@ struct PanelDest {
 template <class T>
 PanelDest find_dest(const ImplicitGemm<T>& gemm, int64_t first, int64_t count, bool pixels_in_rows) {
     const Strides& to = gemm.dest_stride;
-    const int64_t columns = gemm.w->positions, plane = gemm.h->positions * columns;
-    const int64_t n = first / plane, in_plane = first % plane;
-    const int64_t i = in_plane / columns, j = in_plane % columns;
-    const bool even = j + count <= columns || (in_plane + count <= plane && to.h == columns * to.w);
+    const int64_t rows = gemm.h->positions, columns = gemm.w->positions;
+    const auto [n, i, j] = place_of(rows, columns, first);
+    const bool even = j + count <= columns || (i * columns + j + count <= rows * columns && to.h == columns * to.w);
     const bool storable = (pixels_in_rows ? to.c : to.w) == 1;
     return {n * to.n + i * to.h + j * to.w, even && storable};
 }

@@ -19,7 +19,6 @@ public:
                     (channels == 1 || weight.stride[1] == height * width);
     }
 
-    int64_t depth() const { return depth_; }
     int64_t copied() const { return in_place_ ? 0 : weight_.shape[0] * depth_; }  // elements
 
     // Before the first line is asked for; `copies` has room for copied() elements.

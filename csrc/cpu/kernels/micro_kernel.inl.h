@@ -130,9 +130,8 @@ template <class T>
 template <class T, int rows, int vecs>
 [[gnu::always_inline]] inline void finish_rows(Vec<T> (&acc)[rows][vecs], const convx::Epilogue<T>& to, int columns) {
     constexpr int lanes = VecOf<T>::lanes;
-    if (columns >= vecs * lanes) {
+    if (columns >= vecs * lanes)
         return finish_tile<T, true>(acc, to, lanes, [&](int i, int v) { return to.c + i * to.row_stride + v * lanes; });
-    }
     T sums[rows * vecs * lanes];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i)
