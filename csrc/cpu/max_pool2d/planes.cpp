@@ -53,8 +53,7 @@ private:
         return adjacent ? std::min<int64_t>(pass.problem.channels, 32) : 1;
     }
     PoolPlanes(const PoolForward<T>& pass, const KernelSet<T>& kernels, int64_t group)
-        : Base(whole_groups(pass, group), kernels, group),
-          rest_(channels_of(pass, pass.problem.channels - pass.problem.channels % group, pass.problem.channels)) {
+        : Base(whole_groups(pass, group), kernels, group), pass_(pass) {
         plan();
     }
     static PoolForward<T> channels_of(PoolForward<T> pass, int64_t begin, int64_t end) {
@@ -77,7 +76,7 @@ private:
                     stack_planes(pass.output),
                     {},
                     stack_planes(pass.codes)};
-        return channels_of(pass, 0, pass.problem.channels / group * group);
+        return group == 1 ? pass : channels_of(pass, 0, pass.problem.channels / group * group);
     }
 
     // What one worker works with; a part that the problem does not need is empty.
@@ -98,7 +97,7 @@ private:
     void stage(int64_t n, int64_t c, int64_t h_begin, int64_t slots, int64_t w_begin, T* staged) const;
     bool can_read(const T* end) const { return end <= input_end_; }
 
-    const PoolForward<T> rest_;  // of the channels behind the last whole group
+    const PoolForward<T>& pass_;
     RowBlocks blocks_{};
     PoolUnits units_{0, 1};
     bool direct_ = false;  // rows are streams as they lie
@@ -127,6 +126,8 @@ void PoolPlanes<T>::plan() {
     block_columns_ = ceil_div(columns, ceil_div(columns, limit));
     if (group_ == 1) block_columns_ = std::min(columns, whole_vectors(block_columns_));
 
+    phases_.reserve(static_cast<size_t>(w_.kernel));
+    staged_columns_.reserve(static_cast<size_t>(w_.kernel));
     for (int64_t s = 0; s < w_.kernel; ++s) {
         const int64_t phase = s * w_.dilation % w_.stride;
         if (std::find(phases_.begin(), phases_.end(), phase) == phases_.end()) phases_.push_back(phase);
@@ -194,7 +195,8 @@ Outcome PoolPlanes<T>::run() const {
         }
         return true;
     });
-    return rest_.problem.channels ? PoolPlanes(rest_, kernels_).run() : Outcome::done;
+    const int64_t channels = pass_.problem.channels, whole = channels / group_ * group_;
+    return whole < channels ? PoolPlanes(channels_of(pass_, whole, channels), kernels_).run() : Outcome::done;
 }
 
 // Stages `slots` rows from h_begin on: lane l of a phase holds column w_begin + phase + l * stride.
