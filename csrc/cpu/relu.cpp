@@ -52,6 +52,35 @@ bool adjacent(const int64_t (&stride)[operands], int64_t count) {
     return count == 1 || std::all_of(stride, stride + operands, [](int64_t s) { return s == 1; });
 }
 
+// Elements that are not adjacent pass through blocks in L1, so that the kernel sees adjacent ones alone: a choice by
+// each element of them would mispredict half of the signs, 12 times the time of the dense array's.
+constexpr int64_t block_elements = 512;
+
+// Calls run(output, inputs..., count) for adjacent elements, block by block.
+template <class T, size_t operands, class Run>
+void through_blocks(const KernelSet<T>& kernels, std::array<const T*, operands> inputs, T* output,
+                    const int64_t (&stride)[operands + 1], int64_t count, const Run& run) {
+    T blocks[operands + 1][block_elements];
+    for (int64_t first = 0; first < count; first += block_elements) {
+        const int n = static_cast<int>(std::min(block_elements, count - first));
+        std::array<const T*, operands> from;
+        for (size_t k = 0; k < operands; ++k) {
+            from[k] = inputs[k] + first * stride[k];
+            if (stride[k] == 1) continue;
+            const LaneRun all{0, n, 0};
+            kernels.pack_lanes(blocks[k], 0, from[k], 0, 1, &all, 1, n, stride[k], T(0));
+            from[k] = blocks[k];
+        }
+        T* const to = output + first * stride[operands];
+        if (stride[operands] == 1) {
+            run(to, from, n);
+            continue;
+        }
+        run(blocks[operands], from, n);
+        for (int64_t i = 0; i < n; ++i) to[i * stride[operands]] = blocks[operands][i];
+    }
+}
+
 bool goes_around_caches(int64_t elements_moved, int64_t item_bytes, bool in_place) {
     return !in_place && elements_moved * item_bytes >= streaming_bytes;
 }
@@ -68,7 +97,8 @@ void relu(const Array& input, const Array& output) {
             const T* x = input.as<T>() + at[0];
             T* y = output.as<T>() + at[1];
             if (adjacent(stride, count)) return kernels.relu(y, x, count, around_caches && count >= least_streamed);
-            for (int64_t i = 0; i < count; ++i, x += stride[0], y += stride[1]) *y = *x <= T(0) ? T(0) : *x;
+            through_blocks<T, 1>(kernels, {x}, y, stride, count,
+                                 [&](T* to, const auto& from, int64_t n) { kernels.relu(to, from[0], n, false); });
         });
     });
 }
@@ -85,8 +115,9 @@ void relu_backward(const Array& grad_output, const Array& output, const Array& g
             T* gi = grad_input.as<T>() + at[2];
             if (adjacent(stride, count))
                 return kernels.relu_backward(gi, g, y, count, around_caches && count >= least_streamed);
-            for (int64_t i = 0; i < count; ++i, g += stride[0], y += stride[1], gi += stride[2])
-                *gi = *y <= T(0) ? T(0) : *g;
+            through_blocks<T, 2>(kernels, {g, y}, gi, stride, count, [&](T* to, const auto& from, int64_t n) {
+                kernels.relu_backward(to, from[0], from[1], n, false);
+            });
         });
     });
 }
