@@ -14,10 +14,15 @@ inline int64_t work_of(const ConvProblem& problem) {
 // The gradients that output_mask asks for, None for the others.
 struct Gradients {
     template <class Backend>
-    const PyArray& add(Backend& backend, size_t i, DType dtype, const Shape& shape) {
-        array[i] = backend.empty(dtype, shape);
-        return array[i];
+    Gradients(Backend& backend, const std::array<bool, 3>& mask, const PyArray& x, const Shape& weight_shape,
+              const Shape& bias_shape) {
+        const Shape* shapes[] = {&x.info.shape, &weight_shape, &bias_shape};
+        for (size_t i = 0; i < 3; ++i)
+            if (mask[i]) array[i] = backend.empty(x.info.dtype, *shapes[i]);
     }
+    Tensor input(bool last) const { return array[0].object ? image_tensor(array[0], last) : Tensor{}; }
+    Tensor weight() const { return array[1].object ? plain_tensor(array[1]) : Tensor{}; }
+    Tensor bias() const { return array[2].object ? vector_tensor(array[2]) : Tensor{}; }
     py::tuple objects() const {
         const auto object = [&](size_t i) -> py::object { return array[i].object ? array[i].object : py::none(); };
         return py::make_tuple(object(0), object(1), object(2));
@@ -75,21 +80,16 @@ py::tuple conv2d_backward_op(typename Backend::Library library, py::handle grad_
     const auto sample_shape = [&](const Shape& shape) {
         return per_sample_shape(problem.batch, shape, !per_sample || checked.unbatched);
     };
-    Gradients grads;
+    const Gradients grads(backend, mask, x, sample_shape(w.info.shape), sample_shape({problem.out_channels}));
     const Tensor grad = image_tensor(g, last), from = image_tensor(x, last), weights = plain_tensor(w);
-    Tensor to;
-    if (mask[0]) to = image_tensor(grads.add(backend, 0, problem.dtype, x.info.shape), last);
-    if (mask[1]) grads.add(backend, 1, problem.dtype, sample_shape(w.info.shape));
-    if (mask[2]) grads.add(backend, 2, problem.dtype, sample_shape({problem.out_channels}));
-    const PyArray &of_weight = grads.array[1], &of_bias = grads.array[2];
     backend.run(work_of(problem), [&] {
-        if (mask[0]) backend.conv2d_grad_input(problem, grad, weights, to, {});
+        if (mask[0]) backend.conv2d_grad_input(problem, grad, weights, grads.input(last), {});
         if (per_sample) {
-            if (mask[1]) backend.per_sample_grad_weight(problem, grad, from, of_weight.data);
-            if (mask[2]) backend.per_sample_grad_bias(problem, grad, of_bias.data);
+            if (mask[1]) backend.per_sample_grad_weight(problem, grad, from, grads.array[1].data);
+            if (mask[2]) backend.per_sample_grad_bias(problem, grad, grads.array[2].data);
         } else {
-            if (mask[1]) backend.conv2d_grad_weight(problem, grad, from, plain_tensor(of_weight));
-            if (mask[2]) backend.conv2d_grad_bias(problem, grad, vector_tensor(of_bias));
+            if (mask[1]) backend.conv2d_grad_weight(problem, grad, from, grads.weight());
+            if (mask[2]) backend.conv2d_grad_bias(problem, grad, grads.bias());
         }
     });
     return grads.objects();

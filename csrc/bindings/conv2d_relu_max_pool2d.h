@@ -54,13 +54,10 @@ py::tuple conv2d_relu_max_pool2d_backward_op(typename Backend::Library library, 
     check_shape(op, g.info, shape);
     check_shape(op, chosen.info, shape);
 
-    Gradients grads;
+    const Gradients grads(backend, mask, x, w.info.shape, {problem.conv.out_channels});
     const Tensor grad = image_tensor(g, last), from = image_tensor(x, last), weights = plain_tensor(w);
     const Tensor choice = image_tensor(chosen, last);
-    Tensor to, of_weight, of_bias;
-    if (mask[0]) to = image_tensor(grads.add(backend, 0, x.info.dtype, x.info.shape), last);
-    if (mask[1]) of_weight = plain_tensor(grads.add(backend, 1, x.info.dtype, w.info.shape));
-    if (mask[2]) of_bias = vector_tensor(grads.add(backend, 2, x.info.dtype, {problem.conv.out_channels}));
+    const Tensor to = grads.input(last), of_weight = grads.weight(), of_bias = grads.bias();
     bool inside = true;
     backend.run(work_of(problem.conv), [&] {
         inside = backend.conv2d_relu_max_pool2d_backward(problem, grad, from, weights, choice, to, of_weight, of_bias);

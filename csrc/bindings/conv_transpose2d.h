@@ -71,12 +71,9 @@ py::tuple conv_transpose2d_backward_op(typename Backend::Library library, py::ha
     if (mask[0]) backend.check_method(conv, ConvPass::forward);
     if (mask[1]) backend.check_method(conv, ConvPass::grad_weight);
 
-    Gradients grads;
+    const Gradients grads(backend, mask, x, w.info.shape, {conv.in_channels});
     const Tensor grad = image_tensor(g, last), from = image_tensor(x, last), weights = plain_tensor(w);
-    Tensor to, of_weight, of_bias;
-    if (mask[0]) to = image_tensor(grads.add(backend, 0, conv.dtype, x.info.shape), last);
-    if (mask[1]) of_weight = plain_tensor(grads.add(backend, 1, conv.dtype, w.info.shape));
-    if (mask[2]) of_bias = vector_tensor(grads.add(backend, 2, conv.dtype, {conv.in_channels}));
+    const Tensor to = grads.input(last), of_weight = grads.weight(), of_bias = grads.bias();
     backend.run(work_of(problem), [&] {
         const bool empty = problem.is_empty();
         if (mask[0] && empty) backend.fill(conv.dtype, to, {});

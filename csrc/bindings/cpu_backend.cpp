@@ -2,7 +2,6 @@
 
 #include "bindings/prepared_weight.h"
 #include "cpu/conv2d/conv2d.h"
-#include "cpu/conv2d/per_sample.h"
 #include "cpu/conv2d/window_sum.h"
 #include "cpu/dispatch.h"
 #include "cpu/fused/conv2d_relu_max_pool2d.h"

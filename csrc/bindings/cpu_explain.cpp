@@ -1,6 +1,6 @@
 #include "bindings/cpu_explain.h"
 
-#include "cpu/conv2d/per_sample.h"
+#include "cpu/conv2d/methods.h"
 #include "cpu/fused/conv2d_relu_max_pool2d.h"
 #include "cpu/fused/grad_weight.h"
 #include "cpu/max_pool2d/max_pool2d.h"

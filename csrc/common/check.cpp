@@ -183,6 +183,34 @@ void check_groups(const std::string& op, int64_t groups, int64_t in_channels, in
                          std::to_string(out_channels) + " output channels");
 }
 
+namespace {
+
+// The axes are yet to be checked.
+ConvProblem problem_of(const ArrayInfo& input, const ArrayInfo& weight, const ConvOptions& options, int64_t batch,
+                       int64_t in_channels, int64_t out_channels, const Pair& sizes) {
+    ConvProblem problem;
+    problem.dtype = input.dtype;
+    problem.batch = batch;
+    problem.in_channels = in_channels;
+    problem.out_channels = out_channels;
+    problem.groups = options.groups;
+    problem.padding_value = options.padding_value;
+    problem.relu = options.relu;
+    problem.algorithm = options.algorithm;
+    problem.channels_last = options.channels_last;
+    for (const size_t i : {0, 1}) {
+        Axis& axis = i == 0 ? problem.h : problem.w;
+        axis.input = sizes[i];
+        axis.kernel = weight.shape[i + 2];
+        axis.stride = options.stride[i];
+        axis.dilation = options.dilation[i];
+        axis.mode = options.padding_mode[i];
+    }
+    return problem;
+}
+
+}  // namespace
+
 Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input, const ArrayInfo& weight,
                                   const ArrayInfo* bias, const ConvOptions& options) {
     const auto [n, c, h, w] = nchw_shape(op, input, options.channels_last);
@@ -195,29 +223,12 @@ Checked<ConvProblem> check_conv2d(const std::string& op, const ArrayInfo& input,
                          std::to_string(c) + " / groups " + std::to_string(groups) + ")");
     check_sizes_and_bias(op, input, weight, bias, std::min({h, w, k}), k);
 
-    Checked<ConvProblem> checked{{}, input.shape.size() == 3};
+    Checked<ConvProblem> checked{problem_of(input, weight, options, n, c, k, {h, w}), input.shape.size() == 3};
     ConvProblem& problem = checked.problem;
-    problem.dtype = input.dtype;
-    problem.batch = n;
-    problem.in_channels = c;
-    problem.out_channels = k;
-    problem.groups = groups;
-    problem.padding_value = options.padding_value;
-    problem.relu = options.relu;
-    problem.algorithm = options.algorithm;
-    problem.channels_last = options.channels_last;
-    const std::array<int64_t, 2> sizes{h, w};
     for (const int axis : {0, 1}) {
-        const size_t i = static_cast<size_t>(axis);
-        Axis result;
-        result.input = sizes[i];
-        result.kernel = weight.shape[i + 2];
-        result.stride = options.stride[i];
-        result.dilation = options.dilation[i];
-        result.mode = options.padding_mode[i];
-        result = check_axis(op, axis, result, options.padding);
-        check_border(op, axis, result);
-        (axis == 0 ? problem.h : problem.w) = result;
+        Axis& own = axis == 0 ? problem.h : problem.w;
+        own = check_axis(op, axis, own, options.padding);
+        check_border(op, axis, own);
     }
     check_winograd(op, problem.h, problem.w, options);
     check_size(op, "padded input", {n, c, problem.h.padded(), problem.w.padded()}, problem.dtype);
@@ -243,24 +254,9 @@ Checked<ConvTransposeProblem> check_conv_transpose2d(const std::string& op, cons
     ConvTransposeProblem& problem = checked.problem;
     problem.input_shape = {n, c, h, w};
     ConvProblem& conv = problem.conv;
-    conv.dtype = input.dtype;
-    conv.batch = n;
-    conv.in_channels = k;
-    conv.out_channels = c;
-    conv.groups = groups;
-    conv.algorithm = options.algorithm;
-    conv.channels_last = options.channels_last;
-    const std::array<int64_t, 2> sizes{h, w};
-    for (const int axis : {0, 1}) {
-        const size_t i = static_cast<size_t>(axis);
-        Axis result;
-        result.input = sizes[i];
-        result.kernel = weight.shape[i + 2];
-        result.stride = options.stride[i];
-        result.dilation = options.dilation[i];
-        (axis == 0 ? conv.h : conv.w) = check_transposed_axis(
-            op, axis, result, transpose.output_padding[i], options.padding, axis == 0 ? problem.out_h : problem.out_w);
-    }
+    conv = problem_of(input, weight, options, n, k, c, {h, w});
+    conv.h = check_transposed_axis(op, 0, conv.h, transpose.output_padding[0], options.padding, problem.out_h);
+    conv.w = check_transposed_axis(op, 1, conv.w, transpose.output_padding[1], options.padding, problem.out_w);
     check_winograd(op, conv.h, conv.w, options);
     check_size(op, "padded output", {n, k, conv.h.padded(), conv.w.padded()}, conv.dtype);
     check_size(op, "output", problem.output_shape(), conv.dtype);

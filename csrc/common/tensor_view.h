@@ -64,5 +64,9 @@ inline std::array<int64_t, 4> dense_strides(const std::array<int64_t, 4>& shape,
     if (channels_last) return {c * h * w, 1, w * c, c};
     return {c * h * w, h * w, w, 1};
 }
+template <class T>
+TensorView<T> dense_view(T* data, const std::array<int64_t, 4>& shape, bool channels_last) {
+    return {data, shape, dense_strides(shape, channels_last)};
+}
 
 }  // namespace convx

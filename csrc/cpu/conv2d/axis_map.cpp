@@ -175,4 +175,10 @@ Border forward_border(const ConvProblem& problem) {
     return border;
 }
 
+Border grad_input_border(const ConvProblem& problem) {
+    // Inputs at the edge lie under taps of windows that do not exist.
+    const auto reads_outside = [](const Axis& axis) { return axis.extent() > 1 || axis.pad_before > 0; };
+    return {reads_outside(problem.h) || reads_outside(problem.w), false, 0.0};
+}
+
 }  // namespace convx

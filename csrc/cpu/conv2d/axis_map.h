@@ -150,12 +150,13 @@ inline int append_runs(const AxisTable& h, const AxisTable& w, int64_t tap_h, in
     return run_count;
 }
 
-// What the forward pass of a problem finds outside the image.
+// What a pass finds outside the image that it reads.
 struct Border {
     bool skips;    // some taps have to be left out ("zeros")
     bool mixed;    // some taps are left out and others read a padding value other than zero
     double value;  // what the other taps outside read
 };
 Border forward_border(const ConvProblem& problem);
+Border grad_input_border(const ConvProblem& problem);  // without borders that fold
 
 }  // namespace convx

@@ -77,12 +77,10 @@ void folded_grad_input(const ConvProblem& problem, TensorView<const T> grad_outp
     image.h = problem.h.unfolded();
     image.w = problem.w.unfolded();
     const AxisTable cells_h = shown_cells(problem.h), cells_w = shown_cells(problem.w);
-    TensorView<T> padded{nullptr, {1, problem.in_channels, image.h.input, image.w.input}, {}};
-    padded.stride = dense_strides(padded.shape, problem.channels_last);
-    const Workspace workspace(static_cast<size_t>(padded.size()) * sizeof(T));
-    padded.data = static_cast<T*>(workspace.data());
+    const Workspace workspace(static_cast<size_t>(element_count(image.input_shape())) * sizeof(T));
+    const auto padded = dense_view(static_cast<T*>(workspace.data()), image.input_shape(), problem.channels_last);
     for (int64_t n = 0; n < problem.batch; ++n) {
-        compute(grad_input_sum<T>(image, grad_output.images(n, 1), weight, padded, {}));
+        compute(window_sum<T>(image, ConvPass::grad_input, grad_output.images(n, 1), weight, {}, padded));
         fold<T>(cells_h, cells_w, padded, grad_input.images(n, 1));
     }
 }
@@ -148,7 +146,7 @@ void compute_directly(const PixelSum<T>& sum) {
 template <class T>
 void conv2d_forward(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
                     TensorView<const T> bias, TensorView<T> output, const PackedWeight<T>* packed) {
-    WindowSum<T> sum = forward_sum(problem, input, weight, bias, output);
+    WindowSum<T> sum = window_sum(problem, ConvPass::forward, input, weight, bias, output);
     sum.packed = packed;
     compute(sum);
 }
@@ -157,7 +155,7 @@ template <class T>
 void conv2d_grad_input(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
                        TensorView<T> grad_input, TensorView<const T> bias) {
     if (!problem.h.folds() && !problem.w.folds())
-        return compute(grad_input_sum(problem, grad_output, weight, grad_input, bias));
+        return compute(window_sum(problem, ConvPass::grad_input, grad_output, weight, bias, grad_input));
     assert(!bias.data);
     folded_grad_input(problem, grad_output, weight, grad_input);
 }

@@ -2,10 +2,10 @@
 // the borders, sums rolling down the rows; in NHWC vectors of channels through pointers to pixels; staged rows
 // (direct_spatial.cpp) for other windows and memory orders. The order of every sum is the same: channel by channel, row
 // by row.
-#include "cpu/conv2d/depthwise.h"
 
 #include <algorithm>
 
+#include "common/rounding.h"
 #include "cpu/conv2d/direct.h"
 
 namespace convx {

@@ -7,11 +7,10 @@
 //
 //   depthwise         NCHW: planes, straight in the arrays where their columns are adjacent, else in copies of a block
 //                     that have them so. Each sum keeps a vector of lanes, which are added at the end.
-//   depthwise-pixels  NHWC, any window: vectors of channels, straight in the arrays where channels are adjacent, else
-//   in
-//                     copies of single rows. One sum a channel and tap, stretch by stretch of pixels.
+//   depthwise-pixels  NHWC, any window: vectors of channels, in place where these are adjacent, else in copies of
+//                     single rows. One sum a channel and tap, stretch by stretch of pixels.
 #include "common/rounding.h"
-#include "cpu/conv2d/depthwise.h"
+#include "cpu/conv2d/direct.h"
 #include "cpu/conv2d/padded_tile.h"
 #include "cpu/runtime/split_sum.h"
 

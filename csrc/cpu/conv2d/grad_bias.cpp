@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "cpu/conv2d/conv2d.h"
-#include "cpu/conv2d/per_sample.h"
 #include "cpu/runtime/run_tasks.h"
 #include "cpu/runtime/thread_pool.h"
 

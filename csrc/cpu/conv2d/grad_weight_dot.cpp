@@ -102,37 +102,18 @@ public:
           grad_(sum.grad_output.data), grad_stride_(strides_of(sum.grad_output.stride)), input_(sum.input.data),
           input_stride_(strides_of(sum.input.stride)), rows_(problem_.group_out()), taps_(problem_.taps()),
           columns_(problem_.group_in() * taps_), step_(w_.step * input_stride_.w),
-          blocks_(plan_blocks(problem_, kernels)), pad_(sum.pad()) {}
+          blocks_(plan_blocks(problem_, kernels)),
+          product_{problem_.groups, rows_, columns_, blocks_.mc, blocks_.nc, blocks_.slices}, pad_(sum.pad()) {}
 
     const Blocks& blocks() const { return blocks_; }
 
-    TaskPlan tasks() const {
-        return {problem_.groups * row_blocks() * column_blocks() * blocks_.slices, problem_.flops(),
-                SplitSum<T>::bytes(blocks_.slices, weights()), Scratch<T>(ScratchParts(), blocks_).bytes};
-    }
+    TaskPlan tasks() const { return product_.tasks(problem_.flops(), Scratch<T>(ScratchParts(), blocks_).bytes); }
 
     void run(T* grad_weight) {
-        const int64_t row_blocks = this->row_blocks(), column_blocks = this->column_blocks();
-        const TaskPlan plan = tasks();
-        const TaskRunner runner(plan);
-        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.slices, weights());
-        // Neighbouring tasks, which one worker runs, share their pixels.
-        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
-            const int64_t row_block = task % row_blocks;
-            const int64_t column_block = task / row_blocks % column_blocks;
-            const int64_t slice = task / row_blocks / column_blocks % blocks_.slices;
-            const int64_t group = task / row_blocks / column_blocks / blocks_.slices;
-            run_task(group, row_block * blocks_.mc, column_block * blocks_.nc, slice,
-                     sums.part(slice) + group * rows_ * columns_, parts);
-        });
-        sums.add();
+        product_.run(tasks(), grad_weight, [&](auto... task) { run_task(task...); });
     }
 
 private:
-    int64_t row_blocks() const { return ceil_div(rows_, blocks_.mc); }
-    int64_t column_blocks() const { return ceil_div(std::max<int64_t>(columns_, 1), blocks_.nc); }
-    int64_t weights() const { return problem_.groups * rows_ * columns_; }
-
     void run_task(int64_t group, int64_t first_row, int64_t first_column, int64_t slice, T* partial,
                   ScratchParts parts) {
         const Scratch<T> scratch(parts, blocks_);
@@ -276,6 +257,7 @@ private:
     const int64_t rows_, taps_, columns_;
     const int64_t step_;  // input distance of pixels adjacent in a row
     const Blocks blocks_;
+    const SplitProduct<T> product_;
     const T pad_;
 };
 

@@ -57,38 +57,22 @@ public:
     OuterDriver(const PixelSum<T>& sum, const KernelSet<T>& kernels)
         : problem_(*sum.problem), h_(forward_table(problem_.h)), w_(forward_table(problem_.w)), pad_(sum.pad()),
           grad_(sum.grad_output), input_(sum.input), kernels_(kernels), rows_(problem_.group_out()),
-          columns_(problem_.group_in()), blocks_(plan_blocks(problem_, kernels)) {}
+          columns_(problem_.group_in()), blocks_(plan_blocks(problem_, kernels)),
+          product_{problem_.groups, rows_, columns_, blocks_.mc, blocks_.nc, blocks_.slices} {}
 
     const Blocks& blocks() const { return blocks_; }
 
     TaskPlan tasks() const {
-        return {problem_.groups * row_blocks() * column_blocks() * blocks_.slices, problem_.flops(),
-                SplitSum<T>::bytes(blocks_.slices, weights()), Scratch<T>(ScratchParts(), blocks_, kernels_).bytes};
+        return product_.tasks(problem_.flops(), Scratch<T>(ScratchParts(), blocks_, kernels_).bytes);
     }
 
     void run(T* grad_weight) {
-        const int64_t row_blocks = this->row_blocks(), column_blocks = this->column_blocks();
-        const TaskPlan plan = tasks();
-        const TaskRunner runner(plan);
-        const SplitSum<T> sums(grad_weight, runner.shared(), blocks_.slices, weights());
-        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
-            const int64_t row = task % row_blocks * blocks_.mc;
-            const int64_t column = task / row_blocks % column_blocks * blocks_.nc;
-            const int64_t slice = task / row_blocks / column_blocks % blocks_.slices;
-            const int64_t group = task / row_blocks / column_blocks / blocks_.slices;
-            run_task(group, row, column, slice, sums.part(slice) + group * rows_ * columns_,
-                     Scratch<T>(parts, blocks_, kernels_));
-        });
-        sums.add();
+        product_.run(tasks(), grad_weight, [&](auto... task) { run_task(task...); });
     }
 
 private:
-    int64_t row_blocks() const { return ceil_div(rows_, blocks_.mc); }
-    int64_t column_blocks() const { return ceil_div(std::max<int64_t>(columns_, 1), blocks_.nc); }
-    int64_t weights() const { return problem_.groups * rows_ * columns_; }
-
-    void run_task(int64_t group, int64_t row, int64_t column, int64_t slice, T* partial,
-                  const Scratch<T>& scratch) const {
+    void run_task(int64_t group, int64_t row, int64_t column, int64_t slice, T* partial, ScratchParts parts) const {
+        const Scratch<T> scratch(parts, blocks_, kernels_);
         const int64_t mr = kernels_.mr, nr = kernels_.nr;
         const int64_t rows = std::min(blocks_.mc, rows_ - row);
         const int64_t columns = std::min(blocks_.nc, columns_ - column);
@@ -162,6 +146,7 @@ private:
     const KernelSet<T>& kernels_;
     const int64_t rows_, columns_;
     const Blocks blocks_;
+    const SplitProduct<T> product_;
 };
 
 }  // namespace

@@ -10,13 +10,11 @@
 //
 // The ghost norm is summed in float64 for both types: what the products of float32 numbers lose is the rounding of
 // float64 sums, n 2^-53 |g|^2 |x|^2, which also bounds the result's error where terms of both signs cancel.
-#include "cpu/conv2d/per_sample.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "cpu/conv2d/conv2d.h"
+#include "cpu/conv2d/methods.h"
 #include "cpu/runtime/registry.h"
 
 namespace convx {
@@ -285,9 +283,8 @@ double sum_of_squares(const T* values, int64_t count) {
 
 template <class T>
 double norm_of_gradient(const ConvProblem& single, TensorView<const T> grad_output, TensorView<const T> input) {
-    TensorView<T> gradient{nullptr, single.weight_shape(), dense_strides(single.weight_shape(), false)};
-    const Workspace workspace(static_cast<size_t>(gradient.size()) * sizeof(T));
-    gradient.data = static_cast<T*>(workspace.data());
+    const Workspace workspace(static_cast<size_t>(element_count(single.weight_shape())) * sizeof(T));
+    const auto gradient = dense_view(static_cast<T*>(workspace.data()), single.weight_shape(), false);
     conv2d_grad_weight(single, grad_output, input, gradient);
     return sum_of_squares(gradient.data, gradient.size());
 }
@@ -318,7 +315,7 @@ template <class T>
 void conv2d_per_sample_grad_weight(const ConvProblem& problem, TensorView<const T> grad_output,
                                    TensorView<const T> input, T* grad_weight) {
     const ConvProblem single = problem.of_batch(1);
-    const TensorView<T> first{grad_weight, single.weight_shape(), dense_strides(single.weight_shape(), false)};
+    const auto first = dense_view(grad_weight, single.weight_shape(), false);
     for_each_sample(problem.batch, single.flops(), [&](int64_t n) {
         TensorView<T> own = first;
         own.data += n * first.size();

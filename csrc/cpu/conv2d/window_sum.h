@@ -1,13 +1,14 @@
 // Forward and the input gradient as one sum over windows, which every method of these passes computes:
 //
-//   dest[n, row, i, j] = relu(bias[row] + sum over channel, tap of weight[row, channel, tap] * source[n, channel,
-//   h(tap,
-//                        i), w(tap, j)])
+//   dest[n, row, i, j] = relu(bias[row] + sum over channel, tap of
+//                             weight[row, channel, tap] * source[n, channel, h(tap, i), w(tap, j)])
 //
 // Forward: source is the input, rows are output channels. Input gradient: source is grad_output, rows are input
 // channels, and a stride splits dest into phases with taps of their own (axis_map.h): dense sums without
 // multiplications by inserted zeros.
 #pragma once
+
+#include <utility>
 
 #include "common/conv_pass.h"
 #include "common/problem.h"
@@ -52,15 +53,35 @@ struct WindowSum {
     int64_t flops() const { return problem->flops(); }
 };
 
-// Data may be null: then the sum only describes the problem, over dense arrays of its layout.
+// Data may be null: then the sum only describes the problem.
 template <class T>
-WindowSum<T> forward_sum(const ConvProblem& problem, TensorView<const T> input, TensorView<const T> weight,
-                         TensorView<const T> bias, TensorView<T> output);
+WindowSum<T> window_sum(const ConvProblem& problem, ConvPass pass, TensorView<const T> source,
+                        TensorView<const T> weight, TensorView<const T> bias, TensorView<T> dest) {
+    WindowSum<T> sum{};
+    sum.problem = &problem;
+    sum.pass = pass;
+    sum.batch = problem.batch;
+    sum.groups = problem.groups;
+    sum.channels = sum.forward() ? problem.group_in() : problem.group_out();
+    sum.rows = sum.forward() ? problem.group_out() : problem.group_in();
+    sum.source = source;
+    sum.dest = dest;
+    sum.set_weight(weight);
+    sum.bias = bias.data;
+    sum.bias_stride = bias.stride[1];
+    sum.relu = sum.forward() && problem.relu;
+    sum.border = sum.forward() ? forward_border(problem) : grad_input_border(problem);
+    return sum;
+}
+
+// Over dense arrays of the problem's layout.
 template <class T>
-WindowSum<T> grad_input_sum(const ConvProblem& problem, TensorView<const T> grad_output, TensorView<const T> weight,
-                            TensorView<T> grad_input, TensorView<const T> bias);
-template <class T>
-WindowSum<T> described_sum(const ConvProblem& problem, ConvPass pass);
+WindowSum<T> described_sum(const ConvProblem& problem, ConvPass pass) {
+    TensorView<T> source = dense_view<T>(nullptr, problem.input_shape(), problem.channels_last);
+    TensorView<T> dest = dense_view<T>(nullptr, problem.output_shape(), problem.channels_last);
+    if (pass == ConvPass::grad_input) std::swap(source, dest);
+    return window_sum<T>(problem, pass, source, dense_view<T>(nullptr, problem.weight_shape(), false), {}, dest);
+}
 
 // An empty sum everywhere: the bias alone.
 template <class T>
@@ -89,14 +110,12 @@ PixelSum<T> pixel_sum(const ConvProblem& problem, TensorView<const T> grad_outpu
     return {&problem, grad_output, input, grad_weight, forward_border(problem)};
 }
 
-// Over dense arrays of the problem's layout, without data.
 template <class T>
 PixelSum<T> described_pixel_sum(const ConvProblem& problem) {
-    const auto dense = [&](const std::array<int64_t, 4>& shape, bool channels_last) {
-        return TensorView<T>{nullptr, shape, dense_strides(shape, channels_last)};
-    };
-    return pixel_sum<T>(problem, dense(problem.output_shape(), problem.channels_last),
-                        dense(problem.input_shape(), problem.channels_last), dense(problem.weight_shape(), false));
+    const bool last = problem.channels_last;
+    return pixel_sum<T>(problem, dense_view<T>(nullptr, problem.output_shape(), last),
+                        dense_view<T>(nullptr, problem.input_shape(), last),
+                        dense_view<T>(nullptr, problem.weight_shape(), false));
 }
 
 }  // namespace convx

@@ -97,8 +97,8 @@ public:
         PoolProblem part = problem_;
         for (int64_t n = 0; n < problem_.batch; n += images_) {
             part.batch = std::min(images_, problem_.batch - n);
-            TensorView<uint8_t> codes{static_cast<uint8_t*>(workspace.data()), part.output_shape(), {}};
-            codes.stride = dense_strides(codes.shape, problem_.channels_last);
+            const auto codes =
+                dense_view(static_cast<uint8_t*>(workspace.data()), part.output_shape(), problem_.channels_last);
             if (!convert(pass_.indices.images(n, part.batch), codes)) return Outcome::not_applicable;
             max_pool2d_backward<T>(part, pass_.grad_output.images(n, part.batch), codes,
                                    pass_.grad_input.images(n, part.batch));

@@ -93,7 +93,7 @@ void describe(PassPlan& plan, const Pass& pass, const Kernels& isa, int threads)
 template <class T>
 TensorView<T> described_view(const std::array<int64_t, 4>& shape, bool channels_last) {
     static std::remove_const_t<T> element{};
-    return {&element, shape, dense_strides(shape, channels_last)};
+    return dense_view<T>(&element, shape, channels_last);
 }
 
 template <class T>

@@ -39,4 +39,35 @@ private:
     const int64_t splits_, size_;
 };
 
+// A product of matrices for each group, rows x columns, whose sum is split-K: a task owns a block of rows, a block of
+// columns and a slice of the sum.
+template <class T>
+struct SplitProduct {
+    int64_t groups, rows, columns, mc, nc, slices;
+
+    int64_t row_blocks() const { return ceil_div(rows, mc); }
+    int64_t column_blocks() const { return ceil_div(std::max<int64_t>(columns, 1), nc); }
+    int64_t size() const { return groups * rows * columns; }
+    TaskPlan tasks(int64_t flops, int64_t worker_bytes) const {
+        return {groups * row_blocks() * column_blocks() * slices, flops, SplitSum<T>::bytes(slices, size()),
+                worker_bytes};
+    }
+
+    // body(group, first row, first column, slice, its sums of the group, scratch). Neighbouring tasks, which one worker
+    // runs, share what is summed over.
+    template <class Body>
+    void run(const TaskPlan& plan, T* result, const Body& body) const {
+        const int64_t row_blocks = this->row_blocks(), column_blocks = this->column_blocks();
+        const TaskRunner runner(plan);
+        const SplitSum<T> sums(result, runner.shared(), slices, size());
+        runner.run(plan.tasks, [&](int64_t task, ScratchParts parts) {
+            const int64_t slice = task / row_blocks / column_blocks % slices;
+            const int64_t group = task / row_blocks / column_blocks / slices;
+            body(group, task % row_blocks * mc, task / row_blocks % column_blocks * nc, slice,
+                 sums.part(slice) + group * rows * columns, parts);
+        });
+        sums.add();
+    }
+};
+
 }  // namespace convx

@@ -4,8 +4,7 @@
 //  - One 64-bit word, the ticket, holds a job's width and the number of its unclaimed tasks. A claim is one
 //    compare-exchange that takes 1 off; at 0 the ticket is closed. A claim that succeeds is a claim of the job that is
 //    live at that instant, however late the thread that makes it: a stale claim cannot exist.
-//  - Which task a claim gets: tasks are dealt out in equal, contiguous shares, one a worker; a worker takes the tasks
-//  of
+//  - Which task a claim gets: tasks are dealt out in equal, contiguous shares, one a worker; a worker takes those of
 //    its own share, then those that others left. Neighbouring tasks touch the same cache lines, and the same worker
 //    gets the same tasks when an operation follows another: with one queue for all, 4 threads ran convolutions 10 to 20
 //    % slower, each pulling lines out of the others' L2.

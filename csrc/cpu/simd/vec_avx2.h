@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace {
 
@@ -21,18 +22,10 @@ struct MaskD {
 };
 
 template <class T>
-struct VecOf;
-template <>
-struct VecOf<float> {
-    using type = VecF;
-    using mask = MaskF;
-    static constexpr int lanes = 8;
-};
-template <>
-struct VecOf<double> {
-    using type = VecD;
-    using mask = MaskD;
-    static constexpr int lanes = 4;
+struct VecOf {
+    using type = std::conditional_t<sizeof(T) == 4, VecF, VecD>;
+    using mask = std::conditional_t<sizeof(T) == 4, MaskF, MaskD>;
+    static constexpr int lanes = 32 / sizeof(T);
 };
 template <class T>
 using Vec = typename VecOf<T>::type;

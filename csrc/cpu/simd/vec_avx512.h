@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace {
 
@@ -22,18 +23,10 @@ struct MaskD {
 };
 
 template <class T>
-struct VecOf;
-template <>
-struct VecOf<float> {
-    using type = VecF;
-    using mask = MaskF;
-    static constexpr int lanes = 16;
-};
-template <>
-struct VecOf<double> {
-    using type = VecD;
-    using mask = MaskD;
-    static constexpr int lanes = 8;
+struct VecOf {
+    using type = std::conditional_t<sizeof(T) == 4, VecF, VecD>;
+    using mask = std::conditional_t<sizeof(T) == 4, MaskF, MaskD>;
+    static constexpr int lanes = 64 / sizeof(T);
 };
 template <class T>
 using Vec = typename VecOf<T>::type;
