@@ -137,6 +137,7 @@ struct KernelSet {
     void (*pool_stage)(const PoolStageArgs<T>& args);
     void (*pool_stage_pairs)(const PoolStageArgs<T>& even, const PoolStageArgs<T>& odd);
     void (*pool_max)(const PoolMaxArgs<T>& args);
+    PoolWindowBest<T> (*pool_window)(const PoolWindowArgs<T>& args);
     void (*pool_sum)(const PoolSumArgs<T>& args);
     void (*pool_spread)(const PoolSpreadArgs<T>& args);
     void (*pool_sum_pairs)(const PoolSumArgs<T>& even, const PoolSumArgs<T>& odd);

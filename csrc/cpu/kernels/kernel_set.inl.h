@@ -14,6 +14,7 @@
 #include "cpu/kernels/dot_tile.inl.h"
 #include "cpu/kernels/max_pool2d.inl.h"
 #include "cpu/kernels/max_pool2d_backward.inl.h"
+#include "cpu/kernels/max_pool2d_window.inl.h"
 #include "cpu/kernels/micro_kernel.inl.h"
 #include "cpu/kernels/pack.inl.h"
 #include "cpu/kernels/relu.inl.h"
@@ -74,6 +75,7 @@ constexpr convx::KernelSet<T> make_kernel_set() {
     set.pool_stage = pool_stage<T>;
     set.pool_stage_pairs = pool_stage_pairs<T>;
     set.pool_max = pool_max<T>;
+    set.pool_window = pool_window<T>;
     set.pool_sum = pool_sum<T>;
     set.pool_spread = pool_spread<T>;
     set.pool_sum_pairs = pool_sum_pairs<T>;

@@ -34,6 +34,20 @@ struct PoolMaxArgs {
     const int32_t* index_ramp;
 };
 
+// The values of one window inside the image: rows of adjacent elements.
+template <class T>
+struct PoolWindowArgs {
+    const T* source;
+    int64_t row_step;
+    int64_t rows, columns;  // at least one of each
+    bool wants_place;
+};
+template <class T>
+struct PoolWindowBest {
+    T value;
+    int64_t place;  // in row-major order, where it was asked for
+};
+
 // The way back from lanes to planes: element i of plane k is lane k of vector i. Values, and their codes or indices
 // (these with index_ramp[i] added) unless null. The vectors after the last one can be read.
 template <class T>

@@ -23,8 +23,9 @@ struct MethodList {
 // clang-format off
 template <class T> class PoolChannels;
 template <class T> class PoolNarrowPlanes;
+template <class T> class PoolWindowRows;
 template <class T> class PoolPlanes;
-using ForwardMethods = MethodList<PoolChannels, PoolNarrowPlanes, PoolPlanes>;
+using ForwardMethods = MethodList<PoolChannels, PoolNarrowPlanes, PoolWindowRows, PoolPlanes>;
 
 template <class T> class PoolIndicesToCodes;
 template <class T> class PoolScatterPlanes;
