@@ -7,8 +7,8 @@
 // work the smaller the output is (a 28 x 28 window on its own plane: 784 times); this one does what forward does.
 // Weights are read in place, once for up to 12 tiles of pixels. Pixels are added in ascending order.
 #include "common/rounding.h"
+#include "cpu/conv2d/lines.h"
 #include "cpu/conv2d/method_row.h"
-#include "cpu/conv2d/weight_lines.h"
 
 namespace convx {
 

@@ -7,8 +7,8 @@
 // once for up to 64 pixels. A window that is a line of memory itself (a 1x1 plane, all channels of a pixel, whole rows)
 // is read in place too. Vectors run along d, so that neither pixels nor rows have to fill one (dot_tile.inl.h).
 #include "common/rounding.h"
+#include "cpu/conv2d/lines.h"
 #include "cpu/conv2d/method_row.h"
-#include "cpu/conv2d/weight_lines.h"
 
 namespace convx {
 
@@ -18,14 +18,6 @@ namespace {
 constexpr int64_t most_depth = 1024;
 // Pixels whose lines stay in L2 while the weights pass by, and windows that are copied at a time.
 constexpr int64_t block_pixels = 64, copied_bytes = 1 << 20;
-
-// Whether what a window covers is a line of memory: taps of a row, rows of a channel, and channels follow each other.
-bool covers_lines(const ConvProblem& problem, const std::array<int64_t, 4>& stride) {
-    const Axis &h = problem.h, &w = problem.w;
-    return h.padded() == h.input && w.padded() == w.input && (w.kernel == 1 || stride[3] * w.dilation == 1) &&
-           (h.kernel == 1 || stride[2] * h.dilation == w.kernel) &&
-           (problem.group_in() == 1 || stride[1] == problem.taps());
-}
 
 template <class T>
 struct Scratch {
@@ -42,20 +34,19 @@ template <class T>
 class DotProductsDriver {
 public:
     DotProductsDriver(const WindowSum<T>& sum, const KernelSet<T>& kernels)
-        : sum_(sum), problem_(*sum.problem), kernels_(kernels), h_(forward_table(problem_.h)),
-          w_(forward_table(problem_.w)), depth_(std::max<int64_t>(sum.channels * problem_.taps(), 1)),
-          all_pixels_(sum.batch * problem_.out_pixels()), source_in_place_(covers_lines(problem_, sum.source.stride)),
-          weights_(sum.weight_view), round_(std::clamp<int64_t>(source_in_place_ ? all_pixels_ : most_copied(), 1,
+        : sum_(sum), problem_(*sum.problem), kernels_(kernels), patches_(problem_, sum.source, sum.pad()),
+          depth_(std::max<int64_t>(sum.channels * problem_.taps(), 1)), all_pixels_(sum.batch * problem_.out_pixels()),
+          weights_(sum.weight_view), round_(std::clamp<int64_t>(patches_.in_place() ? all_pixels_ : most_copied(), 1,
                                                                 std::max<int64_t>(all_pixels_, 1))),
           pixels_(std::min(block_pixels, round_)), rows_(block_rows()) {}
 
     int64_t slice() const { return ceil_div(depth_, ceil_div(depth_, most_depth)); }
     int64_t rows() const { return rows_; }
     int64_t pixels() const { return pixels_; }
-    bool source_in_place() const { return source_in_place_; }
+    bool source_in_place() const { return patches_.in_place(); }
 
     TaskPlan tasks() const {
-        const int64_t copied = (source_in_place_ ? 0 : sum_.groups * round_ * depth_) + weights_.copied();
+        const int64_t copied = (patches_.in_place() ? 0 : sum_.groups * round_ * depth_) + weights_.copied();
         return {round_tasks(round_), sum_.flops(), cache_lines(copied * static_cast<int64_t>(sizeof(T))),
                 Scratch<T>(ScratchParts(), pixels_, rows_).bytes};
     }
@@ -63,13 +54,13 @@ public:
     void run() {
         const TaskRunner runner(tasks());
         T* const copies = static_cast<T*>(runner.shared());
-        T* const patches = copies + weights_.copied();
+        T* const copied = copies + weights_.copied();
         weights_.prepare(copies, runner.width());
         for (int64_t first = 0; first < all_pixels_; first += round_) {
             const int64_t count = std::min(round_, all_pixels_ - first);
-            if (!source_in_place_)
+            if (!patches_.in_place())
                 parallel_for(sum_.groups * count, runner.width(), [&](int64_t line, int) {
-                    copy_patch(line / count, first + line % count, patches + line * depth_);
+                    patches_.copy(line / count, first + line % count, copied + line * depth_);
                 });
             const int64_t row_blocks = ceil_div(sum_.rows, rows_), pixel_blocks = ceil_div(count, pixels_);
             runner.run(round_tasks(count), [&](int64_t task, ScratchParts parts) {
@@ -79,8 +70,8 @@ public:
                 const int64_t rows = std::min(rows_, sum_.rows - row), pixels = std::min(pixels_, count - pixel);
                 for (int64_t i = 0; i < rows; ++i) scratch.row[i] = weights_[group * sum_.rows + row + i];
                 for (int64_t i = 0; i < pixels; ++i)
-                    scratch.pixel[i] = source_in_place_ ? source_at(group, first + pixel + i)
-                                                        : patches + (group * count + pixel + i) * depth_;
+                    scratch.pixel[i] = patches_.in_place() ? patches_.at(group, first + pixel + i)
+                                                           : copied + (group * count + pixel + i) * depth_;
                 multiply(pixels, rows, scratch);
                 write(group * sum_.rows + row, rows, first + pixel, pixels, scratch);
             });
@@ -98,27 +89,6 @@ private:
         const int64_t blocks = sum_.groups * ceil_div(round_, pixels_);
         const int64_t own = units_of_a_task(tiles * blocks, 2 * depth_ * pixels_ * kernels_.dot_columns);
         return std::min<int64_t>({own, tiles, 96 / kernels_.dot_columns}) * kernels_.dot_columns;
-    }
-
-    PixelPlace place(int64_t pixel) const { return place_of(h_.positions, w_.positions, pixel); }
-    const T* source_at(int64_t group, int64_t pixel) const {
-        const auto [n, i, j] = place(pixel);
-        return sum_.source.at(n, group * sum_.channels, h_.at(0, i), w_.at(0, j));
-    }
-
-    void copy_patch(int64_t group, int64_t pixel, T* to) const {
-        const auto [n, i, j] = place(pixel);
-        const T* image = sum_.source.at(n, group * sum_.channels, 0, 0);
-        const int64_t step = sum_.source.stride[3];
-        for (int64_t c = 0; c < sum_.channels; ++c, image += sum_.source.stride[1])
-            for (int64_t r = 0; r < problem_.h.kernel; ++r) {
-                const int64_t y = h_.at(r, i);
-                const T* line = image + y * sum_.source.stride[2];
-                for (int64_t s = 0; s < problem_.w.kernel; ++s) {
-                    const int64_t x = w_.at(s, j);
-                    *to++ = y == AxisTable::outside || x == AxisTable::outside ? sum_.pad() : line[x * step];
-                }
-            }
     }
 
     // Slice by slice of the depth, which follows from the depth alone.
@@ -141,7 +111,7 @@ private:
 
     void write(int64_t first_row, int64_t rows, int64_t first_pixel, int64_t pixels, const Scratch<T>& scratch) const {
         for (int64_t p = 0; p < pixels; ++p) {
-            const auto [n, i, j] = place(first_pixel + p);
+            const auto [n, i, j] = patches_.place(first_pixel + p);
             T* sums = scratch.sums + p * rows_;
             if (sum_.bias)
                 for (int64_t row = 0; row < rows; ++row) sums[row] += sum_.bias[(first_row + row) * sum_.bias_stride];
@@ -155,9 +125,8 @@ private:
     const WindowSum<T>& sum_;
     const ConvProblem& problem_;
     const KernelSet<T>& kernels_;
-    const AxisTable h_, w_;
+    const PatchLines<T> patches_;
     const int64_t depth_, all_pixels_;
-    const bool source_in_place_;
     WeightLines<T> weights_;
     const int64_t round_;   // pixels whose windows are copied before the tasks run
     const int64_t pixels_;  // of a task

@@ -39,6 +39,7 @@ using PixelMethods = MethodList<  // grad_weight
     struct DirectChannelsSumMethod,
     struct DirectSpatialSumMethod,
     struct OuterSumMethod,
+    struct PatchProductsMethod,
     struct DotSumMethod>;
 // clang-format on
 
