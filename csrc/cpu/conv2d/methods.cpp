@@ -60,10 +60,13 @@ Algorithm family_of(Algorithm algorithm) {
 }
 
 // Whether a method may be chosen by its time. Winograd's transforms take digits (errors 10 times those of the direct
-// sum at 64 channels), which whoever asks for float64 wants: "auto" leaves them out there.
+// sum at 64 channels), which whoever asks for float64 wants, and which a sum of few terms still has: "auto" leaves them
+// out there.
 bool may_choose(const MethodInfo& method, const ConvProblem& problem, Algorithm family) {
+    constexpr int64_t least_channels = 16;
     if (family == Algorithm::automatic)
-        return method.traits.family == Algorithm::direct || problem.dtype == DType::float32;
+        return method.traits.family == Algorithm::direct ||
+               (problem.dtype == DType::float32 && std::min(problem.group_in(), problem.group_out()) >= least_channels);
     return method.traits.family == family;
 }
 
