@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from math import prod
 from typing import Any, Protocol
 
-from benchmarks import agreement, machine, timing
+from benchmarks import agreement, machine, runners, timing
 from benchmarks.cases import ITEMSIZE, Case
 from benchmarks.results import FORMAT, Cell, Results
 
@@ -81,6 +81,7 @@ class Child:
         environment = {**os.environ, **dict.fromkeys(names, count)}
         if self.settings.memory == "keep":
             environment |= KEEP_MEMORY
+        environment |= runners.environment(self.name, self.settings.threads)
         isa = self.name.partition("@")[2] or self.settings.isa
         if isa:
             environment["CONVX_ISA"] = isa
