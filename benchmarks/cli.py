@@ -16,7 +16,7 @@ from benchmarks import choices, floor, machine, plots, prices, report, training
 from benchmarks.cases import Case
 from benchmarks.display import LiveDisplay
 from benchmarks.results import FOLDER, Results, file_name
-from benchmarks.runners import MODULES, PEERS
+from benchmarks.runners import CONVOLUTION, FILTERS, GENERAL, MODULES, PEERS
 from benchmarks.session import Session, Settings, instruction_sets
 
 # The commands with layer lists: their operation, and their default lists.
@@ -32,16 +32,15 @@ ALL = ("layers", "pool", "fused", "relu", "overhead")
 BATCHES = {"layers": catalogue.NETWORK_BATCHES, "inference": catalogue.NETWORK_BATCHES}
 # The lists that `layers` also times in float64, unless --lists or --dtype is given.
 FLOAT64_LISTS = ("resnet18",)
-EVERY_PEER = (*PEERS, "convx-separate", "reference")
 RUNNERS: dict[str, Sequence[str]] = {
-    "layers": (*PEERS[:4], "reference"),
-    "inference": (*PEERS[:4], "convx-prepared"),
+    "layers": (*GENERAL, *CONVOLUTION, *FILTERS, "reference"),
+    "inference": (*GENERAL, *CONVOLUTION, "convx-prepared"),
     "networks": ("torch", "torch-cl", "convx-nhwc"),
-    "pool": (*PEERS[:4], "reference"),
-    "relu": (*PEERS, "reference"),
-    "fused": EVERY_PEER,
+    "pool": (*GENERAL, *CONVOLUTION, "reference"),
+    "relu": (*GENERAL, "numpy", "reference"),
+    "fused": (*GENERAL, "convx-separate", "reference"),
     "overhead": (*PEERS, "reference"),
-    "all": EVERY_PEER,
+    "all": (*PEERS, "convx-separate", "reference"),
     "floor": ("torch", "numpy"),
 }
 # A training step takes up to a second; each round has several.
@@ -212,10 +211,16 @@ def settings(options: argparse.Namespace) -> Settings:
     return Settings(options.threads, isa=options.isa, memory=options.memory, **chosen)
 
 
+def chosen_runners(options: argparse.Namespace) -> list[str]:
+    """The command's own; with --quick only the general libraries, which leaves time for all classes."""
+    left = {*CONVOLUTION, *FILTERS} if options.quick else set[str]()
+    return [name for name in RUNNERS[options.command] if name not in left]
+
+
 def measure(options: argparse.Namespace, console: Console) -> Path:
     """Run the command, save its results, and return the file's path."""
     cases, chosen = chosen_cases(options), settings(options)
-    peers = options.peers if options.peers is not None else RUNNERS[options.command]
+    peers = options.peers if options.peers is not None else chosen_runners(options)
     names = ["convx", *peers]
     if options.command == "floor" and {"avx2", "avx512"} <= set(instruction_sets(chosen)):
         names += ["convx@avx2", "convx@avx512"]

@@ -13,8 +13,10 @@ from benchmarks.problems import ConvProblem, FusedProblem, NetworkProblem, PoolP
 
 Array = NDArray[Any]
 
-# Results of the libraries are compared at this many positions, drawn with the seed below.
-PROBES = 64
+# Results of the libraries are compared at this many positions, drawn with the seed below; one in BORDERS lies
+# at each of the four borders of a plane, where padding matters.
+PROBES = 512
+BORDERS = 16
 SEED = 20
 # Every network of networks.py has at least this many classes.
 LABELS = 10
@@ -52,10 +54,18 @@ def arrays(case: Case) -> dict[str, Array]:
     return data
 
 
+def positions(shape: Shape) -> list[tuple[int, ...]]:
+    """PROBES fixed random positions in a result of that shape."""
+    drawn = np.random.default_rng(SEED).integers(0, shape, (PROBES, len(shape)))
+    if len(shape) == 4:
+        for first, (axis, place) in enumerate(((2, 0), (2, shape[2] - 1), (3, 0), (3, shape[3] - 1))):
+            drawn[first::BORDERS, axis] = place
+    return [tuple(map(int, position)) for position in drawn]
+
+
 def probe(values: Array) -> list[float]:
-    """The values of the result (NCHW) at PROBES fixed random positions, to compare the libraries."""
-    positions = np.random.default_rng(SEED).integers(0, values.size, PROBES)
-    return [float(values[np.unravel_index(position, values.shape)]) for position in positions]
+    """The values of the result (NCHW) at these positions, to compare the libraries."""
+    return [float(values[position]) for position in positions(values.shape)]
 
 
 def ring(array: Array, copies: int) -> list[Array]:

@@ -30,7 +30,7 @@ def line(cell: Cell) -> str:
     verdict = f"  = {ratio:.2f}x {best[0]}" if ratio and best else ""
     wrong = [name for name, timing in cell.timings.items() if not timing.get("agrees", True)]
     wrong += [f"{name}: {timing['error']}" for name, timing in cell.timings.items() if "error" in timing]
-    trouble = f"  DIFFERS OR FAILED: {'; '.join(wrong)}" if wrong else ""
+    trouble = f"  WRONG OR FAILED: {'; '.join(wrong)}" if wrong else ""
     return f"{title(cell.case)}: {', '.join(times)}{verdict}{trouble}"
 
 

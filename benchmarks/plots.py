@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def subtitle(results: Results) -> str:
             None, [about["machine"]["cpu"], f"{threads} thread{'s' if threads > 1 else ''}", isa, about["date"][:10]]
         )
     )
-    return f"{run}; against {peers}" if peers else run
+    return textwrap.fill(f"{run}; against {peers}", 100) if peers else run
 
 
 def row_label(cell: Cell) -> str:
@@ -118,7 +119,7 @@ def ratio_plot(results: Results, op: str, cells: Sequence[Cell], path: Path) -> 
 def network_plot(results: Results, totals: Sequence[NetworkTotal], path: Path) -> Path:
     """A group of bars for each network: the time of each library for all its layers, over that of convx."""
     names = [name for name in results.runners if name != "reference" and any(name in each.seconds for each in totals)]
-    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
     colours["convx"] = "#222222"
     height = 0.8 / len(names)
     figure, axis = plt.subplots(figsize=(8.5, 1.6 + 0.2 * len(names) * len(totals)), layout="constrained")
@@ -140,7 +141,7 @@ def network_plot(results: Results, totals: Sequence[NetworkTotal], path: Path) -
         axis.spines[side].set_visible(False)
     figure.suptitle(f"All convolutions of a network: time over that of convx\n{subtitle(results)}", fontsize=9)
     handles = [Patch(color=colours[name]) for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path

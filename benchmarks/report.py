@@ -18,7 +18,7 @@ from benchmarks.results import Cell, Results, geometric_mean, median
 from benchmarks.runners import PEERS
 
 # The width in a log or a file; it holds every column.
-FILE_WIDTH = 210
+FILE_WIDTH = 280
 # A cell with a ratio below this is lost to a peer, beyond noise.
 LEVEL = 0.95
 # With a load average above this before the run, its times are not to be trusted.
@@ -117,14 +117,14 @@ def cell_table(results: Results, kind: str, cells: Sequence[Cell]) -> Table:
 
 
 def entry(cell: Cell, name: str) -> Text:
-    """The time of a runner, or a dash; failures and different results in red."""
+    """The time of a runner, or a dash; failures and wrong results in red."""
     timing = cell.timings.get(name, {})
     if "error" in timing:
         return Text("failed", style="bold red")
     if "median" not in timing:
         return Text("-", style="dim")
     if not timing.get("agrees", True):
-        return Text(f"{duration(timing['median'])} differs", style="bold red")
+        return Text(f"{duration(timing['median'])} wrong", style="bold red")
     return Text(duration(timing["median"]))
 
 
@@ -229,15 +229,19 @@ def total(cells: Iterable[Cell], name: str, runner: str) -> float | None:
 
 
 def troubles(results: Results) -> list[str]:
-    """Failures, and results that differ."""
-    found = []
+    """A line for each failure; for each library a line about its wrong results."""
+    failed, wrong = list[str](), dict[str, list[tuple[float, str]]]()
     for cell in results.cells:
         for name, timing in cell.timings.items():
             if "error" in timing:
-                found.append(f"{name} failed in {cell.case.key}: {timing['error']}")
+                failed.append(f"{name} failed in {cell.case.key}: {timing['error']}")
             elif not timing.get("agrees", True):
-                found.append(f"{name} differs from the others by {timing['difference']:.1e} in {cell.case.key}")
-    return found
+                wrong.setdefault(name, []).append((timing["difference"], cell.case.key))
+    return failed + [
+        f"{name} is wrong by {worst:.1e} of the largest value in {key}; {len(cells)} of its results do not count"
+        for name, cells in wrong.items()
+        for worst, key in [max(cells)]
+    ]
 
 
 def left_out(results: Results) -> list[str]:

@@ -32,7 +32,7 @@ class Cell:
     copy: dict[str, float] | None = None
 
     def seconds(self, runner: str) -> float | None:
-        """Median seconds of a call; None where the runner has no time or a different result."""
+        """Median seconds of a call; None where the runner has no time or a wrong result."""
         timing = self.timings.get(runner, {})
         return timing["median"] if "median" in timing and timing.get("agrees", True) else None
 

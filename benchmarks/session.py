@@ -18,18 +18,10 @@ from datetime import datetime, timezone
 from math import prod
 from typing import Any, Protocol
 
-import numpy as np
-
-from benchmarks import machine, timing
+from benchmarks import agreement, machine, runners, timing
 from benchmarks.cases import ITEMSIZE, Case
 from benchmarks.results import FORMAT, Cell, Results
 
-# Allowed difference of results, relative to the largest probed value: far above rounding (Winograd's included), far
-# below the effect of a wrong tap.
-TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
-# The same for the gradient of a network's first weight. Another order of additions moves values near zero to the other
-# side of a ReLU. PyTorch's own two layouts differ by 1e-2 with MobileNetV2.
-TRAINING_TOLERANCE = {"float32": 5e-2, "float64": 1e-6}
 # The pause before a turn: worker threads of the other libraries spin for a while after their last call.
 PAUSE_SECONDS = 0.01
 # Signals that end a run and keep its results.
@@ -89,6 +81,7 @@ class Child:
         environment = {**os.environ, **dict.fromkeys(names, count)}
         if self.settings.memory == "keep":
             environment |= KEEP_MEMORY
+        environment |= runners.environment(self.name, self.settings.threads)
         isa = self.name.partition("@")[2] or self.settings.isa
         if isa:
             environment["CONVX_ISA"] = isa
@@ -239,10 +232,8 @@ class Session:
             self.time_group(cell, group, probes, bursts, copies_per_second)
         cell.peak, cell.copy = spread_of(bursts), spread_of(copies_per_second)
         cell.timings = {name: cell.timings[name] for name in names if name in cell.timings}
-        for name, difference in differences(probes).items():
-            cell.timings[name]["difference"] = difference
-            allowed = TRAINING_TOLERANCE if case.op == "training" else TOLERANCE
-            cell.timings[name]["agrees"] = difference <= allowed[case.dtype]
+        for name, verdict in agreement.judge(case, probes).items():
+            cell.timings[name] |= verdict
         return cell
 
     def time_group(
@@ -312,13 +303,3 @@ def spread_of(bursts: Sequence[float]) -> dict[str, float] | None:
     if not bursts:
         return None
     return {"min": min(bursts), "median": statistics.median(bursts), "max": max(bursts), "count": len(bursts)}
-
-
-def differences(probes: dict[str, list[float]]) -> dict[str, float]:
-    """The largest distance of each library from the median of all, relative to the largest probed value."""
-    if len(probes) < 2:
-        return {}
-    values = {name: np.asarray(probe) for name, probe in probes.items()}
-    consensus = np.median(list(values.values()), axis=0)
-    scale = max(float(np.abs(consensus).max()), float(np.finfo(np.float32).tiny))
-    return {name: float(np.abs(value - consensus).max()) / scale for name, value in values.items()}

@@ -245,12 +245,6 @@ class TestTiming:
         copies = data.ring(first["input"], 3)
         assert len({copy.ctypes.data for copy in copies}) == 3
 
-    def test_a_wrong_result_is_found(self) -> None:
-        probes = {"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [1.0, 3.0]}
-        assert session.differences(probes) == {"a": 0.0, "b": 0.0, "c": 0.5}
-        assert session.differences({"a": [1.0]}) == {}
-        assert np.isposinf(session.differences({"a": [1.0], "b": [1.0], "c": [np.inf]})["c"])
-
 
 def timed(median: float, spread: float = 0.1, **more: Any) -> dict[str, Any]:
     quartiles = {"p25": median * (1 - spread / 2), "p75": median * (1 + spread / 2)}
@@ -351,7 +345,8 @@ class TestResults:
         for part in (
             "python -m benchmarks layers", "openvino: missing (No module named 'openvino')", "3x3 at 56", "1.33",
             "torch-cl failed in conv2d.forward float32 8x64x56x56 -> 256 1x1: it died",
-            "torch differs from the others by 3.0e-01", "numpy without conv2d.forward", "Left out (average pooling): 1",
+            "torch is wrong by 3.0e-01 of the largest value in conv2d.forward", "1 of its results do not count",
+            "numpy without conv2d.forward", "Left out (average pooling): 1",
         ):  # fmt: skip
             assert part in shown
         row = next(line for line in shown.splitlines() if "8x64x56x56 -> 64 3x3 p1" in line)

@@ -2,7 +2,7 @@
 
 The name of a runner may have variants: `torch-cl` (channels_last), `convx-nhwc`, `convx-prepared` (weights packed
 ahead, as inference libraries do), `convx-separate` (the fused operation as three), `convx@avx2` (instruction set
-forced). Every runner has its own process.
+forced), `mnn-f2` (the smallest tile of Winograd's method). Every runner has its own process.
 """
 
 from __future__ import annotations
@@ -26,11 +26,22 @@ MODULES = {
     "torch-cl": "benchmarks.runners.torch",
     "onnxruntime": "benchmarks.runners.onnxruntime",
     "openvino": "benchmarks.runners.openvino",
+    "ncnn": "benchmarks.runners.ncnn",
+    "mnn": "benchmarks.runners.mnn",
+    "mnn-f2": "benchmarks.runners.mnn",
+    "opencv": "benchmarks.runners.opencv",
+    "jax": "benchmarks.runners.jax",
+    "filter2d": "benchmarks.runners.filters",
+    "scipy": "benchmarks.runners.filters",
     "numpy": "benchmarks.runners.numpy",
     "reference": "benchmarks.runners.convx",
 }
+# Those that run every operation; those for convolution and pooling; those that filter images of one channel.
+GENERAL = ("torch", "torch-cl", "onnxruntime", "openvino")
+CONVOLUTION = ("ncnn", "mnn", "mnn-f2", "opencv", "jax")
+FILTERS = ("filter2d", "scipy")
 # The candidates for the best peer: the other libraries at their fastest, and NumPy's own functions.
-PEERS = ("torch", "torch-cl", "onnxruntime", "openvino", "numpy")
+PEERS = (*GENERAL, *CONVOLUTION, *FILTERS, "numpy")
 
 
 class Unsupported(Exception):
@@ -66,6 +77,28 @@ class Runner(ABC):
             raise Unsupported("the library has no such operation")
         calls: Calls = method(case, arrays, copies)
         return calls
+
+
+def inference_only(case: Case) -> None:
+    """Raises Unsupported for all but what a library for inference in float32 has."""
+    if case.op not in ("conv2d", "max_pool2d"):
+        raise Unsupported("conv2d and max_pool2d only")
+    if case.passname not in ("forward", "forward_relu"):
+        raise Unsupported("forward only, without codes or indices")
+    if case.dtype != "float32":
+        raise Unsupported("float32 only")
+
+
+def environment(name: str, threads: int) -> dict[str, str]:
+    """The variables that the process of this runner needs before its library is loaded."""
+    variant = name.partition("@")[0]
+    if variant == "ncnn":
+        # GNU's OpenMP otherwise lets its threads spin for milliseconds, into the turn of another library.
+        return {"OMP_WAIT_POLICY": "PASSIVE"}
+    if variant == "jax":
+        # XLA takes the size of its thread pool from NPROC and has no option for it.
+        return {"NPROC": str(threads), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    return {}
 
 
 def create(name: str, threads: int) -> Runner:
