@@ -1,13 +1,15 @@
 """Fit the prices of the methods' work to measured times, for csrc/cpu/conv2d/prices.cpp.
 
 `python -m benchmarks choices --fit FILE...` reads the times that `--output` has kept, asks convx for the work of every
-method, and prints the file's text. What counts is the choice: the loss is the regret that is expected of a choice at
-random among the predictions, weighted by a softmax of them; a part of the error of the predicted times themselves
-keeps the methods comparable where they never compete.
+method, and prints the file's text. Of several files of an instruction set each cell has the least time: other work on
+the machine only adds to one. What counts is the choice: the loss is the regret that is expected of a choice at random
+among the predictions, weighted by a softmax of them, and its share over 10 %; a part of the error of the predicted
+times themselves keeps the methods comparable where they never compete.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +26,12 @@ KINDS = (
 )  # fmt: skip
 GENERAL = np.array([2000, 0.25, 5, 1, 1, 10, 3, 1, 20, 3], np.float64)
 WIDTHS = {"avx512": 16, "avx512_emulated": 16, "avx2": 8, "portable": 4}  # floats of a vector
-STEPS = 1000
+STEPS = 3000
 RATE = 0.03
-SHARPNESS = 12.0  # of the softmax, in units of log time
-ERROR_SHARE = 0.1
-PRIOR_SHARE = 2e-4
+SHARPNESS = (8.0, 40.0)  # of the softmax, in units of log time: first and last step
+MOST_SHARE = 0.5  # of the regrets over the aim
+ERROR_SHARE = 0.03
+PRIOR_SHARE = 1e-4
 
 
 @dataclass
@@ -68,18 +71,23 @@ class Cells:
         return np.array(rows), np.array(work), np.array(times)
 
 
-def read(path: Path, cases: Mapping[str, Case], cells: Cells) -> dict[str, Any]:
-    """Add the cells of a file; returns what the file says of its machine. The instruction set must be active."""
-    saved = json.loads(path.read_text())
-    for each in saved["choices"]:
-        case = cases.get(each["case"])
+def read(files: Sequence[dict[str, Any]], cases: Mapping[str, Case]) -> Cells:
+    """The cells of files of one instruction set, which must be active, and one number of threads."""
+    least: dict[tuple[str, str], dict[str, float]] = {}
+    for each in itertools.chain.from_iterable(file["choices"] for file in files):
+        times = least.setdefault((each["case"], each["layout"]), {})
+        for name, seconds in each["seconds"].items():
+            times[name] = min(seconds, times.get(name, seconds))
+    cells = Cells()
+    for (key, layout), times in least.items():
+        case = cases.get(key)
         if case is None:
             continue
-        plans = {plan.name: plan for plan in choices.plan_of(case, each["layout"], "auto").candidates if plan.supported}
+        plans = {plan.name: plan for plan in choices.plan_of(case, layout, "auto").candidates if plan.supported}
         batch = case.problem.input_shape[0]  # type: ignore[union-attr]
-        seconds = {name: value / batch for name, value in each["seconds"].items()}
-        cells.add(f"{case.key} {each['layout']}", case.passname, plans, seconds, saved["about"]["threads"])
-    return dict(saved["about"])
+        seconds = {name: value / batch for name, value in times.items() if name in plans}
+        cells.add(f"{case.key} {layout}", case.passname, plans, seconds, files[0]["about"]["threads"])
+    return cells
 
 
 def fit(cells: Cells) -> np.ndarray:
@@ -89,17 +97,18 @@ def fit(cells: Cells) -> np.ndarray:
     rows_, work_, times_ = cells.padded()
     rows, work = torch.as_tensor(rows_), torch.as_tensor(work_)
     times = torch.as_tensor(times_)
-    best = times.min(1, keepdim=True).values
-    regret = (times / best - 1).clamp(max=2.0)
-    near = torch.exp(-2 * (times / best - 1))
+    ratio = times / times.min(1, keepdim=True).values - 1
+    regret = ratio.clamp(max=2.0) + MOST_SHARE * torch.sigmoid((ratio - choices.MOST_REGRET) / 0.02)
+    near = torch.exp(-2 * ratio)
     start = torch.log(torch.as_tensor(GENERAL)).repeat(len(cells.keys), 1)
     log_price = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([log_price], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         optimizer.zero_grad()
         predicted = torch.log((torch.exp(log_price)[rows] * work).sum(-1))
-        share = torch.softmax(-SHARPNESS * predicted, 1)
+        sharpness = SHARPNESS[0] * (SHARPNESS[1] / SHARPNESS[0]) ** (step / STEPS)
+        share = torch.softmax(-sharpness * predicted, 1)
         error = ((predicted - torch.log(times)) ** 2 * near).sum(1) / near.sum(1)
         loss = (
             (share * regret).sum(1).mean()
@@ -189,23 +198,22 @@ def source(paths: Sequence[Path], cases: Sequence[Case]) -> str:
     from convx import _cpu
 
     by_key = {case.key: case for case in cases}
-    groups: dict[int, Cells] = {}
-    origins: dict[int, list[str]] = {}
+    files: dict[int, list[dict[str, Any]]] = {}
     for path in paths:
-        isa = json.loads(path.read_text())["about"]["isa"]
-        _cpu.set_isa(isa if isa in _cpu.config()["isas"] else f"{isa}_emulated")
-        lanes = WIDTHS[isa]
-        about = read(path, by_key, groups.setdefault(lanes, Cells()))
-        origins.setdefault(lanes, []).append(f"{about['cpu']} ({isa}, {about['threads']} threads)")
+        file = json.loads(path.read_text())
+        files.setdefault(WIDTHS[file["about"]["isa"]], []).append(file)
     notes, tables = [], []
-    for lanes in sorted(groups, reverse=True):
-        prices = fit(groups[lanes])
-        found = regrets(groups[lanes], prices)
+    for lanes in sorted(files, reverse=True):
+        about = files[lanes][0]["about"]
+        isa = about["isa"]
+        _cpu.set_isa(isa if isa in _cpu.config()["isas"] else f"{isa}_emulated")
+        cells = read(files[lanes], by_key)
+        prices = fit(cells)
+        found = regrets(cells, prices)
         share = f"{np.mean(found > choices.MOST_REGRET):.1%} of {len(found)} cells over 10 %, mean {found.mean():.1%}"
-        notes.append(f"//   {lanes:>2} floats: {', '.join(origins[lanes])}; regret: {share}")
-        tables.append(f"constexpr Row floats_{lanes}[] = {{\n{table(groups[lanes], prices)}\n}};")
-    widths = sorted(groups, reverse=True)
-    *wide, least = widths
+        notes.append(f"//   {lanes:>2} floats: {about['cpu']} ({isa}, {about['threads']} threads); regret: {share}")
+        tables.append(f"constexpr Row floats_{lanes}[] = {{\n{table(cells, prices)}\n}};")
+    *wide, least = sorted(files, reverse=True)
     choice = "".join(f"kernels.f32.lanes >= {n} ? find(floats_{n}, method, pass) : " for n in wide)
     unused = "" if wide else "    (void)kernels;\n"
     choice += f"find(floats_{least}, method, pass)"
