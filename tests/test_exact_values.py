@@ -14,7 +14,7 @@ from support import Conv, assert_equal, assert_same_bits, from_layout, to_layout
 # Problems for which "auto" takes Winograd's method, for each of its drivers.
 PROBLEMS = {
     "vectors over tiles": Conv(n=2, c=66, h=33, w=30, k=68, padding=1),
-    "few tiles": Conv(n=3, c=33, h=14, w=13, k=40, padding=1),
+    "few tiles": Conv(n=3, c=65, h=14, w=13, k=68, padding=1),
     "shared inputs": Conv(n=1, c=150, h=33, w=29, k=200, padding=1),
     "groups": Conv(n=2, c=130, h=17, w=18, k=132, groups=2, padding=1),
     "reflect": Conv(n=2, c=66, h=15, w=22, k=68, padding=1, padding_mode="reflect"),
