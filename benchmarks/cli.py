@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import cases as catalogue
-from benchmarks import choices, floor, machine, plots, prices, report, training
+from benchmarks import choices, floor, machine, plots, prices, report, sweep, training
 from benchmarks.cases import Case
 from benchmarks.display import LiveDisplay
 from benchmarks.results import FOLDER, Results, file_name
@@ -42,7 +42,10 @@ RUNNERS: dict[str, Sequence[str]] = {
     "overhead": (*PEERS, "reference"),
     "all": (*PEERS, "convx-separate", "reference"),
     "floor": ("torch", "numpy"),
+    "sweep": sweep.RUNNERS,
 }
+# Drawn problems: short samples, for what is looked for are factors.
+SWEEP: dict[str, Any] = {"seconds": 0.06, "rounds": 3, "warm_up": 0.5}
 # A training step takes up to a second; each round has several.
 STEP_SECONDS = 15.0
 # Under a minute: start-up, the cell in progress at the deadline, and the plots take the time after the deadline.
@@ -116,6 +119,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("overhead", parents=[run], help="calls on tiny arrays")
     commands.add_parser("all", parents=[run], help="all of these in one file")
     commands.add_parser("floor", parents=[run], help="the figures of the speed floor, and whether they are met")
+    drawn = commands.add_parser("sweep", parents=[run], help="drawn conv2d problems against PyTorch: the worst of them")
+    drawn.add_argument("--seed", type=int, default=0, help="of the problems (default: 0)")
+    drawn.add_argument("--count", type=int, default=2000, help="of problems (default: 2000)")
     chosen = commands.add_parser("choices", help="every method of every layer: the regret of convx's choice")
     chosen.add_argument("--lists", type=names_of(lists), metavar="A,B", help=f"of {', '.join(lists)}")
     chosen.add_argument("--batch", type=batches, metavar="N,M", help="default: 1 and 8; `list`: the list's own")
@@ -183,15 +189,18 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
             found += catalogue.training_cases(options.networks or few, options.batch or [0], chosen_dtypes(options))
         elif command == "overhead":
             found += catalogue.overhead_cases()
+        elif command == "sweep":
+            found += sweep.cases(options.seed, options.count)
         else:
             found += floor.cases()
     if not found:
         raise ValueError("nothing to time: these lists have no layer with these passes")
     if not options.quick:
         return found
-    few = found if options.command in ("inference", "networks") else catalogue.thin(found)
+    whole = options.command in ("inference", "networks", "sweep")
+    kept = found if whole else catalogue.thin(found)
     # Cheap cases first, so that the deadline cuts off as few as possible. Moving a byte costs about ten FLOPs.
-    return sorted(few, key=lambda case: case.flops + 10 * case.bytes)
+    return sorted(kept, key=lambda case: case.flops + 10 * case.bytes)
 
 
 def left_out(options: argparse.Namespace) -> dict[str, str]:
@@ -204,7 +213,8 @@ def left_out(options: argparse.Namespace) -> dict[str, str]:
 
 
 def settings(options: argparse.Namespace) -> Settings:
-    chosen = dict(QUICK) if options.quick else {"seconds": STEP_SECONDS} if options.command == "networks" else {}
+    own = {"networks": {"seconds": STEP_SECONDS}, "sweep": SWEEP}
+    chosen = dict(QUICK) if options.quick else dict(own.get(options.command, {}))
     chosen |= {name: value for name in ("seconds", "rounds") if (value := getattr(options, name)) is not None}
     if options.cache == "warm":
         chosen["most_copies"] = 1
@@ -262,7 +272,9 @@ def measure_choices(options: argparse.Namespace, console: Console) -> None:
 def tell(path: Path, console: Console) -> None:
     """Print the tables on the console and in a text file beside the JSON, and draw the plots."""
     results = Results.load(path)
-    more = [floor.summary(results)] if results.about["kind"] == "floor" else training.tables(results)
+    more = [*training.tables(results), *sweep.summary(results)]
+    if results.about["kind"] == "floor":
+        more.append(floor.summary(results))
     report.show(results, console, more)
     text = path.with_suffix(".txt")
     with text.open("w") as file:

@@ -1,17 +1,17 @@
 """Fit the prices of the methods' work to measured times, for csrc/cpu/conv2d/prices.cpp.
 
 `python -m benchmarks choices --fit FILE...` reads the times that `--output` has kept, asks convx for the work of every
-method, and prints the file's text. Of several files of an instruction set each cell has the least time: other work on
-the machine only adds to one. What counts is the choice: the loss is the regret that is expected of a choice at random
-among the predictions, weighted by a softmax of them, and its share over 10 %; a part of the error of the predicted
-times themselves keeps the methods comparable where they never compete.
+method, and prints the file's text. Of several files of one processor each cell has the least time: other work on the
+machine only adds to one. Processors count alike, each by its own regrets; their times are scaled to those of the first.
+What counts is the choice: the loss is the regret that is expected of a choice at random among the predictions, weighted
+by a softmax of them, and its share over 10 %; a part of the error of the predicted times themselves keeps the methods
+comparable where they never compete.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,32 +71,71 @@ class Cells:
         return np.array(rows), np.array(work), np.array(times)
 
 
-def read(files: Sequence[dict[str, Any]], cases: Mapping[str, Case]) -> Cells:
-    """The cells of files of one instruction set, which must be active, and one number of threads."""
-    least: dict[tuple[str, str], dict[str, float]] = {}
-    for each in itertools.chain.from_iterable(file["choices"] for file in files):
-        times = least.setdefault((each["case"], each["layout"]), {})
-        for name, seconds in each["seconds"].items():
-            times[name] = min(seconds, times.get(name, seconds))
-    cells = Cells()
-    for (key, layout), times in least.items():
-        case = cases.get(key)
-        if case is None:
-            continue
-        plans = {plan.name: plan for plan in choices.plan_of(case, layout, "auto").candidates if plan.supported}
-        batch = case.problem.input_shape[0]  # type: ignore[union-attr]
-        seconds = {name: value / batch for name, value in times.items() if name in plans}
-        cells.add(f"{case.key} {layout}", case.passname, plans, seconds, files[0]["about"]["threads"])
-    return cells
+def together(parts: Iterable[Cells]) -> Cells:
+    """The cells of all parts, which have the same keys."""
+    parts = list(parts)
+    joined = Cells(parts[0].keys)
+    for name in ("work", "seconds", "rows", "labels"):
+        setattr(joined, name, [each for part in parts for each in getattr(part, name)])
+    return joined
 
 
-def fit(cells: Cells) -> np.ndarray:
-    """Prices [key, kind] in nanoseconds."""
+Times = dict[tuple[str, str], dict[str, float]]  # (case, layout) -> method -> seconds
+
+
+def least_times(files: Sequence[dict[str, Any]]) -> dict[str, Times]:
+    """The least time of every method of every cell, by processor."""
+    found: dict[str, Times] = {}
+    for file in files:
+        least = found.setdefault(file["about"]["cpu"], {})
+        for each in file["choices"]:
+            times = least.setdefault((each["case"], each["layout"]), {})
+            for name, seconds in each["seconds"].items():
+                times[name] = min(seconds, times.get(name, seconds))
+    return found
+
+
+def scale(times: Times, first: Times) -> float:
+    """What brings times of a processor to those of the first one: the median of what both have measured."""
+    ratios = [
+        first[cell][name] / seconds
+        for cell, methods in times.items() if cell in first
+        for name, seconds in methods.items() if name in first[cell]
+    ]  # fmt: skip
+    return float(np.median(ratios)) if ratios else 1.0
+
+
+def read(files: Sequence[dict[str, Any]], cases: Mapping[str, Case]) -> dict[str, Cells]:
+    """The cells of every processor, from files of one instruction set, which must be active, and one number of threads.
+
+    All have the same `keys`.
+    """
+    by_cpu = least_times(files)
+    keys: list[tuple[str, str]] = []
+    found: dict[str, Cells] = {}
+    first = next(iter(by_cpu.values()))
+    for cpu, least in by_cpu.items():
+        cells = found[cpu] = Cells(keys)
+        to_first = scale(least, first)
+        for (key, layout), times in least.items():
+            case = cases.get(key)
+            if case is None:
+                continue
+            plans = {plan.name: plan for plan in choices.plan_of(case, layout, "auto").candidates if plan.supported}
+            batch = case.problem.input_shape[0]
+            seconds = {name: value * to_first / batch for name, value in times.items() if name in plans}
+            cells.add(f"{case.key} {layout}", case.passname, plans, seconds, files[0]["about"]["threads"])
+    return found
+
+
+def fit(cells: Cells, weight: np.ndarray) -> np.ndarray:
+    """Prices [key, kind] in nanoseconds; `weight` is what each cell counts for."""
     import torch
 
     rows_, work_, times_ = cells.padded()
     rows, work = torch.as_tensor(rows_), torch.as_tensor(work_)
     times = torch.as_tensor(times_)
+    of_cell = torch.as_tensor(weight / weight.sum())
     ratio = times / times.min(1, keepdim=True).values - 1
     regret = ratio.clamp(max=2.0) + MOST_SHARE * torch.sigmoid((ratio - choices.MOST_REGRET) / 0.02)
     near = torch.exp(-2 * ratio)
@@ -110,11 +149,8 @@ def fit(cells: Cells) -> np.ndarray:
         sharpness = SHARPNESS[0] * (SHARPNESS[1] / SHARPNESS[0]) ** (step / STEPS)
         share = torch.softmax(-sharpness * predicted, 1)
         error = ((predicted - torch.log(times)) ** 2 * near).sum(1) / near.sum(1)
-        loss = (
-            (share * regret).sum(1).mean()
-            + ERROR_SHARE * error.mean()
-            + PRIOR_SHARE * ((log_price - start) ** 2).sum(1).mean()
-        )
+        choice = (of_cell * ((share * regret).sum(1) + ERROR_SHARE * error)).sum()
+        loss = choice + PRIOR_SHARE * ((log_price - start) ** 2).sum(1).mean()
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -207,11 +243,15 @@ def source(paths: Sequence[Path], cases: Sequence[Case]) -> str:
         about = files[lanes][0]["about"]
         isa = about["isa"]
         _cpu.set_isa(isa if isa in _cpu.config()["isas"] else f"{isa}_emulated")
-        cells = read(files[lanes], by_key)
-        prices = fit(cells)
-        found = regrets(cells, prices)
-        share = f"{np.mean(found > choices.MOST_REGRET):.1%} of {len(found)} cells over 10 %, mean {found.mean():.1%}"
-        notes.append(f"//   {lanes:>2} floats: {about['cpu']} ({isa}, {about['threads']} threads); regret: {share}")
+        by_cpu = read(files[lanes], by_key)
+        cells = together(by_cpu.values())
+        weight = np.concatenate([np.full(len(each.rows), 1 / len(each.rows)) for each in by_cpu.values()])
+        prices = fit(cells, weight)
+        for cpu, each in by_cpu.items():
+            found = regrets(each, prices)
+            share = f"{np.mean(found > choices.MOST_REGRET):.1%} of {len(found)} cells over 10 %"
+            notes.append(f"//   {lanes:>2} floats: {cpu} ({isa}, {about['threads']} threads); regret: {share}, "
+                         f"mean {found.mean():.1%}")  # fmt: skip
         tables.append(f"constexpr Row floats_{lanes}[] = {{\n{table(cells, prices)}\n}};")
     *wide, least = sorted(files, reverse=True)
     choice = "".join(f"kernels.f32.lanes >= {n} ? find(floats_{n}, method, pass) : " for n in wide)
