@@ -11,6 +11,7 @@ gradients of a convolution are convolutions again, those of pooling are a scatte
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._library.utils import get_layout_constraint_tag
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.utils.flop_counter import register_flop_formula
 
@@ -115,6 +117,8 @@ class Operation:
             library.impl(self.name, self._nesting(kernel), key)
         library.impl(self.name, _one_level(self._nesting(derivative)), "Autograd")
         meta = self._nesting(fake)
+        if decomposition is not None:
+            meta = self._known_to_inductor(meta)
         torch.library.register_fake(f"convx::{self.name}", meta, lib=library)
         torch.library.register_vmap(
             f"convx::{self.name}",
@@ -128,6 +132,23 @@ class Operation:
             # Where there is a decomposition and no entry for shapes, PyTorch takes the decomposition for fake tensors.
             register_decomposition(self.overload, type="meta")(meta)
             DECOMPOSITIONS[self.overload] = self._nesting(decomposition)
+
+    def _known_to_inductor(self, meta: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `meta`, which also tells a loaded Inductor that the operation stays a call of it.
+
+        Inductor would find that out alone, but where the environment has CI set, it takes any decomposition for a
+        reason to refuse. ONNX wants one. Operations with one have made fake tensors before Inductor lowers them.
+        """
+
+        def known(*args: Any, **words: Any) -> Any:
+            lowering = sys.modules.get("torch._inductor.lowering")
+            if lowering is not None and self.overload not in lowering.lowerings:
+                tag = get_layout_constraint_tag(self.overload, with_default=True)
+                constraint = lowering.tag_to_layout_constraint(tag)
+                lowering.make_fallback(self.overload, layout_constraint=constraint, warn=False)
+            return meta(*args, **words)
+
+        return known
 
     def _flat(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the dispatcher's arguments."""
