@@ -117,21 +117,16 @@ KERNELS = (
     Kernel("winograd_tile_products", "tile_products<<T>,<vecs>,<mr>>", sums),
     Kernel("direct_tile, 4 channels", *direct(4)),
     Kernel("direct_tile, 3 channels", *direct(3)),
-    Kernel("direct_tile, 2 channels", *direct(2), (0.40, 0.45)),
+    Kernel("direct_tile, 2 channels", *direct(2), factor=1.05, why="FMA; 6 or 8 pointers and the taps' distances"),
     Kernel(
         "direct_tile, 1 channel", *direct(1), others=0.78, inside=True,
         why="10 loads for 8 FMA; Haswell splits an FMA with an indexed operand",
     ),
+    Kernel("direct_grad_weight, 4 channels", "direct_grad_weight_tile<<T>,4,3>", always(12)),
+    Kernel("direct_grad_weight, 3 channels", "direct_grad_weight_tile<<T>,3,4>", always(12)),
     Kernel(
-        "direct_grad_weight, 4 channels", "direct_grad_weight_tile<<T>,4,3>", always(12), others=0.65,
-        why="FMA; with AVX-512 the compiler loads 15 operands instead of 7",
-    ),
-    Kernel(
-        "direct_grad_weight, 3 channels", "direct_grad_weight_tile<<T>,3,4>", always(12), others=0.65, why="as above"
-    ),
-    Kernel(
-        "direct_grad_weight, 2 channels", "direct_grad_weight_tile<<T>,2,5>", always(10), others=0.67,
-        why="12 loads for 10 FMA",
+        "direct_grad_weight, 2 channels", "direct_grad_weight_tile<<T>,2,5>", always(10), (0.45, 0.45), factor=1.1,
+        why="FMA; 4 scalar instructions for 10 FMA",
     ),
     Kernel(
         "direct_grad_weight, 1 channel", "direct_grad_weight_tile<<T>,1,9>", always(9), others=0.75,
@@ -147,8 +142,8 @@ KERNELS = (
         "depthwise_pixels", "pixel_sums<<T>,4,2>", always(8), (0.40, 0.40), others=0.97, why="14 loads for 8 FMA"
     ),
     Kernel(
-        "depthwise_pixel_products", "pixel_products<<T>,3,4>", always(12), (0.45, 0.35), others=1.04,
-        why="16 loads for 12 FMA; with AVX-512 the compiler makes 24 of them",
+        "depthwise_pixel_products", "pixel_products<<T>,3,4>", always(12), (0.45, 0.45), others=0.82,
+        why="16 loads for 12 FMA",
     ),
     Kernel(
         "depthwise_planes 3x3", "(rolling_pair<<T>,|pair_of_columns<<T>,3,)1.*", always(18), (0.40, 0.40), others=0.75,
