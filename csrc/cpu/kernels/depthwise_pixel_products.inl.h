@@ -23,7 +23,7 @@ inline void pixel_products(const convx::DepthwisePixelProductsArgs<T>& args, int
     for (int64_t i = 0; i < args.pixels; ++i, grad += args.grad_pixel) {
         Vec<T> gradient[vecs];
 #pragma GCC unroll 4
-        for (int v = 0; v < vecs; ++v) gradient[v] = read(grad + v * lanes);
+        for (int v = 0; v < vecs; ++v) gradient[v] = in_register(read(grad + v * lanes));
 #pragma GCC unroll 3
         for (int t = 0; t < taps; ++t) {
             const T* x = source[t] + i * args.source_pixel;

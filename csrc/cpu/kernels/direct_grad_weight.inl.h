@@ -33,7 +33,7 @@ void direct_grad_weight_tile(const convx::DirectGradWeightArgs<T>& args, const i
                 for (int t = 0; t < taps; ++t) value[t] = read(x + offset[t]);
 #pragma GCC unroll 4
                 for (int c = 0; c < channels; ++c) {
-                    const Vec<T> factor = read(g + c * grad_channel);
+                    const Vec<T> factor = in_register(read(g + c * grad_channel));
 #pragma GCC unroll 9
                     for (int t = 0; t < taps; ++t) acc[c][t] = fma(value[t], factor, acc[c][t]);
                 }
@@ -43,7 +43,7 @@ void direct_grad_weight_tile(const convx::DirectGradWeightArgs<T>& args, const i
                 for (int c = 0; c < channels; ++c) factor[c] = read(g + c * grad_channel);
 #pragma GCC unroll 9
                 for (int t = 0; t < taps; ++t) {
-                    const Vec<T> value = read(x + offset[t]);
+                    const Vec<T> value = channels > 1 ? in_register(read(x + offset[t])) : read(x + offset[t]);
 #pragma GCC unroll 4
                     for (int c = 0; c < channels; ++c) acc[c][t] = fma(value, factor[c], acc[c][t]);
                 }

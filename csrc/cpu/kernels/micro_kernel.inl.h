@@ -69,14 +69,28 @@ template <class T, int rows, int vecs, class A, class B>
 #pragma GCC unroll 8
         for (int v = 0; v < vecs; ++v) acc[i][v] = broadcast(T(0));
     for (int64_t d = 0; d < depth; ++d) {
-        Vec<T> column[vecs];
-#pragma GCC unroll 8
-        for (int v = 0; v < vecs; ++v) column[v] = b.at(v, d);
+        // The smaller side stays in registers while the other passes by: 2 rows of 6 vectors take 12 + 2 + 1 of AVX2's
+        // 16 registers, not 12 + 6 + 1 (0.50 cycles an FMA, not 0.71, in a model of Haswell).
+        if constexpr (rows < vecs) {
+            Vec<T> row[rows];
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i) {
-            const Vec<T> row = broadcast(a.at(i, d));
+            for (int i = 0; i < rows; ++i) row[i] = broadcast(a.at(i, d));
 #pragma GCC unroll 8
-            for (int v = 0; v < vecs; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
+            for (int v = 0; v < vecs; ++v) {
+                const Vec<T> column = rows > 1 ? in_register(b.at(v, d)) : b.at(v, d);
+#pragma GCC unroll 16
+                for (int i = 0; i < rows; ++i) acc[i][v] = fma(row[i], column, acc[i][v]);
+            }
+        } else {
+            Vec<T> column[vecs];
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; ++v) column[v] = b.at(v, d);
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; ++i) {
+                const Vec<T> row = broadcast(a.at(i, d));
+#pragma GCC unroll 8
+                for (int v = 0; v < vecs; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
+            }
         }
     }
 }
